@@ -1,0 +1,14 @@
+//! plywood: block-level copy-on-write snapshots in one sparse file.
+//!
+//! A *pool* holds any number of thin volumes, snapshots and clones. The floors, each using only those below it:
+//! [`cli`] -> [`daemon`] -> [`export`] -> [`io`] -> [`engine`] -> [`mod@format`], with [`units`] and [`error`] beneath all.
+//! `ARCHITECTURE.md` tells how a request travels through them.
+
+pub mod cli;
+pub mod daemon;
+pub mod engine;
+pub mod error;
+pub mod export;
+pub mod format;
+pub mod io;
+pub mod units;

@@ -1,0 +1,5 @@
+//! The `plywood` command: parse, call, print.
+
+fn main() -> std::process::ExitCode {
+    plywood::cli::main()
+}
