@@ -1,4 +1,9 @@
-//! The command line.
+//! The command line: parse, call, print.
+#![forbid(unsafe_code)]
+
+mod context;
+
+pub use context::Context;
 
 /// Runs the command line.
 pub fn main() -> std::process::ExitCode {
