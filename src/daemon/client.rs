@@ -50,10 +50,8 @@ impl Client {
     /// What the engine answers, and [`Kind::Io`] when nobody answers.
     pub fn call(&self, command: Command) -> Result<Reply, Failure> {
         let asked_at = Instant::now();
-        let deletes = matches!(
-            command,
-            Command::VolumeDelete { .. } | Command::SnapshotDelete { .. } | Command::Detach { .. }
-        );
+        let deletes =
+            matches!(command, Command::VolumeDelete { .. } | Command::SnapshotDelete { .. } | Command::Detach { .. });
         let request = Request { version: VERSION, command };
         let mut asked_before = false;
         loop {

@@ -6,6 +6,8 @@
 #![forbid(unsafe_code)]
 
 mod client;
+pub mod filesystem;
+pub mod mounts;
 pub mod protocol;
 
 pub use client::Client;

@@ -246,7 +246,12 @@ impl Command {
     pub fn needs_daemon(&self) -> bool {
         matches!(
             self,
-            Self::Attach { .. } | Self::AttachAll | Self::Detach { .. } | Self::DetachAll | Self::AttachList | Self::Stop
+            Self::Attach { .. }
+                | Self::AttachAll
+                | Self::Detach { .. }
+                | Self::DetachAll
+                | Self::AttachList
+                | Self::Stop
         )
     }
 
