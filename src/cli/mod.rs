@@ -1,4 +1,9 @@
-//! The command line.
+//! The command line: parse, call, print.
+#![forbid(unsafe_code)]
+
+mod context;
+
+pub use context::Context;
 
 pub mod image;
 
