@@ -2,10 +2,9 @@
 #![forbid(unsafe_code)]
 
 mod context;
+pub mod image;
 
 pub use context::Context;
-
-pub mod image;
 
 /// Runs the command line.
 pub fn main() -> std::process::ExitCode {

@@ -2,5 +2,11 @@
 
 mod apply;
 mod archive;
+mod directory;
+mod docker;
+mod layout;
+mod source;
 mod stream;
 mod tree;
+
+pub use source::Source;
