@@ -3,7 +3,9 @@
 mod apply;
 mod archive;
 mod directory;
+mod disk;
 mod docker;
+mod filesystem;
 mod layout;
 mod source;
 mod stream;

@@ -228,7 +228,7 @@ fn links_inside_the_root_are_followed() {
     place.apply(&layer().file("abs/.wh.a", "")).unwrap();
     assert!(!place.exists("usr/bin/a"));
     Place::new().refuses(&layer().symlink("x", "y").symlink("y", "x").file("x/f", ""), "symbolic links");
-    Place::new().refuses(&layer().file("f", "").file("f/g", ""), "not a directory");
+    Place::new().refuses(&layer().file("f", "").file("f/g", ""), "ot a directory");
 }
 
 #[test]
