@@ -1,1 +1,13 @@
-//! Placeholder.
+//! Files, memory and io_uring: the engine's way out, made real.
+
+mod freeze;
+mod mapping;
+mod memory;
+mod memory_storage;
+mod range_lock;
+
+pub use freeze::Frozen;
+pub use mapping::{Mapping, shared_memory};
+pub use memory::{IoMemory, MEMORY_ALIGNMENT, PayloadArea};
+pub use memory_storage::{MemoryCompletion, MemoryImage, MemoryStatistics, MemoryStorage};
+pub use range_lock::RangeLock;
