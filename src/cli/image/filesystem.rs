@@ -162,7 +162,7 @@ impl Detached {
     /// Something could not be written.
     pub fn unmount(self) -> Result<()> {
         // Closing reports nothing: what cannot be written must come to light here.
-        rustix::fs::syncfs(&self.mount).context("writing the file system to its volume")
+        rustix::fs::syncfs(self.root()?).context("writing the file system to its volume")
     }
 }
 
@@ -184,4 +184,100 @@ pub(crate) fn run(command: &mut Command, package: &str) -> Result<()> {
     let said = String::from_utf8_lossy(&said).trim().replace('\n', "; ");
     ensure!(status.success(), "{program}: {status}: {said}");
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+    use std::io::Write;
+    use std::os::unix::fs::MetadataExt;
+
+    use super::*;
+    use crate::cli::image::apply_archive;
+
+    /// A loop device on a sparse file; detached when dropped.
+    struct Loop {
+        device: std::path::PathBuf,
+        file: tempfile::NamedTempFile,
+    }
+
+    impl Loop {
+        fn new(size_bytes: u64) -> Option<Self> {
+            let file = tempfile::NamedTempFile::new().unwrap();
+            file.as_file().set_len(size_bytes).unwrap();
+            let output = Command::new("losetup").args(["--find", "--show"]).arg(file.path()).output().ok()?;
+            if !output.status.success() {
+                std::io::stdout().write_all(b"skipped: no loop device to be had\n").unwrap();
+                return None;
+            }
+            Some(Self { device: String::from_utf8(output.stdout).unwrap().trim().into(), file })
+        }
+    }
+
+    impl Drop for Loop {
+        fn drop(&mut self) {
+            Command::new("losetup").arg("--detach").arg(&self.device).status().ok();
+        }
+    }
+
+    fn is_mounted(device: &Path) -> bool {
+        let needle = format!(" {} ", device.display());
+        fs::read_to_string("/proc/self/mountinfo").unwrap().contains(&needle)
+    }
+
+    fn archive() -> Vec<u8> {
+        let mut builder = tar::Builder::new(Vec::new());
+        let mut header = tar::Header::new_gnu();
+        header.set_size(5);
+        header.set_mode(0o640);
+        header.set_uid(1);
+        header.set_gid(2);
+        header.set_mtime(3);
+        builder.append_data(&mut header, "d/file", b"hello".as_slice()).unwrap();
+        builder.into_inner().unwrap()
+    }
+
+    #[test]
+    fn every_file_system_is_made_filled_and_mounted_again_unseen() {
+        for (filesystem, size_bytes) in
+            [(Filesystem::Ext4, 10 << 30), (Filesystem::Xfs, 1 << 30), (Filesystem::Btrfs, 1 << 30)]
+        {
+            let Some(disk) = Loop::new(size_bytes) else { return };
+            match filesystem.make(&disk.device) {
+                Err(error) if error.to_string().contains("not installed") => continue,
+                other => other.unwrap(),
+            }
+            let mounted = filesystem.mount(&disk.device).unwrap();
+            assert!(!is_mounted(&disk.device), "{filesystem}: seen in the mount namespace");
+            mounted.remove_lost_and_found().unwrap();
+            apply_archive(mounted.root().unwrap(), archive().as_slice()).unwrap();
+            mounted.unmount().unwrap();
+            let taken = disk.file.as_file().metadata().unwrap().blocks() * 512;
+            // XFS writes its whole log, 64 MiB.
+            let most = if filesystem == Filesystem::Xfs { 80 << 20 } else { 24 << 20 };
+            assert!(taken < most, "{filesystem}: {taken} bytes for an empty file system");
+            let again = filesystem.mount(&disk.device).unwrap();
+            let root = again.root().unwrap();
+            let names = crate::cli::image::tree::names(root.as_fd()).unwrap();
+            assert_eq!(names, [b"d".to_vec()], "{filesystem}");
+            let file = rustix::fs::statat(&root, "d/file", AtFlags::empty()).unwrap();
+            assert_eq!((file.st_uid, file.st_gid, file.st_mtime, file.st_mode & 0o7777), (1, 2, 3, 0o640));
+            drop(root);
+            again.unmount().unwrap();
+        }
+    }
+
+    #[test]
+    fn refusal_of_the_kernel_is_told_in_its_words() {
+        let Some(disk) = Loop::new(1 << 20) else { return };
+        let error = format!("{:#}", Filesystem::Ext4.mount(&disk.device).unwrap_err());
+        assert!(error.contains("cannot mount") && error.contains("ext4"), "{error}");
+    }
+
+    #[test]
+    fn refusal_of_the_program_is_told_in_its_words() {
+        let Some(disk) = Loop::new(1 << 20) else { return };
+        let error = Filesystem::Xfs.make(&disk.device).unwrap_err().to_string();
+        assert!(error.starts_with("mkfs.xfs"), "{error}");
+    }
 }

@@ -66,11 +66,6 @@ impl Tree {
         Self { root }
     }
 
-    /// The root's descriptor.
-    pub fn root(&self) -> BorrowedFd<'_> {
-        self.root.as_fd()
-    }
-
     /// Opens (O_PATH) the directory that `components` lead to.
     ///
     /// # Errors
