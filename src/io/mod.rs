@@ -5,9 +5,11 @@ mod mapping;
 mod memory;
 mod memory_storage;
 mod range_lock;
+mod ring;
 
 pub use freeze::Frozen;
 pub use mapping::{Mapping, shared_memory};
 pub use memory::{IoMemory, MEMORY_ALIGNMENT, PayloadArea};
 pub use memory_storage::{MemoryCompletion, MemoryImage, MemoryStatistics, MemoryStorage};
 pub use range_lock::RangeLock;
+pub use ring::{Driver, Operation, Poller, Reactor, ReactorOptions, Sleep, Wakeup, block_on};
