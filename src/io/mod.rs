@@ -1,10 +1,12 @@
 //! Files, memory and io_uring: the engine's way out, made real.
 
+mod file;
 mod mapping;
 mod memory;
 mod memory_storage;
 mod ring;
 
+pub use file::{FileStorage, OpenOptions, PoolClaim, PoolFile};
 pub use mapping::{Mapping, shared_memory};
 pub use memory::{IoMemory, MEMORY_ALIGNMENT, PayloadArea};
 pub use memory_storage::{MemoryCompletion, MemoryImage, MemoryStatistics, MemoryStorage};
