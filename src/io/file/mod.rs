@@ -27,5 +27,7 @@ mod storage;
 mod tests;
 
 pub use lock::PoolClaim;
+pub(in crate::io) use lock::{take, try_claim, try_fence};
+pub(in crate::io) use pool_file::open_existing;
 pub use pool_file::{OpenOptions, PoolFile};
 pub use storage::FileStorage;

@@ -106,7 +106,7 @@ fn empty_file_is_taken() {
 #[test]
 fn bad_size_or_place_is_refused_and_leaves_no_file() {
     let folder = Folder::new();
-    for size_bytes in [0, 4095, 4097, u64::MAX & !4095] {
+    for size_bytes in [0, 4095, 4097, !4095] {
         let error = PoolFile::create(&folder.pool(), size_bytes, false).unwrap_err();
         assert!(matches!(error, Error::InvalidInput(_)), "{error}");
     }

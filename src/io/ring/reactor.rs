@@ -169,13 +169,11 @@ impl Reactor {
     }
 
     /// Completes when `fd` can be read (or was hung up), as poll(2) tells. Dropping the future ends the wait.
-    #[must_use]
     pub fn readable(&self, fd: &Rc<OwnedFd>) -> Operation {
         self.issue(Request::Ready(Rc::clone(fd), libc::POLLIN as u32))
     }
 
     /// Completes when `fd` can be written to. Dropping the future ends the wait.
-    #[must_use]
     pub fn writable(&self, fd: &Rc<OwnedFd>) -> Operation {
         self.issue(Request::Ready(Rc::clone(fd), libc::POLLOUT as u32))
     }

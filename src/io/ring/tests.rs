@@ -265,7 +265,7 @@ impl Poller for LateQueue {
 
     fn prepare_sleep(&self) -> bool {
         assert!(!self.asleep.replace(true));
-        if self.looks.get() % 3 == 0 {
+        if self.looks.get().is_multiple_of(3) {
             return true;
         }
         self.work.borrow_mut().push(Box::pin(async {}));
