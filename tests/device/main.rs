@@ -1,0 +1,2 @@
+//! Device tests.
+fn main() {}
