@@ -90,7 +90,11 @@ fn used_modules(code: &str) -> Vec<String> {
     modules
         .into_iter()
         .map(|segment| {
-            segment.trim_start().chars().take_while(|character| character.is_alphanumeric() || *character == '_').collect()
+            segment
+                .trim_start()
+                .chars()
+                .take_while(|character| character.is_alphanumeric() || *character == '_')
+                .collect()
         })
         .filter(|segment: &String| !segment.is_empty())
         .collect()
@@ -122,7 +126,8 @@ fn floors_use_only_floors_below_them() {
         };
         for used in used_modules(&code_only(&text)) {
             uses += 1;
-            if (FLOORS.contains(&used.as_str()) || FOUNDATION.contains(&used.as_str())) && !allowed.contains(&used.as_str())
+            if (FLOORS.contains(&used.as_str()) || FOUNDATION.contains(&used.as_str()))
+                && !allowed.contains(&used.as_str())
             {
                 faults.push(format!("{}: `{floor}` uses `{used}`, which stands above it", path.display()));
             }
@@ -171,6 +176,8 @@ fn no_file_outgrows_its_idea() {
 
 #[test]
 fn scanner_sees_lists_and_ignores_prose() {
-    let code = code_only("use crate::{cli::{a, b}, error::Result};\n// crate::daemon\nlet x = \"crate::io\"; $crate::units::y();");
+    let code = code_only(
+        "use crate::{cli::{a, b}, error::Result};\n// crate::daemon\nlet x = \"crate::io\"; $crate::units::y();",
+    );
     assert_eq!(used_modules(&code), ["cli", "error", "units"]);
 }
