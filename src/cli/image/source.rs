@@ -3,6 +3,7 @@
 use std::ffi::{OsStr, OsString};
 use std::fs::File;
 use std::io::{self, Read};
+use std::os::fd::OwnedFd;
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
@@ -12,6 +13,8 @@ use anyhow::{Context as _, Result, bail, ensure};
 use indicatif::ProgressBar;
 use oci_spec::image::ImageConfiguration;
 
+use super::apply::apply_archive;
+use super::directory::copy_directory;
 use super::stream::{Expected, Interrupt, LayerReader};
 use super::{docker, layout};
 
@@ -232,6 +235,25 @@ impl Layer {
         let part = Part { file: Arc::clone(file), offset_bytes: *offset_bytes, left_bytes: *length_bytes };
         LayerReader::open(Box::new(part), expected.as_ref().clone(), progress.clone(), Arc::clone(interrupt))
             .with_context(|| name.clone())
+    }
+}
+
+impl Layer {
+    /// Unpacks it onto a directory.
+    ///
+    /// # Errors
+    ///
+    /// The layer is damaged, climbs out of the directory, or the file system refuses something.
+    pub fn unpack(&self, root: OwnedFd, interrupt: &Interrupt) -> Result<()> {
+        let progress = ProgressBar::hidden();
+        if let Self::Directory(from) = self {
+            copy_directory(root, from, &progress, interrupt)?;
+            return Ok(());
+        }
+        let mut reader = self.read(&progress, interrupt)?;
+        apply_archive(root, &mut reader).with_context(|| self.name())?;
+        reader.verify().with_context(|| self.name())?;
+        Ok(())
     }
 }
 

@@ -21,7 +21,6 @@ use crate::daemon::protocol::{Attributes, Volume};
 pub const CONTAINERS: &str = "/run/plywood/containers";
 
 /// A mounted clone. [`Container::close`] takes it down and tells what went wrong; dropping it does so as well as it can.
-#[derive(Debug)]
 #[must_use]
 pub struct Container<'a> {
     client: &'a Client,
