@@ -110,7 +110,8 @@ impl<R: Read> Archive<R> {
         let mut extensions = Extensions::default();
         loop {
             self.skip_content()?;
-            let Some(header) = self.read_header()? else {
+            let header = if self.end.is_some() { None } else { self.read_header()? };
+            let Some(header) = header else {
                 ensure!(extensions.bytes == 0, "archive ends behind an extension header: it is cut short");
                 return Ok(None);
             };
@@ -154,9 +155,12 @@ impl<R: Read> Archive<R> {
     }
 
     fn skip_content(&mut self) -> Result<()> {
-        let skip = self.remaining_bytes + self.padding_bytes;
-        let skipped = io::copy(&mut (&mut self.reader).take(skip), &mut io::sink())?;
-        ensure!(skipped == skip, "archive ends inside an entry: it is cut short");
+        let mut skip = |bytes: u64| io::copy(&mut (&mut self.reader).take(bytes), &mut io::sink());
+        ensure!(skip(self.remaining_bytes)? == self.remaining_bytes, "archive ends inside an entry: it is cut short");
+        // Umoci's `insert` leaves out the last padding, and everything behind it; Go's reader takes that for an end.
+        if skip(self.padding_bytes)? < self.padding_bytes {
+            self.end = Some(End::Unmarked);
+        }
         (self.remaining_bytes, self.padding_bytes) = (0, 0);
         Ok(())
     }
@@ -343,19 +347,23 @@ fn entry(header: &Header, extensions: Extensions) -> Result<Entry> {
         b'S' => bail!("{}: a sparse entry: write the archive without --sparse", shown()),
         other => bail!("{}: entry of unknown type {:?}", shown(), char::from(other)),
     };
-    let field = |name: &'static str| move || format!("header of {name} is damaged");
+    // A field that is all blank or NUL is 0: writers leave out what they do not know.
+    let number = |field: std::ops::Range<usize>, value: io::Result<u64>| {
+        let blank = header.as_bytes()[field].iter().all(|byte| matches!(byte, b' ' | 0));
+        if blank { Ok(0) } else { value.with_context(|| format!("header of {} is damaged", shown())) }
+    };
     let id = |value: u64, name: &str| u32::try_from(value).with_context(|| format!("{}: {name} {value}", shown()));
     let device = if matches!(kind, Kind::Character | Kind::Block) {
         (header.device_major()?.unwrap_or(0), header.device_minor()?.unwrap_or(0))
     } else {
         (0, 0)
     };
-    let seconds = header.mtime().with_context(field("a time"))?;
+    let seconds = number(136..148, header.mtime())?;
     Ok(Entry {
         kind,
-        mode: header.mode().with_context(field("a mode"))? & 0o7777,
-        uid: id(pax.uid.map_or_else(|| header.uid(), Ok)?, "owner")?,
-        gid: id(pax.gid.map_or_else(|| header.gid(), Ok)?, "group")?,
+        mode: u32::try_from(number(100..108, header.mode().map(u64::from))?).unwrap_or(0) & 0o7777,
+        uid: id(pax.uid.map_or_else(|| number(108..116, header.uid()), Ok)?, "owner")?,
+        gid: id(pax.gid.map_or_else(|| number(116..124, header.gid()), Ok)?, "group")?,
         // Base-256 numbers are two's complement: times before 1970 come out right by wrapping.
         modified: pax.modified.unwrap_or(Time { seconds: seconds.cast_signed(), nanoseconds: 0 }),
         accessed: pax.accessed,
@@ -364,7 +372,7 @@ fn entry(header: &Header, extensions: Extensions) -> Result<Entry> {
         // Only files have content. Links and the rest have a size in some archives and nothing behind the header:
         // taking that size would show another archive than every other reader sees.
         size_bytes: match kind {
-            Kind::File => pax.size_bytes.map_or_else(|| header.entry_size(), Ok)?,
+            Kind::File => pax.size_bytes.map_or_else(|| number(124..136, header.entry_size()), Ok)?,
             _ => 0,
         },
         link: link.unwrap_or_default(),
@@ -451,7 +459,7 @@ mod tests {
                 }
             };
             match outcome {
-                Ok(End::Unmarked) => assert!(cut == 1536 || cut == 2048, "cut at {cut}"),
+                Ok(End::Unmarked) => assert!((1212..=1536).contains(&cut) || cut == 2048, "cut at {cut}"),
                 Ok(End::Marked) => panic!("cut at {cut} went unseen"),
                 Err(_) => {}
             }

@@ -286,41 +286,4 @@ pub(super) fn open_file(path: &Path) -> Result<File> {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn notations_are_told_apart() {
-        let place = tempfile::tempdir().unwrap();
-        let directory = place.path().join("with:colon");
-        std::fs::create_dir(&directory).unwrap();
-        let parse = |text: String| Source::parse(OsStr::new(&text)).unwrap();
-        let shown = directory.display();
-        assert_eq!(parse(format!("oci:{shown}")), Source::Oci { directory: directory.clone(), tag: None });
-        assert_eq!(
-            parse(format!("oci:{shown}:name:1.0")),
-            Source::Oci { directory: directory.clone(), tag: Some("name:1.0".into()) }
-        );
-        assert_eq!(parse("oci:/absent:x".into()), Source::Oci { directory: "/absent:x".into(), tag: None });
-        assert_eq!(parse("tar:a:b".into()), Source::Tar("a:b".into()));
-        assert_eq!(parse("qcow2:a".into()), Source::Qcow2("a".into()));
-        for text in ["debian", "docker://debian", "tar:", "", ":", "OCI:x"] {
-            assert!(Source::parse(OsStr::new(text)).unwrap_err().to_string().contains("not a source"), "{text}");
-        }
-    }
-
-    #[test]
-    fn configuration_for_another_machine_is_refused() {
-        let json = |platform: &str| {
-            let (os, architecture) = platform.split_once('/').unwrap();
-            let rootfs = serde_json::json!({"type": "layers", "diff_ids": []});
-            serde_json::json!({"os": os, "architecture": architecture, "rootfs": rootfs}).to_string().into_bytes()
-        };
-        Configuration::parse(json(&platform())).unwrap();
-        for other in ["linux/riscv64", "windows/amd64", "linux/imaginary"] {
-            let error = Configuration::parse(json(other)).unwrap_err().to_string();
-            assert!(error.contains(other) && error.contains(&platform()), "{error}");
-        }
-        assert!(Configuration::parse(b"{}".to_vec()).is_err());
-    }
-}
+mod tests;
