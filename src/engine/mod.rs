@@ -17,6 +17,7 @@ mod counters;
 mod create;
 mod diff;
 mod discard;
+mod enlarge;
 mod epoch;
 mod growth;
 mod info;
