@@ -29,6 +29,8 @@ mod share;
 mod space;
 mod state;
 mod storage;
+#[cfg(test)]
+mod tests;
 mod tree;
 mod volume;
 mod write;
