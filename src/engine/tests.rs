@@ -224,7 +224,7 @@ fn full_pool_refuses_new_blocks_and_recovers_by_discard() {
             written += 1;
         };
         assert!(matches!(error, Error::NoSpace(_)), "{error}");
-        assert!(written > 100, "{written}");
+        assert!(written > 100, "{written} {error} {:?}", pool.info());
         // In place still works, and so does giving back.
         drop(handle.write(0, &block, false).await.unwrap());
         drop(handle.discard(0, 64 << 20).await.unwrap());
