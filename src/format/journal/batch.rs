@@ -154,7 +154,10 @@ pub fn decode_batch(pool: &Uuid, bytes: &[u8]) -> Result<(BatchHeader, Vec<u8>),
         return Err(BatchFault::Damaged(Check::Truncated));
     }
     check_stamps(&header, sectors)?;
-    let content: Vec<u8> = sectors.iter().flat_map(|sector| &sector[..CONTENT_BYTES]).copied().collect();
+    let mut content = Vec::with_capacity(sectors.len() * CONTENT_BYTES);
+    for sector in sectors {
+        content.extend_from_slice(&sector[..CONTENT_BYTES]);
+    }
     let (raw, rest) = raw_prefix::<RawBatchHeader>(&content).map_err(BatchFault::Damaged)?;
     let (records, padding) = rest.split_at_checked(header.record_bytes).ok_or(BatchFault::Damaged(Check::Truncated))?;
     let found = checksum_of(&RawBatchHeader { checksum: U32::new(0), ..*raw }, records);
