@@ -165,7 +165,7 @@ fn encodings_are_those_of_version_1() {
         ("carcass page", "4cc2ef8d"),
         ("attributes", "6b304391"),
         ("records", "bf34a19d"),
-        ("batch", "4b31c3b8"),
+        ("batch", "832d29fb"),
     ];
     for ((name, found), (_, expected)) in found.iter().zip(expected) {
         assert_eq!(found, expected, "{name}");
