@@ -182,8 +182,10 @@ fn carcass_is_bounded() {
     let decoded = |change: fn(&mut Carcass)| {
         let entry = Entry::node(PoolBlock(9), true, 3, Clock(2));
         let (first, volume) = (VirtualBlock(1 << 16), VolumeId(4));
+        let (created_at, made_at) = (Clock(1), Clock(2));
+        let (account, counting) = (true, false);
         let mut carcass =
-            Carcass { id: 1, entry, level: 1, first, cursor: 1 << 16, volume, created_at: Clock(1), account: true };
+            Carcass { id: 1, entry, level: 1, first, cursor: 1 << 16, volume, created_at, account, counting, made_at };
         change(&mut carcass);
         decode_carcasses(&*encode_carcasses(&[carcass]), POOL_BLOCKS)
     };

@@ -126,6 +126,8 @@ fn encodings_are_those_of_version_1() {
         volume: VolumeId(3),
         created_at: Clock(4),
         account: true,
+        counting: true,
+        made_at: Clock(5),
     };
     let attributes = BTreeMap::from([("key".to_owned(), b"value".to_vec()), ("z".to_owned(), Vec::new())]);
     let (volume, origin, clock) = (VolumeId(1), VolumeId(2), Clock(3));
@@ -162,7 +164,7 @@ fn encodings_are_those_of_version_1() {
         ("group index", "42e6af8b"),
         ("group descriptor", "651daef2"),
         ("page", "f15f689b"),
-        ("carcass page", "4cc2ef8d"),
+        ("carcass page", "fba440c5"),
         ("attributes", "6b304391"),
         ("records", "bf34a19d"),
         ("batch", "832d29fb"),

@@ -185,6 +185,8 @@ pub(in crate::format) fn carcass(random: &mut Rng) -> Carcass {
         volume: volume_id(random),
         created_at: clock(random),
         account: random.bool(),
+        counting: random.bool(),
+        made_at: clock(random),
     }
 }
 
