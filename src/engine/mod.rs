@@ -30,6 +30,8 @@ mod share;
 mod space;
 mod state;
 mod storage;
+#[cfg(test)]
+mod tests;
 mod tree;
 mod volume;
 mod write;
