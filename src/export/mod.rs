@@ -1,1 +1,6 @@
-//! Placeholder.
+//! A volume as a block device.
+//!
+//! Two processes. The front owns the FUSE session and moves requests between the kernel and queues in shared memory; the
+//! engine process serves the queues and may die at any instant.
+
+pub mod shared;
