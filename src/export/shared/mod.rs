@@ -17,6 +17,6 @@ pub(crate) use front_queue::{Answer, FrontQueue, ring};
 pub use geometry::{Arrangement, DEFAULT_BUDGET_BYTES, Geometry, possible_processors};
 pub(crate) use layout::HEADER_BYTES;
 pub use layout::{INLINE_BYTES, LAYOUT_VERSION, SessionMemory};
-pub use memory::{SharedMemory, SharedSlice};
+pub use memory::SharedMemory;
 pub use opens::{OpenFile, OpenTable};
 pub use pending::{PENDING_LOG_VERSION, SharedPendingLog};
