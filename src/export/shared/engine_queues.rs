@@ -200,7 +200,7 @@ impl EngineQueues {
 
     /// Tells the front that an engine serves.
     pub fn declare_serving(&self) {
-        self.memory.engine_serves().store(1, Ordering::Release);
+        self.memory.set_served(true);
     }
 }
 

@@ -172,9 +172,14 @@ impl SessionMemory {
         self.control.atomic_u32(128)
     }
 
-    /// Whether an engine has begun to serve: 1 from its first look at the queues on.
-    pub(super) fn engine_serves(&self) -> &AtomicU32 {
-        self.control.atomic_u32(192)
+    /// Whether an engine has begun to serve.
+    pub(crate) fn is_served(&self) -> bool {
+        self.control.atomic_u32(192).load(Ordering::Acquire) != 0
+    }
+
+    /// Notes whether an engine has begun to serve.
+    pub(crate) fn set_served(&self, served: bool) {
+        self.control.atomic_u32(192).store(u32::from(served), Ordering::Release);
     }
 
     pub(super) fn to_engine(&self, queue: usize) -> Channel {

@@ -32,6 +32,13 @@ pub struct OpenTable {
 /// Offset of the number of entries that were ever used, in the control memory.
 const HIGH_WATER: usize = 256;
 
+/// A file's number for the kernel: its entry, and what the OPEN was called. So a RELEASE done again by a successor cannot
+/// close the file that got the entry meanwhile.
+fn number_of(entry: usize, unique: u64) -> u64 {
+    entry as u64 | unique << 16
+}
+const _: () = assert!(OPENS <= 1 << 16);
+
 impl OpenTable {
     /// The table of a session.
     pub fn new(memory: &SessionMemory) -> Self {
@@ -44,8 +51,20 @@ impl OpenTable {
 
     /// The open file with this number, when there is one.
     pub fn find(&self, number: u64) -> Option<OpenFile> {
-        let number = usize::try_from(number).ok().filter(|&number| number < self.used())?;
-        let at = self.base + number * OPEN_BYTES;
+        let entry = Self::entry(number);
+        self.at(entry).filter(|file| number_of(entry, file.unique) == number)
+    }
+
+    /// Index of the entry of a file's number, below 65536.
+    pub fn entry(number: u64) -> usize {
+        (number & 0xffff) as usize
+    }
+
+    fn at(&self, entry: usize) -> Option<OpenFile> {
+        if entry >= self.used() {
+            return None;
+        }
+        let at = self.base + entry * OPEN_BYTES;
         let volume = VolumeId(self.control.atomic_u64(at).load(Ordering::Acquire));
         let unique = self.control.atomic_u64(at + 8).load(Ordering::Relaxed);
         let read_only = self.control.atomic_u32(at + 16).load(Ordering::Relaxed) != 0;
@@ -54,7 +73,8 @@ impl OpenTable {
 
     /// All open files with their numbers.
     pub fn all(&self) -> impl Iterator<Item = (u64, OpenFile)> + '_ {
-        (0..self.used() as u64).filter_map(|number| Some((number, self.find(number)?)))
+        let numbered = |entry| self.at(entry).map(|file| (number_of(entry, file.unique), file));
+        (0..self.used()).filter_map(numbered)
     }
 
     /// Enters a file and returns its number; the same number when the same request did so before. None when the table is
@@ -64,24 +84,24 @@ impl OpenTable {
             return Some(number);
         }
         let used = self.used();
-        let number = (0..used).find(|&number| self.find(number as u64).is_none()).unwrap_or(used);
-        if number >= OPENS {
+        let entry = (0..used).find(|&entry| self.at(entry).is_none()).unwrap_or(used);
+        if entry >= OPENS {
             return None;
         }
-        let at = self.base + number * OPEN_BYTES;
+        let at = self.base + entry * OPEN_BYTES;
         self.control.atomic_u64(at + 8).store(file.unique, Ordering::Relaxed);
         self.control.atomic_u32(at + 16).store(u32::from(file.read_only), Ordering::Relaxed);
         // Last, and one step: an entry is there whole or not at all.
         self.control.atomic_u64(at).store(file.volume.0, Ordering::Release);
-        let high_water = u32::try_from(used.max(number + 1)).unwrap_or(0);
+        let high_water = u32::try_from(used.max(entry + 1)).unwrap_or(0);
         self.control.atomic_u32(HIGH_WATER).store(high_water, Ordering::Release);
-        Some(number as u64)
+        Some(number_of(entry, file.unique))
     }
 
     /// Takes an entry out; does nothing when it is out already.
     pub fn remove(&self, number: u64) {
         if self.find(number).is_some() {
-            let at = self.base + usize::try_from(number).unwrap_or(0) * OPEN_BYTES;
+            let at = self.base + Self::entry(number) * OPEN_BYTES;
             self.control.atomic_u64(at).store(0, Ordering::Release);
         }
     }
@@ -104,32 +124,32 @@ mod tests {
     #[test]
     fn open_repeated_by_a_successor_finds_its_entry() {
         let table = table();
-        assert_eq!(table.insert(file(5, 100)), Some(0));
-        assert_eq!(table.insert(file(5, 102)), Some(1));
-        assert_eq!(table.insert(file(5, 100)), Some(0));
+        let first = table.insert(file(5, 100)).unwrap();
+        assert_ne!(table.insert(file(5, 102)), Some(first));
+        assert_eq!(table.insert(file(5, 100)), Some(first));
         assert_eq!(table.all().count(), 2);
     }
 
     #[test]
-    fn removed_entries_are_used_again_and_removing_twice_is_harmless() {
+    fn release_repeated_by_a_successor_spares_the_file_that_took_the_entry() {
         let table = table();
-        for unique in 0..3 {
-            table.insert(file(unique + 1, unique));
-        }
-        table.remove(1);
-        table.remove(1);
+        let numbers: Vec<_> = (0..3).map(|unique| table.insert(file(unique + 1, unique)).unwrap()).collect();
+        table.remove(numbers[1]);
+        assert_eq!(table.find(numbers[1]), None);
+        let heir = table.insert(file(9, 77)).unwrap();
+        assert_eq!(OpenTable::entry(heir), OpenTable::entry(numbers[1]));
+        table.remove(numbers[1]);
         table.remove(u64::MAX);
-        assert_eq!(table.find(1), None);
-        assert_eq!(table.insert(file(9, 77)), Some(1));
-        assert_eq!(table.find(1), Some(file(9, 77)));
+        assert_eq!(table.find(heir), Some(file(9, 77)));
+        assert_eq!(table.all().count(), 3);
     }
 
     #[test]
     fn full_table_refuses() {
         let table = table();
         table.control.atomic_u32(HIGH_WATER).store(u32::MAX, Ordering::Relaxed);
-        for number in 0..OPENS {
-            table.control.atomic_u64(table.base + number * OPEN_BYTES).store(1, Ordering::Relaxed);
+        for entry in 0..OPENS {
+            table.control.atomic_u64(table.base + entry * OPEN_BYTES).store(1, Ordering::Relaxed);
         }
         assert_eq!(table.insert(file(1, 1 << 40)), None);
     }
