@@ -7,5 +7,6 @@ pub mod device;
 pub mod front;
 pub mod fuse;
 pub mod link;
+pub mod loopdev;
 pub mod server;
 pub mod shared;
