@@ -1,0 +1,607 @@
+//! Checkpoints: an image of all metadata at one instant, written beside the I/O.
+//!
+//! The *instant* is one step in memory: LSN, clock, roots, counts, carcasses and their cursors, journal position. After
+//! it, children are written before parents (each node to a block of its own that nothing else used since the last
+//! checkpoint), then pages of counts, descriptors and indexes into the slots that their parents do not name, then a flush,
+//! then both copies of the superblock's other slot. Nothing of the former generation is reused before both are durable.
+
+use std::collections::BTreeMap;
+use std::rc::Rc;
+
+use futures_lite::future::yield_now;
+use rustc_hash::FxHashMap;
+
+use super::cache::{Cached, level_of};
+use super::journal::JournalPosition;
+use super::pool::{Pool, to_memory, until};
+use super::space::PageKey;
+use super::state::{State, TreeKey};
+use super::tree::{entry_index, node_blocks};
+use super::{Memory, Storage};
+use crate::error::{Check, Corrupt, Error, Result, Structure};
+use crate::format::{
+    self, CARCASSES_PER_PAGE, COUNTS_PER_PAGE, Carcass, ENTRIES_PER_NODE, Entry, EntryKind, GROUPS_PER_INDEX,
+    GroupDescriptor, GroupIndexRef, Node, PageRef, Place, Root, SUPERBLOCK_COPIES, Slot, Superblock, VolumeRecord,
+};
+use crate::units::{BLOCK_SIZE, Clock, Lsn, PoolBlock, VolumeId};
+
+/// Where the virtual "first" of the carcass table's nodes begins, so that its checksums differ from the volume table's.
+pub(super) const CARCASS_TABLE: u64 = 1 << 62;
+/// Blocks written in one operation at most.
+const RUN_BLOCKS: usize = 64;
+/// Operations under way at a time.
+const WRITES_MAX: usize = 16;
+
+/// The image taken at the instant.
+struct Image {
+    lsn: Lsn,
+    position: JournalPosition,
+    nodes: Vec<(PoolBlock, Cached)>,
+    records: Vec<(PoolBlock, bool, VolumeRecord)>,
+    carcasses: Option<CarcassImage>,
+    superblock: Superblock,
+}
+
+struct CarcassImage {
+    carcasses: Vec<Carcass>,
+    pages: Vec<PoolBlock>,
+    nodes: Vec<(PoolBlock, u8)>,
+}
+
+/// What a checkpoint knows of one group after applying the counts.
+struct GroupImage {
+    descriptor: GroupDescriptor,
+    free_blocks: u32,
+}
+
+/// Blocks to be written, by address: each is 4096 bytes.
+type Blocks = BTreeMap<PoolBlock, Rc<[u8]>>;
+
+impl<S: Storage> Pool<S> {
+    /// Writes a checkpoint that begins after this call, and waits for its end.
+    pub async fn checkpoint(&self) -> Result<()> {
+        let inner = &self.inner;
+        let target = inner.checkpoints_begun.get() + 1;
+        self.want_checkpoint();
+        until(&inner.signals.checkpointed, || {
+            inner.checkpoints_ended.get() >= target || inner.state.borrow().poisoned.is_some() || inner.stopped.get()
+        })
+        .await;
+        if inner.checkpoints_ended.get() >= target {
+            return Ok(());
+        }
+        Err(self.poison_error().unwrap_or_else(|| Error::Busy("the pool is closed".into())))
+    }
+
+    pub(super) fn want_checkpoint(&self) {
+        self.inner.checkpoint_wanted.set(true);
+        self.inner.signals.work.notify(usize::MAX);
+    }
+
+    /// The checkpointing task.
+    pub(super) async fn run_checkpoints(&self) {
+        let inner = &self.inner;
+        loop {
+            until(&inner.signals.work, || {
+                inner.checkpoint_wanted.get() || inner.stopped.get() || inner.state.borrow().poisoned.is_some()
+            })
+            .await;
+            if inner.stopped.get() || inner.state.borrow().poisoned.is_some() {
+                return;
+            }
+            inner.checkpoint_wanted.set(false);
+            if let Err(error) = self.checkpoint_once().await {
+                self.poison(&error);
+                return;
+            }
+        }
+    }
+
+    /// One checkpoint, from its instant to the durable superblock.
+    pub(super) async fn checkpoint_once(&self) -> Result<()> {
+        let inner = &self.inner;
+        // Table nodes stay in memory; should one have been dropped, it is read before the instant.
+        let dirty: Vec<VolumeId> = inner.state.borrow().volumes_to_write();
+        for id in &dirty {
+            self.attempt(|state| state.check_path(TreeKey::Table, id.0)).await?;
+        }
+        inner.checkpoints_begun.set(inner.checkpoints_begun.get() + 1);
+        let mut image = inner.state.borrow_mut().take_image()?;
+        let checksums = self.write_trees(&mut image).await?;
+        let (groups, freed) = self.write_counts().await?;
+        let indexes = self.write_indexes(&groups, &mut image.superblock).await?;
+        inner.storage.flush().await.map_err(|error| Error::io("flush of a checkpoint", error))?;
+        let slot = inner.state.borrow().slot.other();
+        self.write_superblock(&image.superblock, slot).await?;
+        {
+            let mut state = inner.state.borrow_mut();
+            let state = &mut *state;
+            state.generation = image.superblock.generation;
+            state.slot = slot;
+            state.index_refs.clone_from(&image.superblock.group_index);
+            state.carcass_root = image.superblock.carcass_table;
+            state.used_blocks = image.superblock.used_blocks;
+            for (index, block) in indexes {
+                if index as usize == state.indexes.len() {
+                    state.indexes.push(block);
+                } else if let Some(known) = state.indexes.get_mut(index as usize) {
+                    *known = block;
+                }
+            }
+            for (group, image) in groups {
+                state.descriptors.insert(group, image.descriptor);
+            }
+            state.settle(&checksums, image.nodes);
+            state.journal.checkpointed(image.lsn, image.position);
+            for block in freed {
+                if state.untouched(block) {
+                    state.allocator.freed_by_checkpoint(block);
+                }
+            }
+            state.checkpointing = false;
+            state.counters.checkpoints += 1;
+            self.after_durable(state);
+        }
+        inner.checkpoints_ended.set(inner.checkpoints_ended.get() + 1);
+        inner.signals.checkpointed.notify(usize::MAX);
+        self.announce_durable();
+        Ok(())
+    }
+
+    /// Writes nodes, records and carcasses, from the leaves up, filling in the checksums of children. Answers the
+    /// checksum of each node written.
+    async fn write_trees(&self, image: &mut Image) -> Result<FxHashMap<u64, u32>> {
+        let uuid = self.inner.state.borrow().uuid;
+        let mut checksums = FxHashMap::default();
+        let mut blocks = Blocks::new();
+        let is_table = |place: Place| matches!(place, Place::TableNode { .. });
+        image.nodes.sort_by_key(|(address, cached)| (is_table(cached.place), level_of(cached.place), *address));
+        let table_from = image.nodes.partition_point(|(_, cached)| !is_table(cached.place));
+        let (volume_nodes, table_nodes) = image.nodes.split_at_mut(table_from);
+        let mut done = 0;
+        for (address, cached) in volume_nodes {
+            finish_node(&uuid, *address, cached, &mut checksums, &mut blocks);
+            done += 1;
+            if done % 256 == 0 {
+                yield_now().await;
+            }
+        }
+        for (address, mirrored, record) in &mut image.records {
+            if let Some(checksum) = checksums.get(&record.root.entry.address.0)
+                && record.root.entry.kind == EntryKind::Node
+            {
+                record.root.entry.checksum = *checksum;
+            }
+            let bytes: Rc<[u8]> = Rc::from(&record.encode()[..]);
+            checksums.insert(address.0, format::checksum(&uuid, Place::VolumeRecord(record.id), &bytes));
+            put(&mut blocks, *address, *mirrored, &bytes);
+        }
+        if let Some(carcasses) = &mut image.carcasses {
+            image.superblock.carcass_table = carcasses.finish(&uuid, &mut checksums, &mut blocks);
+        }
+        for (address, cached) in table_nodes {
+            finish_node(&uuid, *address, cached, &mut checksums, &mut blocks);
+        }
+        if let Some(checksum) = checksums.get(&image.superblock.volume_table.entry.address.0)
+            && image.superblock.volume_table.entry.kind == EntryKind::Node
+        {
+            image.superblock.volume_table.entry.checksum = *checksum;
+        }
+        self.inner.state.borrow_mut().counters.nodes_written += image.nodes.len() as u64;
+        self.write_blocks(blocks).await?;
+        Ok(checksums)
+    }
+
+    /// Applies the frozen deltas to the pages of counts and writes these to their other slots. Answers the groups'
+    /// new descriptors and the blocks whose count is 0 now.
+    async fn write_counts(&self) -> Result<(BTreeMap<u64, GroupImage>, Vec<PoolBlock>)> {
+        let inner = &self.inner;
+        let uuid = inner.state.borrow().uuid;
+        let keys = inner.state.borrow().frozen.pages();
+        let mut groups: BTreeMap<u64, GroupImage> = BTreeMap::new();
+        let mut freed = Vec::new();
+        let mut blocks = Blocks::new();
+        for key in keys {
+            let (group, page) = key;
+            self.load_descriptor(group).await?;
+            self.attempt(|state| if state.pages.contains_key(&key) { Ok(()) } else { Err(super::state::Need::Counts(key)) })
+                .await?;
+            let mut state = inner.state.borrow_mut();
+            let geometry = state.geometry;
+            let image = match groups.entry(group) {
+                std::collections::btree_map::Entry::Occupied(known) => known.into_mut(),
+                std::collections::btree_map::Entry::Vacant(vacant) => {
+                    let descriptor = state.descriptors.get(&group).cloned().unwrap_or_else(|| GroupDescriptor::new(group));
+                    let free_blocks = state.index_entry(group).free_blocks;
+                    vacant.insert(GroupImage { descriptor, free_blocks })
+                }
+            };
+            let applied = state.apply_deltas(key, image, &mut freed)?;
+            let Some(reference) = image.descriptor.pages.get_mut(page as usize) else { continue };
+            let slot = if reference.present { reference.slot.other() } else { Slot::A };
+            let bytes: Rc<[u8]> = Rc::from(&format::encode_counts(&applied)[..]);
+            let checksum = format::checksum(&uuid, Place::SpaceMapPage { group, page }, &bytes);
+            *reference = PageRef { checksum, slot, present: true };
+            state.counters.pages_written += 1;
+            blocks.insert(geometry.page_block(group, page, slot), bytes);
+        }
+        self.write_blocks(blocks).await?;
+        Ok((groups, freed))
+    }
+
+    /// Writes the descriptors and the indexes above them, and names the latter in the superblock.
+    async fn write_indexes(
+        &self,
+        groups: &BTreeMap<u64, GroupImage>,
+        superblock: &mut Superblock,
+    ) -> Result<BTreeMap<u64, format::GroupIndex>> {
+        let mut indexes: BTreeMap<u64, format::GroupIndex> = BTreeMap::new();
+        let mut blocks = Blocks::new();
+        {
+            let state = self.inner.state.borrow();
+            for (group, image) in groups {
+                let index = group / GROUPS_PER_INDEX;
+                let mut entry = state.index_entry(*group);
+                entry.slot = if entry.empty { Slot::A } else { entry.slot.other() };
+                entry.empty = false;
+                entry.free_blocks = image.free_blocks;
+                let bytes: Rc<[u8]> = Rc::from(&image.descriptor.encode()[..]);
+                entry.checksum = format::checksum(&state.uuid, Place::GroupDescriptor(*group), &bytes);
+                put(&mut blocks, state.geometry.descriptor_block(*group, entry.slot), true, &bytes);
+                let block = indexes
+                    .entry(index)
+                    .or_insert_with(|| state.indexes.get(index as usize).cloned().unwrap_or_else(format::GroupIndex::new));
+                if let Some(known) = block.entries.get_mut((group % GROUPS_PER_INDEX) as usize) {
+                    *known = entry;
+                }
+            }
+            // Indexes come into use in order: one that is skipped would have no entry in the superblock.
+            for index in superblock.group_index.len() as u64..superblock.groups_in_use.div_ceil(GROUPS_PER_INDEX) {
+                indexes.entry(index).or_insert_with(format::GroupIndex::new);
+            }
+            for (index, block) in &indexes {
+                let known = superblock.group_index.get(*index as usize).copied();
+                let slot = known.map_or(Slot::A, |known| known.slot.other());
+                let bytes: Rc<[u8]> = Rc::from(&block.encode()[..]);
+                let checksum = format::checksum(&state.uuid, Place::GroupIndex(*index), &bytes);
+                put(&mut blocks, state.geometry.index_block(*index, slot), true, &bytes);
+                let reference = GroupIndexRef { checksum, slot, level: 0 };
+                match superblock.group_index.get_mut(*index as usize) {
+                    Some(known) => *known = reference,
+                    None => superblock.group_index.push(reference),
+                }
+            }
+        }
+        self.write_blocks(blocks).await?;
+        let mut used = 0;
+        let state = self.inner.state.borrow();
+        for group in 0..superblock.groups_in_use {
+            let free = match indexes.get(&(group / GROUPS_PER_INDEX)) {
+                Some(block) => block.entries[(group % GROUPS_PER_INDEX) as usize],
+                None => state.index_entry(group),
+            };
+            let all = state.geometry.group_blocks(group);
+            let free = if free.empty { all - state.geometry.layout_blocks(group) } else { u64::from(free.free_blocks) };
+            used += all - free;
+        }
+        superblock.used_blocks = used;
+        Ok(indexes)
+    }
+
+    /// Writes both copies of a slot and waits until both are durable.
+    pub(super) async fn write_superblock(&self, superblock: &Superblock, slot: Slot) -> Result<()> {
+        let memory = to_memory(&self.inner.storage, &superblock.encode());
+        let [first, second] = SUPERBLOCK_COPIES[slot.index()];
+        let first = self.inner.storage.write_durable(first.offset_bytes(), &memory);
+        let second = self.inner.storage.write_durable(second.offset_bytes(), &memory);
+        let (first, second) = futures_lite::future::zip(first, second).await;
+        first.and(second).map_err(|error| Error::io("write of the superblock", error))?;
+        self.inner.state.borrow_mut().counters.metadata_bytes_written += 2 * BLOCK_SIZE as u64;
+        Ok(())
+    }
+
+    /// Writes blocks, neighbours together.
+    pub(super) async fn write_blocks(&self, blocks: Blocks) -> Result<()> {
+        let mut under_way = std::collections::VecDeque::new();
+        let mut blocks = blocks.into_iter().peekable();
+        while let Some((start, bytes)) = blocks.next() {
+            let mut run = vec![bytes];
+            while run.len() < RUN_BLOCKS
+                && let Some((_, next)) = blocks.next_if(|(address, _)| *address == start.plus(run.len() as u64))
+            {
+                run.push(next);
+            }
+            let memory = self.inner.storage.allocate(run.len() * BLOCK_SIZE);
+            for (position, bytes) in run.iter().enumerate() {
+                memory.write(position * BLOCK_SIZE, bytes);
+            }
+            self.inner.state.borrow_mut().counters.metadata_bytes_written += memory.len() as u64;
+            under_way.push_back(self.inner.storage.write(start.offset_bytes(), &memory));
+            if under_way.len() >= WRITES_MAX
+                && let Some(oldest) = under_way.pop_front()
+            {
+                oldest.await.map_err(|error| Error::io("write of metadata", error))?;
+            }
+        }
+        for write in under_way {
+            write.await.map_err(|error| Error::io("write of metadata", error))?;
+        }
+        Ok(())
+    }
+}
+
+/// Fills in the checksums of a node's children and computes its own.
+fn finish_node(
+    uuid: &uuid::Uuid,
+    address: PoolBlock,
+    cached: &mut Cached,
+    checksums: &mut FxHashMap<u64, u32>,
+    blocks: &mut Blocks,
+) {
+    fill_checksums(&mut cached.node, checksums, cached.place);
+    let bytes: Rc<[u8]> = Rc::from(&cached.node.bytes()[..]);
+    checksums.insert(address.0, format::checksum(uuid, cached.place, &bytes));
+    put(blocks, address, cached.mirrored, &bytes);
+}
+
+/// Sets the checksum of every child that `checksums` knows.
+fn fill_checksums(node: &mut Rc<Node>, checksums: &FxHashMap<u64, u32>, place: Place) {
+    if level_of(place) == 0 && !matches!(place, Place::TableNode { .. }) {
+        return;
+    }
+    for index in 0..ENTRIES_PER_NODE {
+        let entry = node.entry(index);
+        if entry.kind != EntryKind::Hole
+            && let Some(checksum) = checksums.get(&entry.address.0)
+            && entry.checksum != *checksum
+        {
+            Rc::make_mut(node).set(index, Entry { checksum: *checksum, ..entry });
+        }
+    }
+}
+
+fn put(blocks: &mut Blocks, address: PoolBlock, mirrored: bool, bytes: &Rc<[u8]>) {
+    blocks.insert(address, Rc::clone(bytes));
+    if mirrored {
+        blocks.insert(address.plus(1), Rc::clone(bytes));
+    }
+}
+
+impl CarcassImage {
+    /// Encodes the carcasses, their pages and the nodes above them. Answers the table's root.
+    fn finish(&mut self, uuid: &uuid::Uuid, checksums: &mut FxHashMap<u64, u32>, blocks: &mut Blocks) -> Root {
+        for carcass in &mut self.carcasses {
+            if let Some(checksum) = checksums.get(&carcass.entry.address.0) {
+                carcass.entry.checksum = *checksum;
+            }
+        }
+        let mut children: Vec<Entry> = Vec::new();
+        for (number, (chunk, address)) in self.carcasses.chunks(CARCASSES_PER_PAGE).zip(&self.pages).enumerate() {
+            let bytes: Rc<[u8]> = Rc::from(&format::encode_carcasses(chunk)[..]);
+            let checksum = format::checksum(uuid, Place::CarcassPage(number as u64), &bytes);
+            children.push(Entry { checksum, ..Entry::block(*address, Clock(0)) });
+            put(blocks, *address, false, &bytes);
+        }
+        let mut nodes = self.nodes.iter().copied();
+        let mut level = 0;
+        while !children.is_empty() {
+            let mut above = Vec::new();
+            for (number, chunk) in children.chunks(ENTRIES_PER_NODE).enumerate() {
+                let Some((address, _)) = nodes.next() else { break };
+                let mut node = Node::new(Clock(0));
+                for (index, entry) in chunk.iter().enumerate() {
+                    node.set(index, *entry);
+                }
+                let first = CARCASS_TABLE + ((number as u64) << (8 * (u32::from(level) + 1)));
+                let bytes: Rc<[u8]> = Rc::from(&node.bytes()[..]);
+                let checksum = format::checksum(uuid, Place::TableNode { level, first }, &bytes);
+                above.push(Entry::node(address, false, checksum, Clock(0)));
+                put(blocks, address, false, &bytes);
+            }
+            if let [root] = above[..] {
+                return Root { entry: root, level };
+            }
+            children = above;
+            level += 1;
+        }
+        Root { entry: Entry::hole(Clock(0)), level: 0 }
+    }
+}
+
+impl State {
+    /// Volumes whose records the next checkpoint writes or removes.
+    pub(super) fn volumes_to_write(&self) -> Vec<VolumeId> {
+        let dirty = self.volumes.iter().filter(|(_, volume)| volume.dirty).map(|(id, _)| *id);
+        dirty.chain(self.deleted.iter().copied()).collect()
+    }
+
+    /// The instant: everything that the checkpoint will hold is fixed here.
+    fn take_image(&mut self) -> Result<Image> {
+        self.checkpointing = true;
+        self.give_back_windows();
+        let to_write = self.volumes_to_write();
+        let pages = self.carcasses.len().div_ceil(CARCASSES_PER_PAGE) as u64;
+        let needed = to_write.len() as u64 * (2 + 7) + pages + pages / 128 + 4;
+        if self.allocator.fresh() < needed {
+            return Err(Error::NoSpace(format!(
+                "a checkpoint needs {needed} blocks for metadata and {} are left",
+                self.allocator.fresh()
+            )));
+        }
+        let mut records = Vec::new();
+        for id in to_write {
+            let leaf = self.own_path(TreeKey::Table, id.0);
+            let index = entry_index(id.0, 0);
+            let old = self.cache.dirty_node(leaf).entry(index);
+            if old.kind == EntryKind::Block {
+                self.count(old.address, -1);
+                if old.mirrored {
+                    self.count(old.address.plus(1), -1);
+                }
+            }
+            let new = if let Some(record) = self.volumes.get(&id).map(|volume| volume.record.clone()) {
+                let (address, mirrored) = self.take_node_block(1);
+                records.push((address, mirrored, record));
+                Entry { mirrored, ..Entry::block(address, self.clock) }
+            } else {
+                Entry::hole(self.clock)
+            };
+            self.cache.dirty_node(leaf).set(index, new);
+            if let Some(volume) = self.volumes.get_mut(&id) {
+                volume.dirty = false;
+            }
+        }
+        self.deleted.clear();
+        let carcasses = self.take_carcass_image();
+        let nodes = self.cache.freeze();
+        debug_assert!(self.frozen.is_empty());
+        self.frozen = std::mem::take(&mut self.deltas);
+        let position = self.journal.position();
+        let superblock = Superblock {
+            uuid: self.uuid,
+            name: self.name.clone(),
+            read_only_compatible: 0,
+            compatible: 0,
+            incompatible: 0,
+            generation: crate::units::Generation(self.generation.0 + 1),
+            clock: self.clock,
+            lsn: self.journal.last(),
+            geometry: self.geometry,
+            groups_in_use: self.groups_in_use,
+            journal_append: position.append,
+            journal_chain: position.chain,
+            session: self.log.session(),
+            host_id: uuid::Uuid::nil(),
+            heartbeat: 0,
+            volume_table: self.table,
+            carcass_table: self.carcass_root,
+            next_volume: self.next_volume,
+            next_carcass: self.next_carcass,
+            transaction_id: self.transaction_id,
+            volume_count: self.volumes.len() as u64,
+            used_blocks: 0,
+            group_index: self.index_refs.clone(),
+        };
+        Ok(Image { lsn: superblock.lsn, position, nodes, records, carcasses, superblock })
+    }
+
+    /// The carcass table is written anew whenever it has changed: it is small.
+    fn take_carcass_image(&mut self) -> Option<CarcassImage> {
+        if !self.carcasses_dirty {
+            return None;
+        }
+        self.carcasses_dirty = false;
+        for block in std::mem::take(&mut self.carcass_blocks) {
+            self.count(block, -1);
+        }
+        let carcasses: Vec<Carcass> = self.carcasses.values().map(|waiting| waiting.carcass).collect();
+        let mut blocks = Vec::new();
+        let mut take = |state: &mut Self| {
+            let (address, _) = state.take_node_block(0);
+            blocks.push(address);
+            address
+        };
+        let pages: Vec<PoolBlock> = (0..carcasses.len().div_ceil(CARCASSES_PER_PAGE)).map(|_| take(self)).collect();
+        let mut nodes = Vec::new();
+        let mut width = pages.len();
+        let mut level = 0;
+        while width > 0 {
+            width = width.div_ceil(ENTRIES_PER_NODE);
+            nodes.extend((0..width).map(|_| (take(self), level)));
+            level += 1;
+            if width == 1 {
+                break;
+            }
+        }
+        self.carcass_blocks = blocks;
+        Some(CarcassImage { carcasses, pages, nodes })
+    }
+
+    /// Applies the frozen deltas of one page. Blocks whose count becomes 0 are added to `freed`.
+    fn apply_deltas(&mut self, key: PageKey, image: &mut GroupImage, freed: &mut Vec<PoolBlock>) -> Result<Rc<[u32; 1024]>> {
+        let (group, page) = key;
+        let deltas = self.frozen.take(key).unwrap_or_default();
+        let counts = self.pages.get_mut(&key).expect("loaded by the caller");
+        let first = self.geometry.group_start(group).plus(u64::from(page) * COUNTS_PER_PAGE);
+        let changed = Rc::make_mut(counts);
+        for (index, change) in deltas {
+            let count = &mut changed[usize::from(index)];
+            let block = first.plus(u64::from(index));
+            let Some(new) = count.checked_add_signed(change) else {
+                let found = i64::from(*count) + i64::from(change);
+                let check = Check::Count { recorded: u64::from(*count), found: found.unsigned_abs() };
+                return Err(Corrupt { structure: Structure::SpaceMapPage, address: block, check }.into());
+            };
+            match (*count, new) {
+                (0, 1..) => image.free_blocks = image.free_blocks.saturating_sub(1),
+                (1.., 0) => image.free_blocks += 1,
+                _ => {}
+            }
+            *count = new;
+            if new == 0 {
+                freed.push(block);
+            }
+        }
+        Ok(Rc::clone(counts))
+    }
+
+    /// Whether nothing has happened to a block since the running checkpoint's instant.
+    fn untouched(&self, block: PoolBlock) -> bool {
+        let Some((group, index)) = self.geometry.group_of(block) else { return false };
+        let page = (group, index / COUNTS_PER_PAGE as u32);
+        self.deltas.get(page, (index % COUNTS_PER_PAGE as u32) as u16).is_none()
+    }
+
+    /// The checkpoint is durable: its nodes are clean, and whatever was copied from them meanwhile learns their checksums.
+    fn settle(&mut self, checksums: &FxHashMap<u64, u32>, nodes: Vec<(PoolBlock, Cached)>) {
+        for (address, cached) in nodes {
+            self.cache.thaw(address, cached.node);
+        }
+        for address in self.cache.dirty_inner() {
+            self.cache.refill(address, |node, place| fill_checksums(node, checksums, place));
+        }
+        let fill = |entry: &mut Entry| {
+            if entry.kind == EntryKind::Node
+                && let Some(checksum) = checksums.get(&entry.address.0)
+            {
+                entry.checksum = *checksum;
+            }
+        };
+        for volume in self.volumes.values_mut() {
+            fill(&mut volume.record.root.entry);
+        }
+        for waiting in self.carcasses.values_mut() {
+            fill(&mut waiting.carcass.entry);
+        }
+        fill(&mut self.table.entry);
+    }
+
+    /// Takes all windows back: their blocks are free in the image.
+    pub(super) fn give_back_windows(&mut self) {
+        for volume in self.volumes.values_mut() {
+            if let Some(run) = volume.window.give_back() {
+                for offset in 0..run.count {
+                    self.allocator.release(run.start.plus(offset));
+                }
+            }
+        }
+    }
+
+    /// The index entry of a group; of one beyond the indexes in use, an empty one.
+    pub(super) fn index_entry(&self, group: u64) -> format::GroupIndexEntry {
+        let known = self.indexes.get((group / GROUPS_PER_INDEX) as usize);
+        let mut entry = known.map_or_else(format::GroupIndexEntry::empty, |index| {
+            index.entries.get((group % GROUPS_PER_INDEX) as usize).copied().unwrap_or_else(format::GroupIndexEntry::empty)
+        });
+        if entry.empty {
+            let free = self.geometry.group_blocks(group).saturating_sub(self.geometry.layout_blocks(group));
+            entry.free_blocks = free as u32;
+        }
+        entry
+    }
+
+    /// Metadata blocks that a checkpoint takes for itself at its instant.
+    pub(super) fn checkpoint_blocks(&self) -> u64 {
+        node_blocks(1) * 4 + self.carcasses.len() as u64 / CARCASSES_PER_PAGE as u64
+    }
+}

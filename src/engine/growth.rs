@@ -1,0 +1,324 @@
+//! Space: bringing groups into memory and into use, preparing blocks on the host ahead of need, and giving back.
+
+use super::pool::{Pool, until};
+use super::space::GroupSpace;
+use super::state::State;
+use super::{Memory, Storage};
+use crate::error::{Check, Corrupt, Error, Result, Structure};
+use crate::format::{self, COUNTS_PER_PAGE, Place, Record};
+use crate::units::{BLOCK_BYTES, BLOCK_SIZE, PoolBlock};
+
+/// Free blocks that the background task keeps ready (32 MiB).
+pub(super) const READY_BLOCKS: u64 = 8192;
+/// Blocks prepared in one step (8 MiB).
+const STEP_BLOCKS: u32 = 2048;
+/// Shortest run that is worth punching (64 KiB), and the longest that is punched at once (32 MiB).
+const PUNCH_BLOCKS: (u32, u32) = (16, 8192);
+
+impl<S: Storage> Pool<S> {
+    /// Makes room for `blocks` data or metadata blocks: takes windows back, prepares host space, waits for what has been
+    /// freed, and at last forces a checkpoint. The caller tries again after `Ok`. Nothing may be held.
+    ///
+    /// # Errors
+    /// `NoSpace` when nothing helps.
+    pub(super) async fn make_room(&self, blocks: u64, metadata: bool) -> Result<()> {
+        let inner = &self.inner;
+        loop {
+            {
+                let mut state = inner.state.borrow_mut();
+                state.check_writable()?;
+                if state.has_room(blocks, metadata) {
+                    return Ok(());
+                }
+                state.give_back_windows();
+                if state.has_room(blocks, metadata) {
+                    return Ok(());
+                }
+            }
+            if self.grow().await? {
+                continue;
+            }
+            let (unrecorded, draining, free) = {
+                let state = inner.state.borrow();
+                (!state.unrecorded_frees.is_empty(), state.draining_frees.front().map(|(epoch, _)| *epoch), state.allocator.free())
+            };
+            if unrecorded && !metadata {
+                self.commit().await?;
+                continue;
+            }
+            if let Some(epoch) = draining
+                && !metadata
+            {
+                until(&inner.signals.epoch, || {
+                    let state = inner.state.borrow();
+                    state.epochs.is_over(epoch) || state.poisoned.is_some()
+                })
+                .await;
+                inner.state.borrow_mut().release_frees();
+                continue;
+            }
+            let fresh = inner.state.borrow().allocator.fresh();
+            self.checkpoint().await?;
+            {
+                let state = inner.state.borrow();
+                if state.allocator.free() > free || state.allocator.fresh() > fresh {
+                    continue;
+                }
+            }
+            if self.eat_something().await? {
+                continue;
+            }
+            let mut state = inner.state.borrow_mut();
+            if state.has_room(blocks, metadata) {
+                return Ok(());
+            }
+            state.counters.space_refusals += 1;
+            let host = if inner.host_full.get() { "the host has no space left for the pool" } else { "the pool is full" };
+            return Err(Error::NoSpace(host.into()));
+        }
+    }
+
+    /// Gets more blocks ready; answers whether there are more now. One task at a time does it, others wait for it.
+    pub(super) async fn grow(&self) -> Result<bool> {
+        let inner = &self.inner;
+        if inner.growing.get() {
+            until(&inner.signals.space, || !inner.growing.get()).await;
+            return Ok(true);
+        }
+        inner.growing.set(true);
+        let grown = self.grow_step().await;
+        inner.growing.set(false);
+        inner.signals.space.notify(usize::MAX);
+        match grown {
+            Err(Error::NoSpace(reason)) => {
+                if !inner.host_full.replace(true) {
+                    tracing::warn!("the host has no space for the pool: {reason}");
+                }
+                Ok(false)
+            }
+            other => other,
+        }
+    }
+
+    async fn grow_step(&self) -> Result<bool> {
+        let inner = &self.inner;
+        let (unready, unloaded, next) = {
+            let state = inner.state.borrow();
+            let unready = (0..state.groups_in_use)
+                .rev()
+                .find_map(|group| state.allocator.readiness(group).filter(|(ready, all)| ready < all).map(|(ready, _)| (group, ready)));
+            let unloaded =
+                (0..state.groups_in_use).find(|group| !state.allocator.has_group(*group) && state.index_entry(*group).free_blocks > 0);
+            let next = (state.groups_in_use < state.geometry.group_count()).then_some(state.groups_in_use);
+            (unready, unloaded, next)
+        };
+        if let Some((group, ready)) = unready {
+            let start = inner.state.borrow().geometry.group_start(group);
+            let range = start.plus(u64::from(ready)).offset_bytes()
+                ..start.plus(u64::from(ready + STEP_BLOCKS).min(inner.state.borrow().geometry.group_blocks(group))).offset_bytes();
+            self.extend(range).await?;
+            inner.state.borrow_mut().allocator.make_ready(group, ready + STEP_BLOCKS);
+            return Ok(true);
+        }
+        if let Some(group) = unloaded {
+            self.load_group(group).await?;
+            return Ok(true);
+        }
+        let Some(group) = next else { return Ok(false) };
+        self.append_group(group).await?;
+        Ok(true)
+    }
+
+    async fn extend(&self, range: std::ops::Range<u64>) -> Result<()> {
+        let what = format!("allocation of {} bytes at byte {} of the pool", range.end - range.start, range.start);
+        self.inner.storage.extend(range).await.map_err(|error| Error::io(what, error))
+    }
+
+    /// Takes the next group into use: its descriptors and both slots of its pages are allocated on the host and flushed,
+    /// then the change is recorded, and only then a block of it is handed out. No checkpoint can fail for host space.
+    async fn append_group(&self, group: u64) -> Result<()> {
+        let inner = &self.inner;
+        let geometry = inner.state.borrow().geometry;
+        let start = geometry.group_start(group);
+        let layout = geometry.layout_blocks(group);
+        self.extend(start.offset_bytes()..start.plus(layout).offset_bytes()).await?;
+        inner.storage.flush().await.map_err(|error| self.poison(&Error::io("flush of a new group", error)))?;
+        let mut state = inner.state.borrow_mut();
+        state.groups_in_use = group + 1;
+        let record = Record::PoolGrown { groups_in_use: group + 1 };
+        state.publish(None, &record);
+        state.allocator.add_group(group, GroupSpace::new(geometry.group_blocks(group) as u32, layout as u32));
+        state.counters.groups_appended += 1;
+        Ok(())
+    }
+
+    /// Reads a group's counts and learns which of its blocks are free.
+    pub(super) async fn load_group(&self, group: u64) -> Result<()> {
+        let inner = &self.inner;
+        loop {
+            until(&inner.signals.checkpointed, || {
+                let state = inner.state.borrow();
+                !state.checkpointing || state.poisoned.is_some()
+            })
+            .await;
+            if let Some(error) = self.poison_error() {
+                return Err(error);
+            }
+            let begun = inner.checkpoints_begun.get();
+            let counts = self.read_group(group).await?;
+            let mut state = inner.state.borrow_mut();
+            // A checkpoint meanwhile may have written other slots than those that were read.
+            if begun == inner.checkpoints_begun.get() && !state.checkpointing {
+                if !state.allocator.has_group(group) {
+                    state.add_loaded_group(group, &counts);
+                }
+                return Ok(());
+            }
+        }
+    }
+
+    async fn read_group(&self, group: u64) -> Result<Vec<u32>> {
+        self.load_descriptor(group).await?;
+        let (descriptor, range, uuid, geometry) = {
+            let state = self.inner.state.borrow();
+            let descriptor = state.descriptors.get(&group).cloned().unwrap_or_else(|| format::GroupDescriptor::new(group));
+            (descriptor, state.geometry.pages_range(group), state.uuid, state.geometry)
+        };
+        let count = (range.end - range.start) as usize;
+        let bytes = if descriptor.pages.iter().any(|page| page.present) {
+            let memory = self.inner.storage.allocate(count * BLOCK_SIZE);
+            let read = self.inner.storage.read(range.start * BLOCK_BYTES, &memory).await;
+            read.map_err(|error| Error::io(format!("read of the counts of group {group}"), error))?;
+            let mut bytes = vec![0; count * BLOCK_SIZE];
+            memory.read(0, &mut bytes);
+            bytes
+        } else {
+            Vec::new()
+        };
+        let mut counts = Vec::with_capacity(format::GROUP_BLOCKS as usize);
+        for (page, reference) in descriptor.pages.iter().enumerate() {
+            let page = page as u32;
+            if !reference.present {
+                counts.extend_from_slice(&super::pool::implied_counts(&self.inner.state.borrow(), group, page)[..]);
+                continue;
+            }
+            let address = geometry.page_block(group, page, reference.slot);
+            let at = (address.0 - range.start) as usize * BLOCK_SIZE;
+            let structure = Structure::SpaceMapPage;
+            let Some(block) = bytes.get(at..at + BLOCK_SIZE) else {
+                return Err(Corrupt { structure, address, check: Check::Truncated }.into());
+            };
+            let found = format::checksum(&uuid, Place::SpaceMapPage { group, page }, block);
+            if found != reference.checksum {
+                let check = Check::Checksum { expected: reference.checksum, found };
+                return Err(Corrupt { structure, address, check }.into());
+            }
+            let page = format::decode_counts(block).map_err(|check| Corrupt { structure, address, check })?;
+            counts.extend_from_slice(&page[..]);
+        }
+        Ok(counts)
+    }
+
+    /// The background task for space: keeps blocks ready, and punches what is free when there is little to do.
+    pub(super) async fn run_space(&self) {
+        let inner = &self.inner;
+        let mut seen = inner.ticks.get();
+        let mut grew = true;
+        loop {
+            until(&inner.signals.work, || {
+                let state = inner.state.borrow();
+                inner.stopped.get()
+                    || state.poisoned.is_some()
+                    || inner.ticks.get() != seen
+                    || (grew && !state.closing && state.allocator.free() < READY_BLOCKS)
+            })
+            .await;
+            if inner.stopped.get() || inner.state.borrow().poisoned.is_some() {
+                return;
+            }
+            if inner.ticks.get() != seen {
+                seen = inner.ticks.get();
+                grew = true;
+                inner.host_full.set(false);
+                if let Err(error) = self.load_freed_groups().await {
+                    tracing::error!("background work on space: {error}");
+                }
+                self.punch_some(64).await;
+                continue;
+            }
+            match self.grow().await {
+                Ok(more) => grew = more,
+                Err(error) => {
+                    grew = false;
+                    tracing::error!("background work on space: {error}");
+                }
+            }
+        }
+    }
+
+    /// Groups in which a checkpoint freed blocks are read, so that these are used again or given back.
+    async fn load_freed_groups(&self) -> Result<()> {
+        let groups = std::mem::take(&mut self.inner.state.borrow_mut().groups_freed_in);
+        for group in groups {
+            if !self.inner.state.borrow().allocator.has_group(group) {
+                self.load_group(group).await?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Gives up to `runs` free runs back to the host. A run under punch is claimed: nobody is handed its blocks.
+    pub(super) async fn punch_some(&self, runs: usize) {
+        let inner = &self.inner;
+        for _ in 0..runs {
+            let Some(run) = inner.state.borrow_mut().allocator.take_punchable(PUNCH_BLOCKS.0, PUNCH_BLOCKS.1) else { return };
+            let range = run.start.offset_bytes()..run.start.plus(run.count).offset_bytes();
+            let punched = inner.storage.punch(range).await;
+            {
+                let mut state = inner.state.borrow_mut();
+                for offset in 0..run.count {
+                    state.allocator.release(run.start.plus(offset));
+                }
+                match punched {
+                    Ok(()) => state.counters.blocks_punched += run.count,
+                    Err(error) => tracing::warn!("punch of {} blocks at pool block {}: {error}", run.count, run.start),
+                }
+            }
+            inner.signals.space.notify(usize::MAX);
+        }
+    }
+}
+
+impl State {
+    fn has_room(&self, blocks: u64, metadata: bool) -> bool {
+        let (free, fresh) = (self.allocator.free(), self.allocator.fresh());
+        if metadata {
+            return fresh >= self.administration_blocks() + self.metadata_promised + blocks;
+        }
+        let recycled = free.saturating_sub(fresh);
+        recycled + fresh.saturating_sub(self.data_reserve_blocks()) >= blocks
+    }
+
+    /// Adds a group that was in use before: free is what the durable counts say, nothing has touched since, and no freed
+    /// block waits for.
+    fn add_loaded_group(&mut self, group: u64, counts: &[u32]) {
+        let blocks = self.geometry.group_blocks(group) as u32;
+        let mut space = GroupSpace::new(blocks, blocks);
+        let start = self.geometry.group_start(group);
+        let waiting: rustc_hash::FxHashSet<PoolBlock> = self
+            .unrecorded_frees
+            .iter()
+            .map(|(_, block)| *block)
+            .chain(self.draining_frees.iter().map(|(_, block)| *block))
+            .collect();
+        for (index, count) in counts.iter().enumerate().take(blocks as usize) {
+            let page = (group, (index as u64 / COUNTS_PER_PAGE) as u32);
+            let in_page = (index as u64 % COUNTS_PER_PAGE) as u16;
+            let block = start.plus(index as u64);
+            if *count == 0 && self.deltas.get(page, in_page).is_none() && !waiting.contains(&block) {
+                space.set_fresh(index as u32, true);
+            }
+        }
+        self.allocator.add_group(group, space);
+    }
+}

@@ -1,0 +1,360 @@
+//! A pool in use: its state, its storage, and the ways to wait for what another task will do.
+
+use std::cell::{Cell, RefCell};
+use std::rc::Rc;
+
+use event_listener::Event;
+use rustc_hash::FxHashMap;
+
+use super::epoch::EpochId;
+use super::space::PageKey;
+use super::state::{Need, State, Try};
+use super::{Counters, Memory, Storage};
+use crate::error::{Check, Corrupt, Error, Result, Structure};
+use crate::format::{self, COUNTS_PER_PAGE, Node, PAGES_PER_GROUP, Place};
+use crate::units::{BLOCK_SIZE, PoolBlock, VolumeId};
+
+/// A pool that is open. A clone is another handle to the same pool.
+pub struct Pool<S: Storage> {
+    pub(super) inner: Rc<Inner<S>>,
+}
+
+impl<S: Storage> Clone for Pool<S> {
+    fn clone(&self) -> Self {
+        Self { inner: Rc::clone(&self.inner) }
+    }
+}
+
+/// Things to wait for.
+#[derive(Default)]
+pub(super) struct Signals {
+    /// A commit is wanted, a checkpoint is wanted, or the pool is closing: the background tasks look at the flags.
+    pub(super) work: Event,
+    /// Something became durable, or the pool was poisoned.
+    pub(super) durable: Event,
+    /// A checkpoint has ended.
+    pub(super) checkpointed: Event,
+    /// An epoch has ended.
+    pub(super) epoch: Event,
+    /// Blocks were freed, promised room was returned, or host space was prepared.
+    pub(super) space: Event,
+    /// A carcass was made or a change became durable.
+    pub(super) carcass: Event,
+}
+
+pub(super) struct Inner<S: Storage> {
+    pub(super) storage: S,
+    pub(super) state: RefCell<State>,
+    pub(super) signals: Signals,
+    loading: RefCell<FxHashMap<u64, Rc<Event>>>,
+    loading_pages: RefCell<FxHashMap<PageKey, Rc<Event>>>,
+    /// Commits wanted so far, and flushes of the medium begun and ended.
+    pub(super) commit_wanted: Cell<bool>,
+    pub(super) flushes_begun: Cell<u64>,
+    pub(super) flushes_ended: Cell<u64>,
+    pub(super) checkpoint_wanted: Cell<bool>,
+    pub(super) checkpoints_begun: Cell<u64>,
+    pub(super) checkpoints_ended: Cell<u64>,
+    pub(super) growing: Cell<bool>,
+    pub(super) host_full: Cell<bool>,
+    pub(super) ticks: Cell<u64>,
+    pub(super) stopped: Cell<bool>,
+    pub(super) open_handles: Cell<u64>,
+}
+
+/// Waits until `ready` holds; `event` tells when to look again.
+pub(super) async fn until(event: &Event, mut ready: impl FnMut() -> bool) {
+    loop {
+        if ready() {
+            return;
+        }
+        let listener = event.listen();
+        if ready() {
+            return;
+        }
+        listener.await;
+    }
+}
+
+/// A plan's stay in an epoch.
+pub(super) struct Stay<S: Storage> {
+    inner: Rc<Inner<S>>,
+    epoch: EpochId,
+}
+
+impl<S: Storage> Drop for Stay<S> {
+    fn drop(&mut self) {
+        let mut state = self.inner.state.borrow_mut();
+        if state.epochs.leave(self.epoch) {
+            state.release_frees();
+            drop(state);
+            self.inner.signals.epoch.notify(usize::MAX);
+            self.inner.signals.space.notify(usize::MAX);
+        }
+    }
+}
+
+impl<S: Storage> Pool<S> {
+    pub(super) fn new(storage: S, state: State) -> Self {
+        Self {
+            inner: Rc::new(Inner {
+                storage,
+                state: RefCell::new(state),
+                signals: Signals::default(),
+                loading: RefCell::default(),
+                loading_pages: RefCell::default(),
+                commit_wanted: Cell::new(false),
+                flushes_begun: Cell::new(0),
+                flushes_ended: Cell::new(0),
+                checkpoint_wanted: Cell::new(false),
+                checkpoints_begun: Cell::new(0),
+                checkpoints_ended: Cell::new(0),
+                growing: Cell::new(false),
+                host_full: Cell::new(false),
+                ticks: Cell::new(0),
+                stopped: Cell::new(false),
+                open_handles: Cell::new(0),
+            }),
+        }
+    }
+
+    /// Enters the current epoch.
+    pub(super) fn enter(&self) -> Stay<S> {
+        let epoch = self.inner.state.borrow_mut().epochs.enter();
+        Stay { inner: Rc::clone(&self.inner), epoch }
+    }
+
+    /// Why nothing may be changed any more, if so.
+    pub(super) fn poison_error(&self) -> Option<Error> {
+        self.inner.state.borrow().poisoned.clone().map(Error::Poisoned)
+    }
+
+    /// Stops all writing for good: a write of metadata or a flush failed, and what is on the medium is not known.
+    pub(super) fn poison(&self, error: &Error) -> Error {
+        let reason = error.to_string();
+        {
+            let mut state = self.inner.state.borrow_mut();
+            if state.poisoned.is_none() {
+                tracing::error!(pool = %state.name, "pool is poisoned: {reason}");
+                state.log.poison();
+                state.poisoned = Some(reason.clone());
+            }
+        }
+        let signals = &self.inner.signals;
+        for event in [&signals.work, &signals.durable, &signals.checkpointed, &signals.space, &signals.carcass, &signals.epoch] {
+            event.notify(usize::MAX);
+        }
+        Error::Poisoned(reason)
+    }
+
+    /// Tries a step until it has all it needs in memory. Waits for I/O only, so it may be called inside an epoch.
+    pub(super) async fn attempt<T>(&self, mut step: impl FnMut(&mut State) -> Try<T>) -> Result<T> {
+        loop {
+            let need = match step(&mut self.inner.state.borrow_mut()) {
+                Ok(done) => return Ok(done),
+                Err(need) => need,
+            };
+            self.satisfy(need).await?;
+        }
+    }
+
+    /// Brings into memory what a step missed.
+    pub(super) async fn satisfy(&self, need: Need) -> Result<()> {
+        match need {
+            Need::Node { address, mirrored, checksum, place } => self.load_node(address, mirrored, checksum, place).await,
+            Need::Counts(page) => self.load_page(page).await,
+            Need::Metadata => Err(Error::NoSpace("the pool has no block left for metadata".into())),
+        }
+    }
+
+    /// Reads a node, taking the second of a pair when the first is damaged.
+    async fn load_node(&self, address: PoolBlock, mirrored: bool, checksum: u32, place: Place) -> Result<()> {
+        let waiting = self.inner.loading.borrow().get(&address.0).cloned();
+        if let Some(event) = waiting {
+            until(&event, || !self.inner.loading.borrow().contains_key(&address.0)).await;
+            return Ok(());
+        }
+        let event = Rc::new(Event::new());
+        self.inner.loading.borrow_mut().insert(address.0, Rc::clone(&event));
+        let stay = self.enter();
+        let loaded = self.read_checked(address, mirrored, checksum, place, Structure::Node).await;
+        let loaded = loaded.and_then(|bytes| {
+            let mut state = self.inner.state.borrow_mut();
+            let node = Node::decode(&bytes, super::cache::level_of(place), state.geometry.pool_blocks)
+                .map_err(|check| Corrupt { structure: Structure::Node, address, check })?;
+            state.counters.nodes_read += 1;
+            state.cache.insert_clean(address, node, place, mirrored);
+            Ok(())
+        });
+        drop(stay);
+        self.inner.loading.borrow_mut().remove(&address.0);
+        event.notify(usize::MAX);
+        loaded
+    }
+
+    /// Reads a metadata block and verifies its checksum; of a pair, the second where the first is bad.
+    pub(super) async fn read_checked(
+        &self,
+        address: PoolBlock,
+        mirrored: bool,
+        checksum: u32,
+        place: Place,
+        structure: Structure,
+    ) -> Result<Vec<u8>> {
+        let uuid = self.inner.state.borrow().uuid;
+        let mut first_error = None;
+        for copy in 0..=u64::from(mirrored) {
+            let at = address.plus(copy);
+            let outcome = self.read_block(at).await.and_then(|bytes| {
+                let found = format::checksum(&uuid, place, &bytes);
+                if found == checksum {
+                    return Ok(bytes);
+                }
+                Err(Corrupt { structure, address: at, check: Check::Checksum { expected: checksum, found } }.into())
+            });
+            match outcome {
+                Ok(bytes) => {
+                    if copy > 0 {
+                        tracing::warn!("{structure} at block {address} is damaged; its second copy was used");
+                        self.inner.state.borrow_mut().counters.second_copies_used += 1;
+                    }
+                    return Ok(bytes);
+                }
+                Err(error) => first_error = first_error.or(Some(error)),
+            }
+        }
+        Err(first_error.unwrap_or_else(|| Error::InvalidInput("nothing was read".into())))
+    }
+
+    /// Reads one block of the pool.
+    pub(super) async fn read_block(&self, address: PoolBlock) -> Result<Vec<u8>> {
+        read_bytes(&self.inner.storage, address, 1).await
+    }
+
+    /// Reads a page of counts.
+    async fn load_page(&self, page: PageKey) -> Result<()> {
+        let waiting = self.inner.loading_pages.borrow().get(&page).cloned();
+        if let Some(event) = waiting {
+            until(&event, || !self.inner.loading_pages.borrow().contains_key(&page)).await;
+            return Ok(());
+        }
+        let event = Rc::new(Event::new());
+        self.inner.loading_pages.borrow_mut().insert(page, Rc::clone(&event));
+        let loaded = self.read_page(page).await;
+        if let Ok(counts) = &loaded {
+            let mut state = self.inner.state.borrow_mut();
+            if state.pages.len() >= PAGES_KEPT && !state.checkpointing {
+                state.pages.clear();
+            }
+            // A page that the checkpoint has brought up to date meanwhile is newer.
+            state.pages.entry(page).or_insert_with(|| Rc::clone(counts));
+        }
+        self.inner.loading_pages.borrow_mut().remove(&page);
+        event.notify(usize::MAX);
+        loaded.map(|_| ())
+    }
+
+    async fn read_page(&self, (group, page): PageKey) -> Result<Rc<[u32; 1024]>> {
+        self.load_descriptor(group).await?;
+        let (reference, address, uuid, implied) = {
+            let state = self.inner.state.borrow();
+            let reference = state.descriptors.get(&group).and_then(|descriptor| descriptor.pages.get(page as usize).copied());
+            let Some(reference) = reference else {
+                return Err(Error::InvalidInput(format!("group {group} has no page {page}")));
+            };
+            let address = state.geometry.page_block(group, page, reference.slot);
+            (reference, address, state.uuid, implied_counts(&state, group, page))
+        };
+        if !reference.present {
+            return Ok(implied);
+        }
+        let bytes = self.read_block(address).await?;
+        let structure = Structure::SpaceMapPage;
+        let found = format::checksum(&uuid, Place::SpaceMapPage { group, page }, &bytes);
+        if found != reference.checksum {
+            let check = Check::Checksum { expected: reference.checksum, found };
+            return Err(Corrupt { structure, address, check }.into());
+        }
+        self.inner.state.borrow_mut().counters.pages_read += 1;
+        let counts = format::decode_counts(&bytes).map_err(|check| Corrupt { structure, address, check })?;
+        Ok(Rc::new(*counts))
+    }
+
+    /// Reads a group's descriptor, unless the group is empty: then it is implied.
+    pub(super) async fn load_descriptor(&self, group: u64) -> Result<()> {
+        let (entry, address) = {
+            let state = self.inner.state.borrow();
+            if state.descriptors.contains_key(&group) {
+                return Ok(());
+            }
+            let entry = state.index_entry(group);
+            (entry, state.geometry.descriptor_block(group, entry.slot))
+        };
+        let descriptor = if entry.empty {
+            format::GroupDescriptor::new(group)
+        } else {
+            let structure = Structure::GroupDescriptor;
+            let bytes =
+                self.read_checked(address, true, entry.checksum, Place::GroupDescriptor(group), structure).await?;
+            format::GroupDescriptor::decode(&bytes, group).map_err(|check| Corrupt { structure, address, check })?
+        };
+        self.inner.state.borrow_mut().descriptors.entry(group).or_insert(descriptor);
+        Ok(())
+    }
+
+    /// Counters of rare and costly things since the pool was opened.
+    pub fn counters(&self) -> Counters {
+        let state = self.inner.state.borrow();
+        Counters { ring_wraps: state.journal.wraps, ..state.counters.clone() }
+    }
+
+    /// Drops every clean node and page from memory: for tests and benches of a cold cache.
+    pub fn drop_caches(&self) {
+        let mut state = self.inner.state.borrow_mut();
+        state.cache.drop_clean();
+        if !state.checkpointing {
+            state.pages.clear();
+        }
+    }
+
+    pub(super) fn volume_name(&self, id: VolumeId) -> String {
+        let state = self.inner.state.borrow();
+        state.volumes.get(&id).map_or_else(|| id.to_string(), |volume| volume.record.name.clone())
+    }
+}
+
+/// Pages of counts kept in memory (16 MiB).
+const PAGES_KEPT: usize = 4096;
+
+/// The counts of a page that was never written: the layout's own blocks and those behind a short last group are taken.
+pub(super) fn implied_counts(state: &State, group: u64, page: u32) -> Rc<[u32; 1024]> {
+    debug_assert!(page < PAGES_PER_GROUP);
+    let layout = state.geometry.layout_blocks(group);
+    let blocks = state.geometry.group_blocks(group);
+    let first = u64::from(page) * COUNTS_PER_PAGE;
+    let mut counts = [0; 1024];
+    for (index, count) in counts.iter_mut().enumerate() {
+        let block = first + index as u64;
+        *count = u32::from(block < layout || block >= blocks);
+    }
+    Rc::new(counts)
+}
+
+/// Reads `count` blocks into memory of our own.
+pub(super) async fn read_bytes<S: Storage>(storage: &S, address: PoolBlock, count: usize) -> Result<Vec<u8>> {
+    let memory = storage.allocate(count * BLOCK_SIZE);
+    storage
+        .read(address.offset_bytes(), &memory)
+        .await
+        .map_err(|error| Error::io(format!("read of {count} blocks at pool block {address}"), error))?;
+    let mut bytes = vec![0; count * BLOCK_SIZE];
+    memory.read(0, &mut bytes);
+    Ok(bytes)
+}
+
+/// Copies `bytes` into memory that the storage can write from.
+pub(super) fn to_memory<S: Storage>(storage: &S, bytes: &[u8]) -> S::Memory {
+    let memory = storage.allocate(bytes.len());
+    memory.write(0, bytes);
+    memory
+}

@@ -1,0 +1,10 @@
+//! Which blocks are in use, how often, and which may be handed out.
+
+mod allocator;
+mod bitmap;
+mod deltas;
+mod window;
+
+pub(super) use allocator::{Allocator, GroupSpace, Run};
+pub(super) use deltas::{DeltaPage, Deltas, PageKey};
+pub(super) use window::Window;

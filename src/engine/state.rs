@@ -1,0 +1,257 @@
+//! Everything the engine knows in memory. It is changed between two awaits only, so each method here is one instant.
+
+use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::rc::Rc;
+
+use rustc_hash::FxHashMap;
+use uuid::Uuid;
+
+use super::cache::NodeCache;
+use super::epoch::{EpochId, Epochs};
+use super::journal::Journal;
+use super::ranges::Ranges;
+use super::space::{Allocator, Deltas, PageKey, Window};
+use super::{Counters, PendingLog};
+use crate::error::{Error, Result};
+use crate::format::{
+    Carcass, Entry, EntryKind, Geometry, GroupDescriptor, GroupIndex, GroupIndexRef, Place, Record, Root, Slot,
+    VolumeRecord,
+};
+use crate::units::{Clock, Generation, Lsn, PoolBlock, VirtualBlock, VolumeId};
+
+/// A tree of mapping nodes.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum TreeKey {
+    Volume(VolumeId),
+    Table,
+}
+
+/// What must be brought into memory, or made room for, before a step can be taken. The step is then tried again from the
+/// start: anything may have changed meanwhile.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Need {
+    Node { address: PoolBlock, mirrored: bool, checksum: u32, place: Place },
+    Counts(PageKey),
+    Metadata,
+}
+
+/// Result of a step that finds all it needs in memory, or says what it misses.
+pub(super) type Try<T> = std::result::Result<T, Need>;
+
+/// A volume in memory.
+pub(super) struct Volume {
+    pub(super) record: VolumeRecord,
+    /// Its last change.
+    pub(super) last: Lsn,
+    /// Whether the record differs from the one in the table.
+    pub(super) dirty: bool,
+    pub(super) window: Window,
+    pub(super) ranges: Ranges,
+    pub(super) released: Rc<event_listener::Event>,
+    /// Number of handles.
+    pub(super) open: u32,
+    /// A control operation is under way; others wait or are refused.
+    pub(super) unready: bool,
+}
+
+impl Volume {
+    pub(super) fn new(record: VolumeRecord, last: Lsn, dirty: bool) -> Self {
+        Self {
+            record,
+            last,
+            dirty,
+            window: Window::default(),
+            ranges: Ranges::default(),
+            released: Rc::new(event_listener::Event::new()),
+            open: 0,
+            unready: false,
+        }
+    }
+}
+
+/// A carcass, and the change that made it: it is eaten only when that is durable.
+#[derive(Clone, Copy)]
+pub(super) struct Waiting {
+    pub(super) carcass: Carcass,
+    pub(super) made: Lsn,
+}
+
+pub(super) struct State {
+    pub(super) uuid: Uuid,
+    pub(super) name: String,
+    pub(super) geometry: Geometry,
+    pub(super) generation: Generation,
+    pub(super) slot: Slot,
+    pub(super) clock: Clock,
+    pub(super) groups_in_use: u64,
+    pub(super) next_volume: VolumeId,
+    pub(super) next_carcass: u64,
+    pub(super) transaction_id: u64,
+    pub(super) table: Root,
+    pub(super) volumes: BTreeMap<VolumeId, Volume>,
+    pub(super) names: HashMap<String, VolumeId>,
+    /// Volumes deleted since the last checkpoint's instant: their records go with the next.
+    pub(super) deleted: Vec<VolumeId>,
+    /// Blocks in use as of the last checkpoint.
+    pub(super) used_blocks: u64,
+    pub(super) carcasses: BTreeMap<u64, Waiting>,
+    pub(super) carcass_root: Root,
+    /// Blocks of the carcass table as of the last checkpoint: pages and the nodes above them.
+    pub(super) carcass_blocks: Vec<PoolBlock>,
+    pub(super) carcasses_dirty: bool,
+    pub(super) cache: NodeCache,
+    pub(super) deltas: Deltas,
+    /// Deltas of the running checkpoint that have not been applied to their pages yet.
+    pub(super) frozen: Deltas,
+    pub(super) pages: FxHashMap<PageKey, Rc<[u32; 1024]>>,
+    pub(super) descriptors: FxHashMap<u64, GroupDescriptor>,
+    pub(super) indexes: Vec<GroupIndex>,
+    pub(super) index_refs: Vec<GroupIndexRef>,
+    pub(super) allocator: Allocator,
+    pub(super) epochs: Epochs,
+    /// Blocks freed by a change that is not durable yet.
+    pub(super) unrecorded_frees: VecDeque<(Lsn, PoolBlock)>,
+    /// Blocks whose freeing is durable, waiting for the plans that may still use them.
+    pub(super) draining_frees: VecDeque<(EpochId, PoolBlock)>,
+    pub(super) journal: Journal,
+    pub(super) log: Box<dyn PendingLog>,
+    /// Bytes of the log promised to operations under way.
+    pub(super) log_promised: usize,
+    /// Metadata blocks promised to operations under way.
+    pub(super) metadata_promised: u64,
+    pub(super) replaying: bool,
+    pub(super) checkpointing: bool,
+    pub(super) poisoned: Option<String>,
+    pub(super) closing: bool,
+    pub(super) counters: Counters,
+}
+
+impl State {
+    /// Refuses changes to a pool that is poisoned or being closed.
+    pub(super) fn check_writable(&self) -> Result<()> {
+        if let Some(reason) = &self.poisoned {
+            return Err(Error::Poisoned(reason.clone()));
+        }
+        if self.closing {
+            return Err(Error::Busy("the pool is being closed".into()));
+        }
+        Ok(())
+    }
+
+    pub(super) fn volume(&self, id: VolumeId) -> Result<&Volume> {
+        self.volumes.get(&id).ok_or_else(|| Error::NotFound(format!("no volume with id {id}")))
+    }
+
+    pub(super) fn volume_mut(&mut self, id: VolumeId) -> Result<&mut Volume> {
+        self.volumes.get_mut(&id).ok_or_else(|| Error::NotFound(format!("no volume with id {id}")))
+    }
+
+    /// Takes the LSN of a change, publishes its record and remembers it for `volume`. During replay the change has its
+    /// LSN already and only counts.
+    pub(super) fn publish(&mut self, volume: Option<VolumeId>, record: &Record) -> Lsn {
+        let lsn = if self.replaying { self.journal.next() } else { self.journal.publish(record, &mut *self.log) };
+        if let Some(volume) = volume.and_then(|id| self.volumes.get_mut(&id)) {
+            volume.last = lsn;
+        }
+        lsn
+    }
+
+    /// Ticks the clock: every sharing gets a value of its own.
+    pub(super) fn tick_clock(&mut self) -> Clock {
+        self.clock = Clock(self.clock.0 + 1);
+        self.clock
+    }
+
+    pub(super) fn root(&self, key: TreeKey) -> Root {
+        match key {
+            TreeKey::Table => self.table,
+            TreeKey::Volume(id) => {
+                self.volumes.get(&id).map_or(Root { entry: Entry::hole(Clock(0)), level: 0 }, |volume| volume.record.root)
+            }
+        }
+    }
+
+    pub(super) fn set_root(&mut self, key: TreeKey, root: Root) {
+        match key {
+            TreeKey::Table => self.table = root,
+            TreeKey::Volume(id) => {
+                if let Some(volume) = self.volumes.get_mut(&id) {
+                    volume.record.root = root;
+                    volume.dirty = true;
+                }
+            }
+        }
+    }
+
+    /// Clock at which the tree's root was last shared. The table never is.
+    pub(super) fn shared_at(&self, key: TreeKey) -> Clock {
+        match key {
+            TreeKey::Table => Clock(0),
+            TreeKey::Volume(id) => self.volumes.get(&id).map_or(Clock(0), |volume| volume.record.shared_at),
+        }
+    }
+
+    pub(super) fn place(key: TreeKey, level: u8, first: u64) -> Place {
+        match key {
+            TreeKey::Table => Place::TableNode { level, first },
+            TreeKey::Volume(_) => Place::Node { level, first: VirtualBlock(first) },
+        }
+    }
+
+    /// Adds to the count of a block.
+    pub(super) fn count(&mut self, block: PoolBlock, change: i32) {
+        self.deltas.add(&self.geometry, block, change);
+    }
+
+    /// Gives up a block that one entry of a volume mapped. An exclusive one may be used again as soon as `lsn` is durable
+    /// and nothing planned needs it (O3, O7); of all others the next checkpoint finds out whether anybody holds them.
+    pub(super) fn drop_block(&mut self, entry: Entry, shared_at: Clock, lsn: Lsn) {
+        debug_assert_eq!(entry.kind, EntryKind::Block);
+        self.count(entry.address, -1);
+        if entry.birth >= shared_at && !self.replaying {
+            self.allocator.hold(entry.address);
+            self.unrecorded_frees.push_back((lsn, entry.address));
+        }
+    }
+
+    /// Passes on what `durable` changes have freed, and what the epochs that ended have let go.
+    pub(super) fn release_frees(&mut self) {
+        let durable = self.journal.durable();
+        if self.unrecorded_frees.front().is_some_and(|(lsn, _)| *lsn <= durable) {
+            let epoch = self.epochs.advance();
+            while let Some((lsn, block)) = self.unrecorded_frees.front().copied()
+                && lsn <= durable
+            {
+                self.unrecorded_frees.pop_front();
+                self.draining_frees.push_back((epoch, block));
+            }
+        }
+        while let Some((epoch, block)) = self.draining_frees.front().copied()
+            && self.epochs.is_over(epoch)
+        {
+            self.draining_frees.pop_front();
+            // The next checkpoint looks at it, so that it may become metadata again.
+            self.count(block, 0);
+            self.allocator.release(block);
+        }
+    }
+
+    /// Bytes of the pending log that nobody has been promised. A little stays for administration.
+    pub(super) fn log_free(&self) -> usize {
+        const ADMINISTRATION_BYTES: usize = 64 << 10;
+        self.log.free_bytes().saturating_sub(self.log_promised + ADMINISTRATION_BYTES)
+    }
+
+    /// Metadata blocks that only administration and the checkpoint's own instant may take: records, their table,
+    /// carcasses.
+    pub(super) fn administration_blocks(&self) -> u64 {
+        const CONSTANT: u64 = 64;
+        CONSTANT + self.carcasses.len() as u64 / 32 + 4 * self.deleted.len() as u64
+    }
+
+    /// Fresh blocks that data may not take.
+    pub(super) fn data_reserve_blocks(&self) -> u64 {
+        const CHANGES: u64 = 192;
+        self.administration_blocks() + self.metadata_promised + CHANGES
+    }
+}

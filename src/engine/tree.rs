@@ -1,0 +1,424 @@
+//! Walking and changing mapping trees: lookup, making a path a volume's own, mapping and unmapping.
+//!
+//! Each change is two passes: one that changes nothing and finds all nodes and counts in memory (or says what it
+//! [`Need`]s), and one that cannot fail. Who may change a node in place is decided by birth; of a node that is not
+//! exclusive by birth the exact count is read: with 1 it moves, with more it is shadowed.
+
+use std::rc::Rc;
+
+use super::cache::NodeState;
+use super::space::PageKey;
+use super::state::{Need, State, TreeKey, Try, Waiting};
+use crate::format::{COUNTS_PER_PAGE, Carcass, ENTRIES_PER_NODE, Entry, EntryKind, Node, Root, span_blocks};
+use crate::units::{Clock, Lsn, PoolBlock, VirtualBlock, VolumeId};
+
+/// Index of the entry for `block` in a node of `level`.
+#[inline]
+pub(super) fn entry_index(block: u64, level: u8) -> usize {
+    (block >> (8 * u32::from(level))) as usize & (ENTRIES_PER_NODE - 1)
+}
+
+/// Blocks that one entry of a node of `level` covers.
+#[inline]
+pub(super) fn entry_span(level: u8) -> u64 {
+    1 << (8 * u32::from(level))
+}
+
+/// Blocks of metadata that a node of `level` takes: leaves are written once, the others as pairs.
+pub(super) fn node_blocks(level: u8) -> u64 {
+    if level == 0 { 1 } else { 2 }
+}
+
+/// Lowest level of a tree that reaches `block`.
+pub(super) fn level_for(block: u64) -> u8 {
+    let mut level = 0;
+    while block >= span_blocks(level) {
+        level += 1;
+    }
+    level
+}
+
+impl State {
+    fn need_node(entry: Entry, key: TreeKey, level: u8, block: u64) -> Need {
+        let first = block & !(span_blocks(level) - 1);
+        Need::Node {
+            address: entry.address,
+            mirrored: entry.mirrored,
+            checksum: entry.checksum,
+            place: Self::place(key, level, first),
+        }
+    }
+
+    /// The entry that maps `block`.
+    pub(super) fn lookup(&mut self, key: TreeKey, block: u64) -> Try<Entry> {
+        let root = self.root(key);
+        let mut entry = root.entry;
+        if entry.kind == EntryKind::Hole || block >= span_blocks(root.level) {
+            return Ok(Entry::hole(entry.birth));
+        }
+        let mut level = root.level;
+        loop {
+            let Some(node) = self.cache.node(entry.address) else {
+                return Err(Self::need_node(entry, key, level, block));
+            };
+            entry = node.entry(entry_index(block, level));
+            if level == 0 || entry.kind == EntryKind::Hole {
+                return Ok(entry);
+            }
+            level -= 1;
+        }
+    }
+
+    /// The leaf that maps `block`, or the hole in its place: the caller reads neighbouring entries from it.
+    pub(super) fn leaf(&mut self, key: TreeKey, block: u64) -> Try<Option<&Node>> {
+        let root = self.root(key);
+        let mut entry = root.entry;
+        if block >= span_blocks(root.level) {
+            return Ok(None);
+        }
+        let mut level = root.level;
+        loop {
+            if entry.kind == EntryKind::Hole {
+                return Ok(None);
+            }
+            if level == 0 {
+                if !self.cache.is_cached(entry.address) {
+                    return Err(Self::need_node(entry, key, 0, block));
+                }
+                return Ok(self.cache.node(entry.address));
+            }
+            let Some(node) = self.cache.node(entry.address) else {
+                return Err(Self::need_node(entry, key, level, block));
+            };
+            entry = node.entry(entry_index(block, level));
+            level -= 1;
+        }
+    }
+
+    /// The exact number of entries that point at `block`.
+    pub(super) fn exact_count(&self, block: PoolBlock) -> Try<i64> {
+        let Some((group, index)) = self.geometry.group_of(block) else { return Ok(1) };
+        let page: PageKey = (group, index / COUNTS_PER_PAGE as u32);
+        let index = (index % COUNTS_PER_PAGE as u32) as u16;
+        let Some(counts) = self.pages.get(&page) else { return Err(Need::Counts(page)) };
+        let base = counts.get(usize::from(index)).copied().unwrap_or(0);
+        let frozen = self.frozen.get(page, index).unwrap_or(0);
+        let live = self.deltas.get(page, index).unwrap_or(0);
+        Ok(i64::from(base) + i64::from(frozen) + i64::from(live))
+    }
+
+    /// First pass of [`own`](Self::own): the metadata blocks it will take. `inherited` says that the parent is to be
+    /// shadowed, which makes every child shared.
+    fn check_own(&mut self, entry: Entry, key: TreeKey, level: u8, block: u64, inherited: bool) -> Try<(u64, bool)> {
+        let shared_at = self.shared_at(key);
+        let Some(cached) = self.cache.get(entry.address) else {
+            return Err(Self::need_node(entry, key, level, block));
+        };
+        let dirty = cached.state == NodeState::Dirty;
+        let shared = inherited || (entry.birth < shared_at && self.exact_count(entry.address)? > 1);
+        Ok((if dirty && !shared { 0 } else { node_blocks(level) }, shared))
+    }
+
+    /// Makes a node the volume's own to change, and answers the entry that points at it now. Second pass: everything is
+    /// in memory and there is room.
+    fn own(&mut self, entry: Entry, key: TreeKey, level: u8, block: u64) -> Entry {
+        let shared_at = self.shared_at(key);
+        let clock = self.clock;
+        let exclusive = entry.birth >= shared_at || self.exact_count(entry.address).unwrap_or(2) == 1;
+        let cached = self.cache.get(entry.address).cloned().expect("checked by the first pass");
+        if exclusive && cached.state == NodeState::Dirty {
+            return Entry { birth: clock, ..entry };
+        }
+        if exclusive {
+            // It moves: the children keep their counts, the old block is freed by the next checkpoint.
+            self.count(entry.address, -1);
+            if entry.mirrored {
+                self.count(entry.address.plus(1), -1);
+            }
+            self.cache.remove(entry.address);
+        } else {
+            for index in 0..ENTRIES_PER_NODE {
+                let child = cached.node.entry(index);
+                if child.kind != EntryKind::Hole {
+                    self.count(child.address, 1);
+                }
+            }
+            self.count(entry.address, -1);
+            self.counters.nodes_shadowed += 1;
+        }
+        self.place_node(cached.node, key, level, block)
+    }
+
+    /// Gives a new or copied node its block and makes it dirty.
+    fn place_node(&mut self, node: Rc<Node>, key: TreeKey, level: u8, block: u64) -> Entry {
+        let (address, mirrored) = self.take_node_block(level);
+        let first = block & !(span_blocks(level) - 1);
+        self.cache.insert_dirty(address, node, Self::place(key, level, first), mirrored);
+        Entry::node(address, mirrored, 0, self.clock)
+    }
+
+    /// A block, or a pair of them, for a node or a record, counted once.
+    pub(super) fn take_node_block(&mut self, level: u8) -> (PoolBlock, bool) {
+        let pair = if level > 0 { self.allocator.take_meta(2) } else { None };
+        let mirrored = pair.is_some();
+        let address = pair.or_else(|| self.allocator.take_meta(1)).expect("the reserve was checked by the first pass");
+        self.count(address, 1);
+        if mirrored {
+            self.count(address.plus(1), 1);
+        }
+        (address, mirrored)
+    }
+
+    /// Frees a node that only its parent held.
+    fn free_node(&mut self, entry: Entry) {
+        self.count(entry.address, -1);
+        if entry.mirrored {
+            self.count(entry.address.plus(1), -1);
+        }
+        self.cache.remove(entry.address);
+    }
+
+    /// First pass of [`own_path`](Self::own_path): metadata blocks it will take.
+    pub(super) fn check_path(&mut self, key: TreeKey, block: u64) -> Try<u64> {
+        let root = self.root(key);
+        let mut needed = 0;
+        if root.entry.kind == EntryKind::Hole {
+            return Ok((0..=level_for(block).max(root.level)).map(node_blocks).sum());
+        }
+        if block >= span_blocks(root.level) {
+            // New nodes above the root, and a new branch below them.
+            needed += (root.level + 1..=level_for(block)).map(node_blocks).sum::<u64>();
+            return Ok(needed + (0..level_for(block)).map(node_blocks).sum::<u64>());
+        }
+        let mut entry = root.entry;
+        let mut shared = false;
+        for level in (0..=root.level).rev() {
+            if entry.kind == EntryKind::Hole {
+                return Ok(needed + (0..=level).map(node_blocks).sum::<u64>());
+            }
+            let (blocks, now_shared) = self.check_own(entry, key, level, block, shared)?;
+            needed += blocks;
+            shared = now_shared;
+            if level > 0
+                && let Some(node) = self.cache.node(entry.address)
+            {
+                entry = node.entry(entry_index(block, level));
+            }
+        }
+        Ok(needed)
+    }
+
+    /// Refuses when there are not `blocks` free for metadata.
+    pub(super) fn check_metadata(&self, blocks: u64) -> Try<()> {
+        // A pair may not be found on a fragmented pool; then the node is written single, which takes no more.
+        if self.allocator.fresh() < blocks { Err(Need::Metadata) } else { Ok(()) }
+    }
+
+    /// Makes every node from the root to the leaf of `block` the volume's own, and answers the leaf's block.
+    pub(super) fn own_path(&mut self, key: TreeKey, block: u64) -> PoolBlock {
+        let mut root = self.root(key);
+        if root.entry.kind == EntryKind::Hole {
+            root.level = root.level.max(level_for(block));
+        }
+        while block >= span_blocks(root.level) {
+            let level = root.level + 1;
+            let mut node = Node::new(root.entry.birth);
+            node.set(0, root.entry);
+            root = Root { entry: self.place_node(Rc::new(node), key, level, 0), level };
+        }
+        let mut parent: Option<(PoolBlock, usize)> = None;
+        let mut entry = root.entry;
+        let mut level = root.level;
+        loop {
+            let own = if entry.kind == EntryKind::Hole {
+                self.place_node(Rc::new(Node::new(entry.birth)), key, level, block)
+            } else {
+                self.own(entry, key, level, block)
+            };
+            match parent {
+                None => root.entry = own,
+                Some((above, index)) => self.cache.dirty_node(above).set(index, own),
+            }
+            if level == 0 {
+                self.set_root(key, root);
+                return own.address;
+            }
+            let index = entry_index(block, level);
+            entry = self.cache.dirty_node(own.address).entry(index);
+            parent = Some((own.address, index));
+            level -= 1;
+        }
+    }
+
+    /// First pass of [`map`](Self::map).
+    pub(super) fn check_map(&mut self, volume: VolumeId, block: VirtualBlock, count: u64) -> Try<()> {
+        let mut needed = 0;
+        let mut at = block.0;
+        while at < block.0 + count {
+            needed += self.check_path(TreeKey::Volume(volume), at)?;
+            at = (at | (ENTRIES_PER_NODE as u64 - 1)) + 1;
+        }
+        self.check_metadata(needed)
+    }
+
+    /// Maps `count` consecutive blocks of a volume to as many of the pool, which are counted once more.
+    pub(super) fn map(&mut self, volume: VolumeId, block: VirtualBlock, pool_block: PoolBlock, count: u64, lsn: Lsn) {
+        let key = TreeKey::Volume(volume);
+        let shared_at = self.shared_at(key);
+        let clock = self.clock;
+        let created_at = self.volumes.get(&volume).map_or(Clock(0), |volume| volume.record.created_at);
+        let (mut own, mut mapped) = (0i64, 0i64);
+        let mut leaf = PoolBlock(0);
+        for offset in 0..count {
+            let at = block.0 + offset;
+            if offset == 0 || entry_index(at, 0) == 0 {
+                leaf = self.own_path(key, at);
+            }
+            let index = entry_index(at, 0);
+            let node = self.cache.dirty_node(leaf);
+            let old = node.entry(index);
+            node.set(index, Entry::block(pool_block.plus(offset), clock));
+            self.count(pool_block.plus(offset), 1);
+            if old.kind == EntryKind::Block {
+                own += i64::from(old.birth < created_at);
+                self.drop_block(old, shared_at, lsn);
+            } else {
+                own += 1;
+                mapped += 1;
+            }
+        }
+        self.account(volume, own, mapped);
+    }
+
+    /// Changes a volume's own and mapped blocks.
+    pub(super) fn account(&mut self, volume: VolumeId, own: i64, mapped: i64) {
+        if let Some(volume) = self.volumes.get_mut(&volume) {
+            volume.record.own_blocks = volume.record.own_blocks.saturating_add_signed(own);
+            volume.record.mapped_blocks = volume.record.mapped_blocks.saturating_add_signed(mapped);
+            volume.dirty = true;
+        }
+    }
+
+    /// First pass of [`unmap`](Self::unmap).
+    pub(super) fn check_unmap(&mut self, volume: VolumeId, start: u64, end: u64) -> Try<()> {
+        let key = TreeKey::Volume(volume);
+        let root = self.root(key);
+        let end = end.min(span_blocks(root.level));
+        if root.entry.kind == EntryKind::Hole || start >= end || (start == 0 && end == span_blocks(root.level)) {
+            return Ok(());
+        }
+        let needed = self.check_unmap_in(root.entry, key, root.level, 0, start, end, false)?;
+        self.check_metadata(needed)
+    }
+
+    #[expect(clippy::too_many_arguments, reason = "one recursive step: a node, where it is, and what of it goes")]
+    fn check_unmap_in(
+        &mut self,
+        entry: Entry,
+        key: TreeKey,
+        level: u8,
+        first: u64,
+        start: u64,
+        end: u64,
+        inherited: bool,
+    ) -> Try<u64> {
+        let (mut needed, shared) = self.check_own(entry, key, level, first, inherited)?;
+        if level == 0 {
+            return Ok(needed);
+        }
+        let span = entry_span(level);
+        // Only the first and the last entry can be covered in part.
+        let mut edges = [start.max(first), end.min(first + span * ENTRIES_PER_NODE as u64) - 1].map(|at| (at - first) / span);
+        if edges[0] == edges[1] {
+            edges[1] = u64::MAX;
+        }
+        for edge in edges.into_iter().filter(|edge| *edge != u64::MAX) {
+            let child_first = first + edge * span;
+            if start <= child_first && child_first + span <= end {
+                continue;
+            }
+            let Some(node) = self.cache.node(entry.address) else { return Err(Self::need_node(entry, key, level, first)) };
+            let child = node.entry(edge as usize);
+            if child.kind == EntryKind::Node {
+                needed += self.check_unmap_in(child, key, level - 1, child_first, start, end, shared)?;
+            }
+        }
+        Ok(needed)
+    }
+
+    /// Unmaps the blocks `start..end` of a volume. What is covered whole above a leaf becomes a carcass, in O(1).
+    pub(super) fn unmap(&mut self, volume: VolumeId, start: u64, end: u64, lsn: Lsn) {
+        let key = TreeKey::Volume(volume);
+        let root = self.root(key);
+        let end = end.min(span_blocks(root.level));
+        if root.entry.kind == EntryKind::Hole || start >= end {
+            return;
+        }
+        let entry = if start == 0 && end == span_blocks(root.level) {
+            self.add_carcass(volume, root.entry, root.level, 0, true, lsn);
+            Entry::hole(self.clock)
+        } else {
+            self.unmap_in(volume, root.entry, root.level, 0, start, end, lsn)
+        };
+        self.set_root(key, Root { entry, level: root.level });
+    }
+
+    #[expect(clippy::too_many_arguments, reason = "one recursive step: a node, where it is, and what of it goes")]
+    fn unmap_in(&mut self, volume: VolumeId, entry: Entry, level: u8, first: u64, start: u64, end: u64, lsn: Lsn) -> Entry {
+        let key = TreeKey::Volume(volume);
+        let span = entry_span(level);
+        let from = (start.max(first) - first) / span;
+        let to = (end.min(first + span * ENTRIES_PER_NODE as u64) - first).div_ceil(span);
+        let Some(node) = self.cache.node(entry.address) else { return entry };
+        if (from..to).all(|index| node.entry(index as usize).kind == EntryKind::Hole) {
+            return entry;
+        }
+        let shared_at = self.shared_at(key);
+        let created_at = self.volumes.get(&volume).map_or(Clock(0), |volume| volume.record.created_at);
+        let own = self.own(entry, key, level, first);
+        let hole = Entry::hole(self.clock);
+        let (mut own_change, mut mapped_change) = (0, 0);
+        for index in from..to {
+            let child = self.cache.dirty_node(own.address).entry(index as usize);
+            let child_first = first + index * span;
+            let covered = start <= child_first && child_first + span <= end;
+            let new = match child.kind {
+                EntryKind::Hole => continue,
+                EntryKind::Block => {
+                    own_change -= i64::from(child.birth >= created_at);
+                    mapped_change -= 1;
+                    self.drop_block(child, shared_at, lsn);
+                    hole
+                }
+                EntryKind::Node if covered => {
+                    self.add_carcass(volume, child, level - 1, child_first, true, lsn);
+                    hole
+                }
+                EntryKind::Node => self.unmap_in(volume, child, level - 1, child_first, start, end, lsn),
+            };
+            self.cache.dirty_node(own.address).set(index as usize, new);
+        }
+        self.account(volume, own_change, mapped_change);
+        if self.cache.dirty_node(own.address).is_empty() {
+            // An empty node is a hole: it takes no space and a lookup ends here.
+            self.free_node(own);
+            return hole;
+        }
+        own
+    }
+
+    /// Moves an entry from a tree to the carcass table; its count does not change.
+    pub(super) fn add_carcass(&mut self, volume: VolumeId, entry: Entry, level: u8, first: u64, account: bool, lsn: Lsn) {
+        if entry.kind != EntryKind::Node {
+            return;
+        }
+        let id = self.next_carcass;
+        self.next_carcass += 1;
+        let created_at = self.volumes.get(&volume).map_or(Clock(0), |volume| volume.record.created_at);
+        let first = VirtualBlock(first);
+        let carcass = Carcass { id, entry, level, first, cursor: 0, volume, created_at, account, counting: false };
+        self.carcasses.insert(id, Waiting { carcass, made: lsn });
+        self.carcasses_dirty = true;
+        self.counters.carcasses += 1;
+    }
+}

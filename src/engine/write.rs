@@ -1,0 +1,494 @@
+//! Writing: in place where the block is the volume's own, else to a new block that is mapped when the data has landed.
+//!
+//! Order (rules O5, O7, O8): take nothing and wait for room; hold the range; enter an epoch; plan; write; change the
+//! mapping and publish the change; answer. A plan that finds no space lets go of range and epoch and is made again.
+
+use super::pool::{Pool, until};
+use super::space::Run;
+use super::state::{Need, State, TreeKey, Try};
+use super::tree::entry_index;
+use super::volume::{Held, VolumeHandle};
+use super::{Memory, Storage};
+use crate::error::{Error, Result};
+use crate::format::{ENTRIES_PER_NODE, EntryKind, Record};
+use crate::units::{BLOCK_BYTES, BLOCK_SIZE, PoolBlock, VirtualBlock, VolumeId};
+
+/// Bytes of one map record.
+const MAP_RECORD_BYTES: usize = 32;
+
+/// What a change may need besides data blocks, promised before it takes hold of anything.
+pub(super) struct Promise<S: Storage> {
+    pool: Pool<S>,
+    log_bytes: usize,
+    metadata_blocks: u64,
+}
+
+impl<S: Storage> Drop for Promise<S> {
+    fn drop(&mut self) {
+        let mut state = self.pool.inner.state.borrow_mut();
+        state.log_promised -= self.log_bytes;
+        state.metadata_promised -= self.metadata_blocks;
+        drop(state);
+        self.pool.inner.signals.space.notify(usize::MAX);
+    }
+}
+
+/// A step of a planned write.
+enum Step {
+    /// Overwrite the volume's own blocks: bytes `skip..` of the run.
+    InPlace { at: PoolBlock, skip: u64, from: usize, length: usize },
+    /// Write whole blocks to a new run.
+    Redirect { block: u64, run: Run, from: usize },
+    /// Write part of a block: its old content (or zeros) merged with the new. `in_place` when it is the volume's own and
+    /// the host cannot write so small a part.
+    Merge { block: u64, old: Option<PoolBlock>, new: PoolBlock, in_place: bool, skip: usize, from: usize, length: usize },
+}
+
+/// Why a plan could not be made.
+enum Unplanned {
+    Need(Need),
+    /// So many data blocks are missing.
+    Space(u64),
+    /// The mapping changes, and no room was promised for that.
+    Promise,
+    Refused(Error),
+}
+
+/// How a write is to be planned.
+#[derive(Clone, Copy)]
+struct Manner {
+    /// Only blocks that are mapped are written.
+    mapped_only: bool,
+    /// Room for a change of the mapping has been promised.
+    may_map: bool,
+    /// Smallest unit the host writes, in bytes.
+    alignment: usize,
+}
+
+impl From<Need> for Unplanned {
+    fn from(need: Need) -> Self {
+        Self::Need(need)
+    }
+}
+
+impl<S: Storage> Pool<S> {
+    /// Waits until the pending log and the metadata reserve have room for a change of up to `blocks` blocks, and the
+    /// dirty nodes are within their bound. Nothing may be held.
+    pub(super) async fn promise(&self, blocks: u64, records_bytes: usize) -> Result<Promise<S>> {
+        loop {
+            if let Some(promise) = self.try_promise(blocks, records_bytes)? {
+                return Ok(promise);
+            }
+            let listener = self.inner.signals.space.listen();
+            let wanting = {
+                let state = self.inner.state.borrow();
+                if state.log_free() < records_bytes {
+                    Wanting::Commit
+                } else if state.cache.dirty() > state.cache.budget() / 2 {
+                    Wanting::Checkpoint
+                } else {
+                    Wanting::Metadata
+                }
+            };
+            match wanting {
+                Wanting::Commit => self.want_commit(),
+                Wanting::Checkpoint => self.want_checkpoint(),
+                Wanting::Metadata => {
+                    self.make_room(metadata_blocks(blocks), true).await?;
+                    continue;
+                }
+            }
+            if self.try_promise(blocks, records_bytes)?.is_none() {
+                listener.await;
+            }
+        }
+    }
+
+    /// The promise, if there is room at the moment.
+    pub(super) fn try_promise(&self, blocks: u64, records_bytes: usize) -> Result<Option<Promise<S>>> {
+        let metadata_blocks = metadata_blocks(blocks);
+        let mut state = self.inner.state.borrow_mut();
+        state.check_writable()?;
+        let dirty = state.cache.dirty();
+        let fits = state.log_free() >= records_bytes
+            && dirty <= state.cache.budget() / 2
+            && state.allocator.fresh() >= state.administration_blocks() + state.metadata_promised + metadata_blocks;
+        if !fits {
+            return Ok(None);
+        }
+        state.log_promised += records_bytes;
+        state.metadata_promised += metadata_blocks;
+        let much = dirty > state.cache.budget() / 4 && !state.checkpointing;
+        let low = state.allocator.free() < super::growth::READY_BLOCKS;
+        drop(state);
+        if much {
+            self.want_checkpoint();
+        }
+        if low {
+            self.inner.signals.work.notify(usize::MAX);
+        }
+        Ok(Some(Promise { pool: self.clone(), log_bytes: records_bytes, metadata_blocks }))
+    }
+}
+
+/// What a change waits for before it may begin.
+enum Wanting {
+    Commit,
+    Checkpoint,
+    Metadata,
+}
+
+/// Metadata blocks that a change of `blocks` consecutive blocks dirties at most.
+fn metadata_blocks(blocks: u64) -> u64 {
+    let leaves = blocks.div_ceil(ENTRIES_PER_NODE as u64) + 1;
+    8 + 3 * leaves
+}
+
+impl<S: Storage> VolumeHandle<S> {
+    /// Writes all of `from` at `offset` bytes. When this completes the change is made and published: the engine's death
+    /// does not lose it. A power cut may, unless `fua` was set or a [`flush`](VolumeHandle::flush) follows.
+    ///
+    /// # Errors
+    /// `NoSpace` when a block is needed and neither pool nor quota has one: nothing has changed then.
+    pub async fn write(&self, offset: u64, from: &S::Memory, fua: bool) -> Result<Held<S>> {
+        self.check_write(offset, from.len() as u64)?;
+        let held = self.write_through(offset, from, false).await?;
+        if fua {
+            self.flush().await?;
+        }
+        Ok(held)
+    }
+
+    pub(super) fn check_write(&self, offset: u64, length: u64) -> Result<()> {
+        if self.read_only {
+            return Err(Error::ReadOnly(format!("{} is open read-only", self.pool.volume_name(self.id))));
+        }
+        self.check_range(offset, length)
+    }
+
+    /// Writes; with `mapped_only` just those blocks that are mapped, the others stay holes.
+    pub(super) async fn write_through(&self, offset: u64, from: &S::Memory, mapped_only: bool) -> Result<Held<S>> {
+        let pool = &self.pool;
+        let first = offset / BLOCK_BYTES;
+        let end = (offset + from.len() as u64).div_ceil(BLOCK_BYTES);
+        let records_bytes = (end - first) as usize * MAP_RECORD_BYTES;
+        let mut refusals = 0;
+        let mut promised = None;
+        loop {
+            // Without room for metadata a write that changes no mapping still goes on.
+            let promise = match promised.take() {
+                Some(promise) => Some(promise),
+                None => pool.try_promise(end - first, records_bytes)?,
+            };
+            let held = pool.hold_range(self.id, first, end).await?;
+            let stay = pool.enter();
+            let planned = loop {
+                let outcome = pool.inner.state.borrow_mut().plan_write(
+                    self.id,
+                    offset,
+                    from.len(),
+                    Manner { mapped_only, may_map: promise.is_some(), alignment: pool.inner.storage.alignment() },
+                );
+                match outcome {
+                    Err(Unplanned::Need(need)) => pool.satisfy(need).await?,
+                    other => break other,
+                }
+            };
+            let steps = match planned {
+                Ok(steps) => steps,
+                Err(Unplanned::Refused(error)) => return Err(error),
+                Err(Unplanned::Need(_)) => continue,
+                Err(Unplanned::Promise) => {
+                    drop((stay, held, promise));
+                    promised = Some(pool.promise(end - first, records_bytes).await?);
+                    continue;
+                }
+                Err(Unplanned::Space(blocks)) => {
+                    drop((stay, held, promise));
+                    refusals += 1;
+                    if refusals > 64 {
+                        return Err(Error::NoSpace("the pool is full".into()));
+                    }
+                    pool.make_room(blocks, false).await?;
+                    continue;
+                }
+            };
+            let landed = self.land(&steps, from).await;
+            if let Err(error) = landed {
+                pool.inner.state.borrow_mut().give_up(&steps);
+                return Err(Error::io(format!("write of {} at byte {offset}", pool.volume_name(self.id)), error));
+            }
+            self.apply(&steps).await?;
+            drop((stay, promise));
+            return Ok(held);
+        }
+    }
+
+    /// Does the I/O of a plan.
+    async fn land(&self, steps: &[Step], from: &S::Memory) -> std::io::Result<()> {
+        let storage = &self.pool.inner.storage;
+        let mut writes = Vec::with_capacity(steps.len());
+        let mut merges = Vec::new();
+        let mut bytes = 0;
+        for step in steps {
+            match step {
+                Step::InPlace { at, skip, from: start, length } => {
+                    bytes += *length as u64;
+                    writes.push(storage.write(at.offset_bytes() + skip, &from.slice(*start..start + length)));
+                }
+                Step::Redirect { run, from: start, .. } => {
+                    let length = run.count as usize * BLOCK_SIZE;
+                    bytes += length as u64;
+                    writes.push(storage.write(run.start.offset_bytes(), &from.slice(*start..start + length)));
+                }
+                Step::Merge { old, .. } => {
+                    let whole = storage.allocate(BLOCK_SIZE);
+                    let read = old.map(|old| storage.read(old.offset_bytes(), &whole));
+                    merges.push((step, whole, read));
+                }
+            }
+        }
+        let mut outcome = Ok(());
+        for (step, whole, read) in merges {
+            if let Some(read) = read {
+                outcome = outcome.and(read.await);
+            }
+            if let (Ok(()), Step::Merge { new, skip, from: start, length, .. }) = (&outcome, step) {
+                whole.copy_from(*skip, &from.slice(*start..start + length));
+                bytes += BLOCK_BYTES;
+                writes.push(storage.write(new.offset_bytes(), &whole));
+            }
+        }
+        for write in writes {
+            outcome = outcome.and(write.await);
+        }
+        self.pool.inner.state.borrow_mut().counters.data_bytes_written += bytes;
+        outcome
+    }
+
+    /// Maps what was redirected, run by run, each one change.
+    async fn apply(&self, steps: &[Step]) -> Result<()> {
+        let pool = &self.pool;
+        for (position, step) in steps.iter().enumerate() {
+            let (block, run) = match step {
+                Step::Redirect { block, run, .. } => (*block, *run),
+                Step::Merge { block, new, in_place: false, .. } => (*block, Run { start: *new, count: 1 }),
+                _ => continue,
+            };
+            let mapped = pool
+                .attempt(|state| {
+                    state.check_map(self.id, VirtualBlock(block), run.count)?;
+                    state.map_written(self.id, block, run);
+                    Ok(())
+                })
+                .await;
+            if let Err(error) = mapped {
+                if let Some(rest) = steps.get(position..) {
+                    pool.inner.state.borrow_mut().give_up(rest);
+                }
+                return Err(error);
+            }
+        }
+        Ok(())
+    }
+}
+
+impl State {
+    /// Makes one change of a run that has been written: LSN, map and publication in one step.
+    fn map_written(&mut self, volume: VolumeId, block: u64, run: Run) {
+        for offset in 0..run.count {
+            self.allocator.consume(run.start.plus(offset));
+        }
+        let virtual_block = VirtualBlock(block);
+        let record = Record::Map { volume, virtual_block, pool_block: run.start, count: run.count as u32 };
+        let lsn = self.publish(Some(volume), &record);
+        self.map(volume, virtual_block, run.start, run.count, lsn);
+    }
+
+    /// Plans a write of `length` bytes at `offset`.
+    fn plan_write(
+        &mut self,
+        id: VolumeId,
+        offset: u64,
+        length: usize,
+        manner: Manner,
+    ) -> std::result::Result<Vec<Step>, Unplanned> {
+        let Manner { mapped_only, may_map, alignment } = manner;
+        self.check_writable().map_err(Unplanned::Refused)?;
+        let end = offset + length as u64;
+        let (missing, more_own) = self.survey_write(id, offset, end, mapped_only)?;
+        if let Err(error) = self.check_quota(id, more_own) {
+            return Err(Unplanned::Refused(error));
+        }
+        if missing > 0 && !may_map {
+            return Err(Unplanned::Promise);
+        }
+        let mut runs = self.take_blocks(id, missing).map_err(Unplanned::Space)?;
+        let shared_at = self.shared_at(TreeKey::Volume(id));
+        let mut steps: Vec<Step> = Vec::with_capacity(1);
+        let mut at = offset;
+        while at < end {
+            let block = at / BLOCK_BYTES;
+            let skip = at % BLOCK_BYTES;
+            let part = ((BLOCK_BYTES - skip).min(end - at)) as usize;
+            let from = (at - offset) as usize;
+            let entry = self.lookup(TreeKey::Volume(id), block)?;
+            at += part as u64;
+            let mapped = entry.kind == EntryKind::Block;
+            if mapped_only && !mapped {
+                continue;
+            }
+            let own = mapped && entry.birth >= shared_at;
+            let aligned = skip.is_multiple_of(alignment as u64) && part.is_multiple_of(alignment);
+            if own && aligned {
+                match steps.last_mut() {
+                    Some(Step::InPlace { at, skip: first, from: start, length })
+                        if at.offset_bytes() + *first + *length as u64 == entry.address.offset_bytes() + skip
+                            && *start + *length == from =>
+                    {
+                        *length += part;
+                    }
+                    _ => steps.push(Step::InPlace { at: entry.address, skip, from, length: part }),
+                }
+                continue;
+            }
+            let old = mapped.then_some(entry.address);
+            if own {
+                let new = entry.address;
+                steps.push(Step::Merge { block, old, new, in_place: true, skip: skip as usize, from, length: part });
+                continue;
+            }
+            self.counters.blocks_redirected += u64::from(mapped);
+            self.counters.blocks_provisioned += u64::from(!mapped);
+            let Some(new) = runs.next() else { return Err(Unplanned::Space(1)) };
+            if part < BLOCK_SIZE {
+                steps.push(Step::Merge { block, old, new, in_place: false, skip: skip as usize, from, length: part });
+                continue;
+            }
+            match steps.last_mut() {
+                Some(Step::Redirect { block: first, run, .. })
+                    if *first + run.count == block && run.start.plus(run.count) == new =>
+                {
+                    run.count += 1;
+                }
+                _ => steps.push(Step::Redirect { block, run: Run { start: new, count: 1 }, from }),
+            }
+        }
+        Ok(steps)
+    }
+
+    /// Data blocks that a write will take, and by how many the volume's own blocks will grow. Finds every leaf in memory,
+    /// so that planning itself cannot miss one after blocks were taken.
+    fn survey_write(&mut self, id: VolumeId, offset: u64, end: u64, mapped_only: bool) -> Try<(u64, u64)> {
+        let shared_at = self.shared_at(TreeKey::Volume(id));
+        let created_at = self.volumes.get(&id).map_or(crate::units::Clock(0), |volume| volume.record.created_at);
+        let (mut missing, mut more_own) = (0, 0);
+        let mut block = offset / BLOCK_BYTES;
+        let last = end.div_ceil(BLOCK_BYTES);
+        while block < last {
+            let leaf_end = ((block | (ENTRIES_PER_NODE as u64 - 1)) + 1).min(last);
+            match self.leaf(TreeKey::Volume(id), block)? {
+                None if mapped_only => {}
+                None => {
+                    missing += leaf_end - block;
+                    more_own += leaf_end - block;
+                }
+                Some(leaf) => {
+                    for at in block..leaf_end {
+                        let entry = leaf.entry(entry_index(at, 0));
+                        let mapped = entry.kind == EntryKind::Block;
+                        if mapped_only && !mapped {
+                            continue;
+                        }
+                        missing += u64::from(!mapped || entry.birth < shared_at);
+                        more_own += u64::from(!mapped || entry.birth < created_at);
+                    }
+                }
+            }
+            block = leaf_end;
+        }
+        Ok((missing, more_own))
+    }
+
+    fn check_quota(&mut self, id: VolumeId, more_own: u64) -> Result<()> {
+        let Some(volume) = self.volumes.get(&id) else { return Err(Error::NotFound(format!("no volume with id {id}"))) };
+        let quota = volume.record.quota_bytes;
+        if quota > 0 && more_own > 0 && (volume.record.own_blocks + more_own).saturating_mul(BLOCK_BYTES) > quota {
+            self.counters.quota_hits += 1;
+            return Err(Error::NoSpace(format!("{} has reached its quota of {quota} bytes", volume.record.name)));
+        }
+        Ok(())
+    }
+
+    /// Takes `count` blocks for data from the volume's window; `Err` says how many are missing, and nothing is taken.
+    fn take_blocks(&mut self, id: VolumeId, count: u64) -> std::result::Result<TakenBlocks, u64> {
+        let mut runs: Vec<Run> = Vec::new();
+        let mut missing = count;
+        let reserve = self.data_reserve_blocks();
+        while missing > 0 {
+            let Some(volume) = self.volumes.get_mut(&id) else { break };
+            if let Some(run) = volume.window.take(missing) {
+                missing -= run.count;
+                runs.push(run);
+                continue;
+            }
+            let wanted = volume.window.wanted(missing);
+            match self.allocator.take_data(wanted, reserve) {
+                Some(run) => volume.window.refill(run),
+                None => break,
+            }
+        }
+        if missing > 0 {
+            for run in runs {
+                for offset in 0..run.count {
+                    self.allocator.release(run.start.plus(offset));
+                }
+            }
+            return Err(missing);
+        }
+        Ok(TakenBlocks { runs, position: 0, offset: 0 })
+    }
+
+    /// Data of a plan did not land, or could not be mapped: its blocks are free again when nothing can write them any more.
+    fn give_up(&mut self, steps: &[Step]) {
+        let epoch = self.epochs.advance();
+        for step in steps {
+            let run = match step {
+                Step::Redirect { run, .. } => *run,
+                Step::Merge { new, in_place: false, .. } => Run { start: *new, count: 1 },
+                _ => continue,
+            };
+            for offset in 0..run.count {
+                let block = run.start.plus(offset);
+                self.allocator.spoil(block);
+                self.draining_frees.push_back((epoch, block));
+            }
+        }
+    }
+}
+
+/// Blocks taken for a plan, handed out one by one.
+struct TakenBlocks {
+    runs: Vec<Run>,
+    position: usize,
+    offset: u64,
+}
+
+impl TakenBlocks {
+    fn next(&mut self) -> Option<PoolBlock> {
+        let run = self.runs.get(self.position)?;
+        let block = run.start.plus(self.offset);
+        self.offset += 1;
+        if self.offset == run.count {
+            self.position += 1;
+            self.offset = 0;
+        }
+        Some(block)
+    }
+}
+
+/// Waits until no range of `id` is held: used before a volume is changed as a whole.
+pub(super) async fn quiesce<S: Storage>(pool: &Pool<S>, id: VolumeId) {
+    let Ok(released) = pool.inner.state.borrow().volume(id).map(|volume| std::rc::Rc::clone(&volume.released)) else { return };
+    until(&released, || pool.inner.state.borrow().volumes.get(&id).is_none_or(|volume| volume.ranges.is_empty())).await;
+}

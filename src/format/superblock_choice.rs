@@ -1,0 +1,87 @@
+//! Which of the four copies of the superblock is the pool's state.
+
+use super::geometry::{SUPERBLOCK_COPIES, Slot};
+use super::superblock::Superblock;
+use crate::error::{Check, Corrupt, Error, Structure};
+
+/// Picks the newest superblock, given what reading each copy gave (slot A's two, then slot B's): the superblock, its
+/// slot, and the copies of that slot that are old or bad. Those are written anew, and made durable, before anything else
+/// is done with the pool; the other slot is left for the next checkpoint.
+///
+/// A slot one copy of which is bad is as good as one that is whole: both copies are durable before anything of the former
+/// generation is reused, so falling back to the other slot is right only when *both* are bad, and then the checkpoint
+/// never was durable.
+///
+/// # Errors
+/// [`Error::InvalidInput`] when no copy even has the magic: not a pool. [`Error::Incompatible`] as soon as one sound copy
+/// says so, because it may be the newest. Else [`Error::Corrupt`] with the place of the first bad copy (or the
+/// [`Error::Io`] that hid it) when none is good, or when good ones contradict each other.
+#[expect(clippy::type_complexity, reason = "the copies have this shape on disk, and a name would hide it")]
+pub fn choose_superblock(
+    copies: [[Result<Superblock, Error>; 2]; 2],
+) -> Result<(Superblock, Slot, [[bool; 2]; 2]), Error> {
+    if let Some(error) = errors(&copies).find(|error| matches!(error, Error::Incompatible(_))) {
+        return Err(error.clone());
+    }
+    let Some(newest) = copies.iter().flatten().flatten().max_by_key(|superblock| superblock.generation) else {
+        return Err(no_superblock(&copies));
+    };
+    check_agreement(&copies)?;
+    let is_newest = |copy: &Result<Superblock, Error>| copy.as_ref().is_ok_and(|superblock| superblock == newest);
+    // Agreement leaves the newest generation to one slot.
+    let slot = if copies[0].iter().any(is_newest) { Slot::A } else { Slot::B };
+    let mut write_anew = [[false; 2]; 2];
+    write_anew[slot.index()] = [0, 1].map(|copy| !is_newest(&copies[slot.index()][copy]));
+    Ok((newest.clone(), slot, write_anew))
+}
+
+fn errors(copies: &[[Result<Superblock, Error>; 2]; 2]) -> impl Iterator<Item = &Error> {
+    copies.iter().flatten().filter_map(|copy| copy.as_ref().err())
+}
+
+fn corrupt(slot: usize, copy: usize, check: Check) -> Error {
+    Corrupt { structure: Structure::Superblock, address: SUPERBLOCK_COPIES[slot][copy], check }.into()
+}
+
+/// The most telling error of four bad copies.
+fn no_superblock(copies: &[[Result<Superblock, Error>; 2]; 2]) -> Error {
+    let mut unreadable = None;
+    for (slot, copy) in [(0, 0), (0, 1), (1, 0), (1, 1)] {
+        match &copies[slot][copy] {
+            Err(Error::Corrupt(Corrupt { check: Check::Magic, .. })) | Ok(_) => {}
+            Err(Error::Corrupt(found)) => return corrupt(slot, copy, found.check.clone()),
+            Err(other) => unreadable = unreadable.or(Some(other.clone())),
+        }
+    }
+    unreadable
+        .unwrap_or_else(|| Error::InvalidInput("not a plywood pool: no superblock where one should be".to_owned()))
+}
+
+/// Refuses sound copies that cannot belong together, rather than choosing between them.
+fn check_agreement(copies: &[[Result<Superblock, Error>; 2]; 2]) -> Result<(), Error> {
+    let sound = || {
+        [(0, 0), (0, 1), (1, 0), (1, 1)]
+            .into_iter()
+            .filter_map(|(slot, copy)| copies[slot][copy].as_ref().ok().map(|superblock| (slot, copy, superblock)))
+    };
+    for (slot, copy, superblock) in sound() {
+        for (earlier_slot, earlier_copy, earlier) in sound() {
+            if (earlier_slot, earlier_copy) >= (slot, copy) {
+                break;
+            }
+            let contradiction = if earlier.uuid != superblock.uuid {
+                "its copies belong to different pools"
+            } else if earlier.generation != superblock.generation {
+                continue;
+            } else if earlier_slot != slot {
+                "both slots have the same generation"
+            } else if earlier != superblock {
+                "its copies differ and have the same generation"
+            } else {
+                continue;
+            };
+            return Err(corrupt(slot, copy, Check::Inconsistent(contradiction)));
+        }
+    }
+    Ok(())
+}
