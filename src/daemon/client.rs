@@ -10,17 +10,30 @@ use std::time::{Duration, Instant};
 
 use uuid::Uuid;
 
+use super::lookup::{FoundPool, daemon_socket};
+use super::offline::Offline;
 use super::protocol::{
     self, Attachment, Attributes, Bytes, Command, Failure, Hello, Kind, Outcome, REQUEST_BYTES, RESPONSE_BYTES, Reply,
     Request, Response, VERSION, Volume,
 };
+use crate::error::Error;
 
 /// How long a client waits for a new engine process when the one it talked to died.
 const SUCCESSION: Duration = Duration::from_secs(20);
 
+/// How long a client waits for another command that works on the file.
+const TURN: Duration = Duration::from_secs(10);
+
 /// A pool that commands can be sent to. Each command is durable when [`call`](Client::call) returns.
-#[derive(Debug)]
-pub struct Client {
+pub struct Client(Way);
+
+enum Way {
+    Daemon(DaemonWay),
+    File(Offline),
+}
+
+/// The way through a daemon's control socket.
+struct DaemonWay {
     socket: PathBuf,
     connection: RefCell<Option<Connection>>,
 }
@@ -37,8 +50,45 @@ impl Client {
     /// # Errors
     /// When nobody listens there.
     pub fn connect(socket: &Path) -> io::Result<Self> {
+        Ok(Self::through(socket, Connection::open(socket)?))
+    }
+
+    /// The same, for a daemon that is asked who it is and must not be waited for without end.
+    ///
+    /// # Errors
+    /// When nobody listens there.
+    pub(crate) fn connect_for(socket: &Path, patience: Duration) -> io::Result<Self> {
         let connection = Connection::open(socket)?;
-        Ok(Self { socket: socket.to_owned(), connection: RefCell::new(Some(connection)) })
+        connection.to.set_read_timeout(Some(patience))?;
+        Ok(Self::through(socket, connection))
+    }
+
+    fn through(socket: &Path, connection: Connection) -> Self {
+        Self(Way::Daemon(DaemonWay { socket: socket.to_owned(), connection: RefCell::new(Some(connection)) }))
+    }
+
+    /// A client of a pool: through its daemon when it is in use, on the file otherwise. A command that works on the file
+    /// right now is waited for.
+    ///
+    /// # Errors
+    /// [`Error::Busy`] when it does not end; and what keeps the pool from being opened.
+    pub fn open(pool: &FoundPool) -> Result<Self, Error> {
+        let began = Instant::now();
+        loop {
+            if let Some(socket) = daemon_socket(pool.uuid)? {
+                return Self::connect(&socket).map_err(|error| Error::io(socket.display().to_string(), error));
+            }
+            match Offline::open(&pool.path) {
+                // Another command has it, or a daemon that does not listen yet.
+                Err(Error::Busy(_)) if began.elapsed() < TURN => thread::sleep(Duration::from_millis(10)),
+                opened => return Ok(Self(Way::File(opened?))),
+            }
+        }
+    }
+
+    /// Whether a daemon does the commands.
+    pub fn is_daemon(&self) -> bool {
+        matches!(self.0, Way::Daemon(_))
     }
 
     /// Does one command.
@@ -49,43 +99,10 @@ impl Client {
     /// # Errors
     /// What the engine answers, and [`Kind::Io`] when nobody answers.
     pub fn call(&self, command: Command) -> Result<Reply, Failure> {
-        let asked_at = Instant::now();
-        let deletes =
-            matches!(command, Command::VolumeDelete { .. } | Command::SnapshotDelete { .. } | Command::Detach { .. });
-        let request = Request { version: VERSION, command };
-        let mut asked_before = false;
-        loop {
-            match self.ask(&request) {
-                Ok(Outcome::Failed(failure)) if asked_before && deletes && failure.kind == Kind::NotFound => {
-                    return Ok(Reply::Done);
-                }
-                Ok(Outcome::Done(reply)) => return Ok(reply),
-                Ok(Outcome::Failed(failure)) => return Err(failure),
-                Err(error) => {
-                    *self.connection.borrow_mut() = None;
-                    let gone = matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused);
-                    let broken = error.kind() == io::ErrorKind::InvalidData;
-                    if gone || broken || asked_at.elapsed() > SUCCESSION {
-                        let socket = self.socket.display();
-                        return Err(Failure::new(Kind::Io, format!("daemon at {socket} does not answer: {error}")));
-                    }
-                    asked_before = true;
-                    thread::sleep(Duration::from_millis(50));
-                }
-            }
+        match &self.0 {
+            Way::Daemon(way) => way.call(command),
+            Way::File(file) => file.call(command),
         }
-    }
-
-    fn ask(&self, request: &Request) -> io::Result<Outcome> {
-        let mut connection = self.connection.borrow_mut();
-        let connection = match &mut *connection {
-            Some(connection) => connection,
-            empty => empty.insert(Connection::open(&self.socket)?),
-        };
-        debug_assert!(serde_json::to_vec(request).is_ok_and(|line| (line.len() as u64) < REQUEST_BYTES));
-        protocol::send(&mut connection.to, request)?;
-        let response: Option<Response> = protocol::receive(&mut connection.from, RESPONSE_BYTES)?;
-        Ok(response.ok_or(io::ErrorKind::UnexpectedEof)?.outcome)
     }
 
     /// Who answers.
@@ -206,6 +223,48 @@ impl Client {
     /// As [`call`](Client::call).
     pub fn set_attributes(&self, name: &str, changes: BTreeMap<String, Option<Bytes>>) -> Result<(), Failure> {
         self.call(Command::AttributesSet { name: name.into(), changes }).map(drop)
+    }
+}
+
+impl DaemonWay {
+    fn call(&self, command: Command) -> Result<Reply, Failure> {
+        let asked_at = Instant::now();
+        let deletes =
+            matches!(command, Command::VolumeDelete { .. } | Command::SnapshotDelete { .. } | Command::Detach { .. });
+        let request = Request { version: VERSION, command };
+        let mut asked_before = false;
+        loop {
+            match self.ask(&request) {
+                Ok(Outcome::Failed(failure)) if asked_before && deletes && failure.kind == Kind::NotFound => {
+                    return Ok(Reply::Done);
+                }
+                Ok(Outcome::Done(reply)) => return Ok(reply),
+                Ok(Outcome::Failed(failure)) => return Err(failure),
+                Err(error) => {
+                    *self.connection.borrow_mut() = None;
+                    let gone = matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused);
+                    let broken = error.kind() == io::ErrorKind::InvalidData;
+                    if gone || broken || asked_at.elapsed() > SUCCESSION {
+                        let socket = self.socket.display();
+                        return Err(Failure::new(Kind::Io, format!("daemon at {socket} does not answer: {error}")));
+                    }
+                    asked_before = true;
+                    thread::sleep(Duration::from_millis(50));
+                }
+            }
+        }
+    }
+
+    fn ask(&self, request: &Request) -> io::Result<Outcome> {
+        let mut connection = self.connection.borrow_mut();
+        let connection = match &mut *connection {
+            Some(connection) => connection,
+            empty => empty.insert(Connection::open(&self.socket)?),
+        };
+        debug_assert!(serde_json::to_vec(request).is_ok_and(|line| (line.len() as u64) < REQUEST_BYTES));
+        protocol::send(&mut connection.to, request)?;
+        let response: Option<Response> = protocol::receive(&mut connection.from, RESPONSE_BYTES)?;
+        Ok(response.ok_or(io::ErrorKind::UnexpectedEof)?.outcome)
     }
 }
 

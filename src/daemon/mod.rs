@@ -5,9 +5,28 @@
 //! commands run through the same code either way.
 #![forbid(unsafe_code)]
 
+pub mod attributes;
 mod client;
+mod create;
+mod execute;
 pub mod filesystem;
+mod logging;
+mod lookup;
 pub mod mounts;
+mod offline;
+mod places;
+mod process;
 pub mod protocol;
+mod remote;
+mod server;
+mod start;
 
 pub use client::Client;
+pub use create::{NewPool, create_pool};
+pub use lookup::{FoundPool, find_pool, identify, running_daemons};
+pub use start::{start, wait_until_gone};
+
+/// `10.0 GiB`, for messages.
+fn size_words(bytes: u64) -> String {
+    bytesize::ByteSize::b(bytes).display().iec().to_string()
+}

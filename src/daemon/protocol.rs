@@ -370,8 +370,8 @@ pub struct Pool {
     pub used_bytes: u64,
     /// Free for data and metadata.
     pub free_bytes: u64,
-    /// Metadata: nodes, records, space map.
-    pub metadata_bytes: u64,
+    /// Superblocks, journal, and the space map of the groups in use: part of what is used.
+    pub layout_bytes: u64,
     /// The journal ring.
     pub journal_bytes: u64,
     /// Part of the journal that is in use.
@@ -407,13 +407,17 @@ pub struct Pool {
 /// The result of a check of all metadata.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Check {
-    /// Blocks whose counts were compared with the walk.
-    pub blocks: u64,
+    /// Blocks in use.
+    pub used_blocks: u64,
+    /// Data blocks that the walk found.
+    pub data_blocks: u64,
     /// Nodes that were walked.
     pub nodes: u64,
     /// Volumes and snapshots that were walked.
     pub volumes: u64,
-    /// What is wrong; empty when nothing is.
+    /// How much is wrong.
+    pub fault_count: u64,
+    /// The first faults, in words; empty when nothing is wrong.
     pub faults: Vec<String>,
 }
 

@@ -16,7 +16,7 @@ use super::journal::JournalPosition;
 use super::pool::{Pool, to_memory, until};
 use super::space::PageKey;
 use super::state::{State, TreeKey};
-use super::tree::{entry_index, node_blocks};
+use super::tree::entry_index;
 use super::{Memory, Storage};
 use crate::error::{Check, Corrupt, Error, Result, Structure};
 use crate::format::{
@@ -430,9 +430,8 @@ impl State {
     fn take_image(&mut self) -> Result<Image> {
         self.checkpointing = true;
         self.give_back_windows();
+        let needed = self.checkpoint_blocks();
         let to_write = self.volumes_to_write();
-        let pages = self.carcasses.len().div_ceil(CARCASSES_PER_PAGE) as u64;
-        let needed = to_write.len() as u64 * (2 + 7) + pages + pages / 128 + 4;
         if self.allocator.fresh() < needed {
             return Err(Error::NoSpace(format!(
                 "a checkpoint needs {needed} blocks for metadata and {} are left",
@@ -616,8 +615,12 @@ impl State {
         entry
     }
 
-    /// Metadata blocks that a checkpoint takes for itself at its instant.
+    /// Metadata blocks that a checkpoint takes for itself at its instant: records, their table, carcasses.
     pub(super) fn checkpoint_blocks(&self) -> u64 {
-        node_blocks(1) * 4 + self.carcasses.len() as u64 / CARCASSES_PER_PAGE as u64
+        let records = self.volumes.values().filter(|volume| volume.dirty).count() + self.deleted.len();
+        let pages = if self.carcasses_dirty { self.carcasses.len().div_ceil(CARCASSES_PER_PAGE) } else { 0 };
+        // A record is a pair; the table's nodes, few as they are, may all move.
+        let table = if records > 0 { 7 + records.div_ceil(ENTRIES_PER_NODE) * 3 } else { 0 };
+        (records * 2 + table + pages + pages.div_ceil(ENTRIES_PER_NODE) * 2) as u64
     }
 }

@@ -17,6 +17,7 @@ mod counters;
 mod create;
 mod diff;
 mod discard;
+mod enlarge;
 mod epoch;
 mod growth;
 mod info;
@@ -29,6 +30,8 @@ mod share;
 mod space;
 mod state;
 mod storage;
+#[cfg(test)]
+mod tests;
 mod tree;
 mod volume;
 mod write;

@@ -91,6 +91,7 @@ impl<S: Storage> Pool<S> {
         pool.inner.storage.flush().await.map_err(|error| Error::io("flush of what was replayed", error))?;
         if session != superblock.session {
             // Whatever is published from now on must be known to belong to this pool's present life.
+            pool.make_replay_room().await?;
             pool.checkpoint_once().await?;
         }
         Ok(pool)

@@ -430,7 +430,7 @@ impl State {
         Ok(())
     }
 
-    /// Takes `count` blocks for data from the volume's window; `Err` says how many are missing, and nothing is taken.
+    /// Takes `count` blocks for data from the volume's window; `Err` says how many there must be, and nothing is taken.
     fn take_blocks(&mut self, id: VolumeId, count: u64) -> std::result::Result<TakenBlocks, u64> {
         let mut runs: Vec<Run> = Vec::new();
         let mut missing = count;
@@ -454,7 +454,7 @@ impl State {
                     self.allocator.release(run.start.plus(offset));
                 }
             }
-            return Err(missing);
+            return Err(count);
         }
         Ok(TakenBlocks { runs, position: 0, offset: 0 })
     }

@@ -46,7 +46,11 @@ impl Drop for Frozen {
 
 fn freeze_ioctl(directory: &File, request: libc::Ioctl) -> io::Result<()> {
     // SAFETY: both requests ignore their argument (0), and touch no memory of this process; the descriptor is open.
-    if unsafe { libc::ioctl(directory.as_raw_fd(), request, 0) } == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+    if unsafe { libc::ioctl(directory.as_raw_fd(), request, 0) } == 0 {
+        Ok(())
+    } else {
+        Err(io::Error::last_os_error())
+    }
 }
 
 #[cfg(test)]

@@ -356,3 +356,37 @@ fn btrfs_file_with_copy_on_write_is_refused_unless_forced() {
     assert!(matches!(&error, Error::InvalidInput(message) if message.contains("NOCOW")), "{error}");
     PoolFile::open(&plain, OpenOptions { force: true, ..OpenOptions::default() }).unwrap();
 }
+
+/// The device that `PLYWOOD_TEST_DEVICE` names: at least 16 MiB, and free to be overwritten.
+#[test]
+#[ignore = "overwrites the block device named by PLYWOOD_TEST_DEVICE"]
+fn block_device_is_a_pool_s_place_like_a_file() {
+    let device = PathBuf::from(std::env::var_os("PLYWOOD_TEST_DEVICE").expect("PLYWOOD_TEST_DEVICE names a device"));
+    File::options().write(true).open(&device).unwrap().write_all_at(b"content", 0).unwrap();
+    let size_bytes = 16 << 20;
+    let error = PoolFile::create(&device, size_bytes, false).unwrap_err();
+    assert!(matches!(&error, Error::AlreadyExists(message) if message.contains("data")), "{error}");
+    let error = PoolFile::create(&device, 1 << 60, true).unwrap_err();
+    assert!(matches!(&error, Error::InvalidInput(message) if message.contains("larger")), "{error}");
+
+    let reactor = reactor();
+    let storage = FileStorage::create(&reactor, &device, size_bytes, true).unwrap();
+    assert!(storage.size_bytes() >= size_bytes);
+    // Held for us alone, against mounting too: the same O_EXCL.
+    assert!(matches!(open(&device).unwrap_err(), Error::Busy(_)));
+    let seen = storage.allocate(8192);
+    run(&reactor, async {
+        storage.extend(0..3 << 20).await.unwrap();
+        storage.read(0, &seen).await.unwrap();
+        assert_eq!(seen.to_vec(), [0; 8192]);
+        storage.write_durable(4096, &IoMemory::from_bytes(&[6; 4096])).await.unwrap();
+        storage.flush().await.unwrap();
+        storage.punch(0..4096).await.unwrap();
+        storage.read(0, &seen).await.unwrap();
+    });
+    assert_eq!(seen.to_vec()[4096..], [6; 4096]);
+    assert!(matches!(storage.grow(1 << 60).unwrap_err(), Error::InvalidInput(_)));
+    drop(storage);
+    let file = open(&device).unwrap();
+    assert_eq!((file.host_name(), file.is_block_device()), ("block device", true));
+}
