@@ -37,7 +37,7 @@ impl Ground {
         let directory = place.join("overlay");
         fs::create_dir(&directory)?;
         let found = rustix::fs::statfs(&directory)?;
-        if i64::from(found.f_type) == EXT4_MAGIC {
+        if found.f_type == EXT4_MAGIC {
             return Ok(Self { directory, mounted: false, description: "overlayfs on ext4".into() });
         }
         let image = place.join("overlay.ext4");

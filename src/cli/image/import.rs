@@ -4,10 +4,8 @@
 //! image with the same lower layers finds them there and starts from them. Everything is done on working volumes, which
 //! are gone at the end; when something fails, or a signal comes, the snapshots made so far are gone too.
 
-use std::ffi::OsString;
 use std::io::IsTerminal;
 use std::path::Path;
-use std::str::FromStr;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::thread;
@@ -15,6 +13,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, anyhow, bail, ensure};
 use clap::Args;
+use clap::builder::{OsStringValueParser, TypedValueParser};
 use indicatif::{ProgressBar, ProgressStyle};
 use rustix::io::Errno;
 use uuid::Uuid;
@@ -42,7 +41,8 @@ const SECTOR_SIZE: u32 = 4096;
 #[derive(Debug, Args)]
 pub struct ImportArguments {
     /// oci:DIR[:TAG], docker-archive:FILE, tar:FILE, dir:DIR, raw:FILE or qcow2:FILE
-    source: OsString,
+    #[arg(value_parser = OsStringValueParser::new().try_map(|typed| Source::parse(&typed)))]
+    source: Source,
     /// Name of the image
     name: Name,
     /// Virtual size of the image and of the containers started from it [default: 10G, or as the content needs]
@@ -84,7 +84,7 @@ pub struct Imported {
 /// Those of [`import_image`].
 pub fn import(context: &Context, arguments: &ImportArguments) -> Result<()> {
     let order = Order {
-        source: Source::parse(&arguments.source)?,
+        source: arguments.source.clone(),
         name: arguments.name.text()?,
         size_bytes: arguments.size,
         filesystem: arguments.fs,
@@ -229,7 +229,7 @@ fn import_layers(work: &mut Workshop<'_>, order: &Order, image: &Image, progress
         let mut attributes = attributes_of_layer(&step, diff_id.as_deref(), chain.as_deref());
         if is_top {
             let diff_ids: Vec<String> = diff_id.into_iter().collect();
-            attributes.extend(attributes_of_image(&order.source, image.configuration.as_ref(), diff_ids)?);
+            attributes.extend(attributes_of_image(&order.source, image.configuration.as_ref(), &diff_ids)?);
         }
         work.commit(&volume, &name, attributes)?;
         below = Some(name);
@@ -253,7 +253,7 @@ fn import_disk(work: &mut Workshop<'_>, order: &Order, disk: &Disk, progress: &P
     let device = work.client.attach(&volume, false)?.device;
     disk.copy_to(&device, progress, work.interrupt).map_err(|error| explain(work, error, size_bytes))?;
     detach(work.client, &volume)?;
-    let mut attributes = attributes_of_image(&order.source, None, Vec::new())?;
+    let mut attributes = attributes_of_image(&order.source, None, &[])?;
     attributes.insert(labels::LAYER.into(), "1".into());
     work.commit(&volume, &order.name, attributes)?;
     Ok(Imported { image: work.client.volume(&order.name)?, layers: 1, reused: 0 })
@@ -288,7 +288,7 @@ fn attributes_of_layer(step: &Step, diff_id: Option<&str>, chain: Option<&str>) 
 fn attributes_of_image(
     source: &Source,
     configuration: Option<&Configuration>,
-    diff_ids: Vec<String>,
+    diff_ids: &[String],
 ) -> Result<Attributes> {
     let json = if let Some(configuration) = configuration {
         labels::configuration_to_keep(&configuration.json, &configuration.parsed)?
@@ -505,14 +505,6 @@ fn explain(work: &Workshop<'_>, error: anyhow::Error, size_bytes: u64) -> anyhow
         return anyhow!("the image is larger than its volume of {taken}; give it more with --size ({error:#})");
     }
     error.context("the volume took no more data; is the disk that holds the pool full?")
-}
-
-impl FromStr for Source {
-    type Err = anyhow::Error;
-
-    fn from_str(text: &str) -> Result<Self> {
-        Self::parse(text.as_ref())
-    }
 }
 
 #[cfg(test)]
