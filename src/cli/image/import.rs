@@ -34,8 +34,10 @@ use crate::daemon::protocol::{Attributes, Bytes, Command, Failure, Kind, Reply, 
 
 /// Virtual size of an image whose content does not ask for more.
 const DEFAULT_SIZE_BYTES: u64 = 10 << 30;
-/// Sector size of an image's volume; that of a disk image is 512, for which its partition table was written.
+/// Sector size of an image's volume.
 const SECTOR_SIZE: u32 = 4096;
+/// That of a disk image, for which its partition table was written.
+const DISK_SECTOR_SIZE: u32 = 512;
 
 /// Imports an image.
 #[derive(Debug, Args)]
@@ -48,6 +50,9 @@ pub struct ImportArguments {
     /// Virtual size of the image and of the containers started from it [default: 10G, or as the content needs]
     #[arg(long, value_name = "SIZE", value_parser = size::parse)]
     size: Option<u64>,
+    /// Sector size of the volumes [default: 4096; of a disk image 512]
+    #[arg(long, value_name = "BYTES", value_parser = ["512", "4096"])]
+    sector_size: Option<String>,
     /// File system to unpack onto [default: ext4]
     #[arg(long, value_enum, value_name = "FS")]
     fs: Option<Filesystem>,
@@ -64,6 +69,8 @@ pub struct Order {
     pub size_bytes: Option<u64>,
     /// The file system; none for the default, and for disk images.
     pub filesystem: Option<Filesystem>,
+    /// Sector size of the volumes, when not the usual.
+    pub sector_size: Option<u32>,
 }
 
 /// What was imported.
@@ -88,6 +95,7 @@ pub fn import(context: &Context, arguments: &ImportArguments) -> Result<()> {
         name: arguments.name.text()?,
         size_bytes: arguments.size,
         filesystem: arguments.fs,
+        sector_size: arguments.sector_size.as_deref().map(str::parse).transpose()?,
     };
     let client = context.daemon_client()?;
     let interrupt = watch_signals()?;
@@ -183,6 +191,7 @@ pub fn import_image(client: &Client, order: &Order, progress: &ProgressBar, inte
 
 fn import_layers(work: &mut Workshop<'_>, order: &Order, image: &Image, progress: &ProgressBar) -> Result<Imported> {
     let filesystem = order.filesystem.unwrap_or_default();
+    let sector_size = order.sector_size.unwrap_or(SECTOR_SIZE);
     let (needed_bytes, length_bytes) = match image.layers.as_slice() {
         [Layer::Directory(path)] => {
             let content = content_bytes(path)?;
@@ -203,7 +212,7 @@ fn import_layers(work: &mut Workshop<'_>, order: &Order, image: &Image, progress
     for (index, layer) in image.layers.iter().enumerate() {
         progress.set_message(format!("layer {} of {count}", index + 1));
         let is_top = index + 1 == count;
-        let step = Step { filesystem, size_bytes, number: index + 1, below: below.clone() };
+        let step = Step { filesystem, size_bytes, sector_size, number: index + 1, below: below.clone() };
         let name = if is_top {
             Some(order.name.clone())
         } else {
@@ -249,7 +258,7 @@ fn import_disk(work: &mut Workshop<'_>, order: &Order, disk: &Disk, progress: &P
     );
     start_progress(progress, Some(disk.size_bytes()));
     progress.set_message("disk");
-    let volume = work.create_volume(size_bytes, 512)?;
+    let volume = work.create_volume(size_bytes, order.sector_size.unwrap_or(DISK_SECTOR_SIZE))?;
     let device = work.client.attach(&volume, false)?.device;
     disk.copy_to(&device, progress, work.interrupt).map_err(|error| explain(work, error, size_bytes))?;
     detach(work.client, &volume)?;
@@ -311,6 +320,7 @@ fn attributes_of_image(
 struct Step {
     filesystem: Filesystem,
     size_bytes: u64,
+    sector_size: u32,
     number: usize,
     /// The snapshot of the layer below.
     below: Option<String>,
@@ -340,7 +350,7 @@ impl Workshop<'_> {
 
     fn find_layer(&self, chain: &str, step: &Step) -> Result<Found> {
         // The same layer on another file system, or of another size, is another snapshot.
-        let special = format!("{chain}.{}.{}", step.filesystem, step.size_bytes);
+        let special = format!("{chain}.{}.{}.{}", step.filesystem, step.size_bytes, step.sector_size);
         for name in [chain, special.as_str()] {
             let volume = match self.client.volume(name) {
                 Err(failure) if failure.kind == Kind::NotFound => return Ok(Found::Free(name.to_owned())),
@@ -350,6 +360,7 @@ impl Workshop<'_> {
             let same = |key, value: &str| labels::text(&attributes, key).as_deref() == Some(value);
             if volume.snapshot
                 && volume.size_bytes == step.size_bytes
+                && volume.sector_size == step.sector_size
                 && same(labels::CHAIN_ID, chain)
                 && same(labels::FILESYSTEM, &step.filesystem.to_string())
             {
@@ -361,7 +372,7 @@ impl Workshop<'_> {
 
     /// A working volume that holds what is below this layer.
     fn begin(&mut self, step: &Step) -> Result<String> {
-        let Some(below) = &step.below else { return self.create_volume(step.size_bytes, SECTOR_SIZE) };
+        let Some(below) = &step.below else { return self.create_volume(step.size_bytes, step.sector_size) };
         self.check()?;
         let name = working_name();
         self.client.create_clone(below, &name, ephemeral())?;
@@ -498,13 +509,13 @@ fn explain(work: &Workshop<'_>, error: anyhow::Error, size_bytes: u64) -> anyhow
         _ => false,
     };
     if pool_is_full {
-        return error.context("the pool is full; delete something, or grow it with `plywood pool grow`");
+        return error.context("no space is left in the pool; delete something, or grow it with `plywood pool grow`");
     }
     if out_of_space {
         let taken = size::show(size_bytes);
         return anyhow!("the image is larger than its volume of {taken}; give it more with --size ({error:#})");
     }
-    error.context("the volume took no more data; is the disk that holds the pool full?")
+    error.context("the volume took no more data; is there no space left on the disk that holds the pool?")
 }
 
 #[cfg(test)]
