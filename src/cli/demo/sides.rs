@@ -138,7 +138,8 @@ pub fn on_plywood(story: &Story, place: &Place, source: &Source) -> Result<Plywo
     let pool = DemoPool::create(place)?;
     let client = &pool.client;
     let empty = settled(client, place)?;
-    let order = Order { source: source.clone(), name: "debian".into(), size_bytes: None, filesystem: None, sector_size: None };
+    let order =
+        Order { source: source.clone(), name: "debian".into(), size_bytes: None, filesystem: None, sector_size: None };
     import_image(client, &order, &ProgressBar::hidden(), &story.interrupt)?;
     drop(waiting);
     let mut top = "debian".to_owned();
