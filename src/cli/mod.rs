@@ -12,6 +12,7 @@ pub mod mount;
 mod name;
 pub mod output;
 mod pool;
+mod serve;
 pub mod size;
 mod snapshot;
 mod volume;
@@ -24,6 +25,9 @@ use clap::{Parser, Subcommand};
 
 pub use context::Context;
 pub use name::Name;
+
+use crate::daemon::{self, EngineArguments};
+use crate::export::loopdev::helper;
 
 /// Thin volumes, snapshots and clones in one sparse file, as block devices
 #[derive(Debug, Parser)]
@@ -60,6 +64,16 @@ enum Command {
     Unmount(mount::UnmountArguments),
     /// Show the ranges that differ between two volumes of one family
     Diff(diff::DiffArguments),
+    /// Run a pool's daemon in the foreground
+    Serve(serve::ServeArguments),
+    /// Stop a pool's daemon
+    Stop(serve::StopArguments),
+    /// The engine process; started by the front
+    #[command(hide = true)]
+    Engine(EngineArguments),
+    /// Does one thing with a loop device; started by the engine process
+    #[command(hide = true, name = daemon::LOOP_HELPER)]
+    LoopHelper,
 }
 
 /// Runs the command line.
@@ -73,7 +87,7 @@ pub fn main() -> ExitCode {
         }
     };
     match run(&arguments.context, arguments.command) {
-        Ok(()) => ExitCode::SUCCESS,
+        Ok(code) => code,
         Err(error) if is_broken_pipe(&error) => ExitCode::SUCCESS,
         Err(error) => {
             let message = format!("{error:#}").replace('\n', " ");
@@ -83,7 +97,7 @@ pub fn main() -> ExitCode {
     }
 }
 
-fn run(context: &Context, command: Command) -> Result<()> {
+fn run(context: &Context, command: Command) -> Result<ExitCode> {
     match command {
         Command::Pool(command) => pool::run(context, command),
         Command::Volume(command) => volume::run(context, command),
@@ -94,7 +108,12 @@ fn run(context: &Context, command: Command) -> Result<()> {
         Command::Mount(arguments) => mount::mount(context, &arguments),
         Command::Unmount(arguments) => mount::unmount(context, &arguments),
         Command::Diff(arguments) => diff::run(context, &arguments),
-    }
+        Command::Serve(arguments) => serve::serve(context, &arguments),
+        Command::Stop(arguments) => serve::stop(context, &arguments),
+        Command::Engine(arguments) => return serve::engine(context, &arguments),
+        Command::LoopHelper => Ok(helper::serve_one()?),
+    }?;
+    Ok(ExitCode::SUCCESS)
 }
 
 /// A command line that cannot be understood, found after parsing: exit 2.
