@@ -48,6 +48,8 @@ pub(super) struct Volume {
     pub(super) window: Window,
     pub(super) ranges: Ranges,
     pub(super) released: Rc<event_listener::Event>,
+    /// Own blocks that writes under way will add: counted against the quota before they are there.
+    pub(super) planned_own: u64,
     /// Number of handles.
     pub(super) open: u32,
     /// A control operation is under way; others wait or are refused.
@@ -63,6 +65,7 @@ impl Volume {
             window: Window::default(),
             ranges: Ranges::default(),
             released: Rc::new(event_listener::Event::new()),
+            planned_own: 0,
             open: 0,
             unready: false,
         }
