@@ -108,6 +108,8 @@ pub(super) struct State {
     pub(super) indexes: Vec<GroupIndex>,
     pub(super) index_refs: Vec<GroupIndexRef>,
     pub(super) allocator: Allocator,
+    /// Groups in which checkpoints freed blocks since the background task looked last.
+    pub(super) groups_freed_in: std::collections::BTreeSet<u64>,
     pub(super) epochs: Epochs,
     /// Blocks freed by a change that is not durable yet.
     pub(super) unrecorded_frees: VecDeque<(Lsn, PoolBlock)>,
@@ -165,9 +167,10 @@ impl State {
     pub(super) fn root(&self, key: TreeKey) -> Root {
         match key {
             TreeKey::Table => self.table,
-            TreeKey::Volume(id) => {
-                self.volumes.get(&id).map_or(Root { entry: Entry::hole(Clock(0)), level: 0 }, |volume| volume.record.root)
-            }
+            TreeKey::Volume(id) => self
+                .volumes
+                .get(&id)
+                .map_or(Root { entry: Entry::hole(Clock(0)), level: 0 }, |volume| volume.record.root),
         }
     }
 

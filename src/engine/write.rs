@@ -41,7 +41,15 @@ enum Step {
     Redirect { block: u64, run: Run, from: usize },
     /// Write part of a block: its old content (or zeros) merged with the new. `in_place` when it is the volume's own and
     /// the host cannot write so small a part.
-    Merge { block: u64, old: Option<PoolBlock>, new: PoolBlock, in_place: bool, skip: usize, from: usize, length: usize },
+    Merge {
+        block: u64,
+        old: Option<PoolBlock>,
+        new: PoolBlock,
+        in_place: bool,
+        skip: usize,
+        from: usize,
+        length: usize,
+    },
 }
 
 /// Why a plan could not be made.
@@ -411,7 +419,9 @@ impl State {
     }
 
     fn check_quota(&mut self, id: VolumeId, more_own: u64) -> Result<()> {
-        let Some(volume) = self.volumes.get(&id) else { return Err(Error::NotFound(format!("no volume with id {id}"))) };
+        let Some(volume) = self.volumes.get(&id) else {
+            return Err(Error::NotFound(format!("no volume with id {id}")));
+        };
         let quota = volume.record.quota_bytes;
         if quota > 0 && more_own > 0 && (volume.record.own_blocks + more_own).saturating_mul(BLOCK_BYTES) > quota {
             self.counters.quota_hits += 1;
@@ -420,7 +430,7 @@ impl State {
         Ok(())
     }
 
-    /// Takes `count` blocks for data from the volume's window; `Err` says how many are missing, and nothing is taken.
+    /// Takes `count` blocks for data from the volume's window; `Err` says how many there must be, and nothing is taken.
     fn take_blocks(&mut self, id: VolumeId, count: u64) -> std::result::Result<TakenBlocks, u64> {
         let mut runs: Vec<Run> = Vec::new();
         let mut missing = count;
@@ -444,7 +454,7 @@ impl State {
                     self.allocator.release(run.start.plus(offset));
                 }
             }
-            return Err(missing);
+            return Err(count);
         }
         Ok(TakenBlocks { runs, position: 0, offset: 0 })
     }
@@ -489,6 +499,8 @@ impl TakenBlocks {
 
 /// Waits until no range of `id` is held: used before a volume is changed as a whole.
 pub(super) async fn quiesce<S: Storage>(pool: &Pool<S>, id: VolumeId) {
-    let Ok(released) = pool.inner.state.borrow().volume(id).map(|volume| std::rc::Rc::clone(&volume.released)) else { return };
+    let Ok(released) = pool.inner.state.borrow().volume(id).map(|volume| std::rc::Rc::clone(&volume.released)) else {
+        return;
+    };
     until(&released, || pool.inner.state.borrow().volumes.get(&id).is_none_or(|volume| volume.ranges.is_empty())).await;
 }

@@ -15,6 +15,7 @@ pub const CARCASSES_PER_PAGE: usize = 63;
 
 const MAGIC: [u8; 8] = *b"plywcar\0";
 const ACCOUNT: u8 = 1;
+const COUNTING: u8 = 2;
 
 raw_struct! {
     /// A carcass as it stands in its page.
@@ -27,7 +28,8 @@ raw_struct! {
         48 created_at: U64,
         56 level: u8,
         57 flags: u8,
-        58 reserved: [u8; 6],
+        58 made_at: [u8; 5],
+        63 reserved: u8,
     }
 }
 
@@ -60,6 +62,10 @@ pub struct Carcass {
     pub created_at: Clock,
     /// Whether the volume's own and mapped blocks go down with it: a discard or a shrink, not a deletion.
     pub account: bool,
+    /// Others hold the subtree too: it is walked to be counted only, and let go at the end.
+    pub counting: bool,
+    /// The clock when it was cut out: snapshots made later never had these blocks.
+    pub made_at: Clock,
 }
 
 /// The block of a page of carcasses.
@@ -82,8 +88,9 @@ pub fn encode_carcasses(carcasses: &[Carcass]) -> Box<[u8; BLOCK_SIZE]> {
             volume: U64::new(carcass.volume.0),
             created_at: U64::new(carcass.created_at.0),
             level: carcass.level,
-            flags: if carcass.account { ACCOUNT } else { 0 },
-            reserved: [0; 6],
+            flags: if carcass.account { ACCOUNT } else { 0 } | if carcass.counting { COUNTING } else { 0 },
+            made_at: made_at(carcass.made_at),
+            reserved: 0,
         };
     }
     Box::new(bytemuck::cast(raw))
@@ -110,8 +117,8 @@ pub fn decode_carcasses(bytes: &[u8], pool_blocks: u64) -> Result<Vec<Carcass>, 
 }
 
 fn decode_carcass(raw: &RawCarcass, pool_blocks: u64) -> Result<Carcass, Check> {
-    zero(&raw.reserved, "carcass.reserved")?;
-    if raw.flags & !ACCOUNT != 0 {
+    zero(&[raw.reserved], "carcass.reserved")?;
+    if raw.flags & !(ACCOUNT | COUNTING) != 0 {
         return Err(Check::Undefined { field: "carcass.flags", value: raw.flags.into() });
     }
     let entry = Entry::from_raw(&raw.entry)?;
@@ -134,5 +141,13 @@ fn decode_carcass(raw: &RawCarcass, pool_blocks: u64) -> Result<Carcass, Check> 
         volume: volume_id(raw.volume, "carcass.volume")?,
         created_at: Clock(at_most(raw.created_at.get(), CLOCK_MAX, "carcass.created_at")?),
         account: raw.flags & ACCOUNT != 0,
+        counting: raw.flags & COUNTING != 0,
+        made_at: Clock(raw.made_at.iter().rev().fold(0, |sum, byte| sum << 8 | u64::from(*byte))),
     })
+}
+
+/// The 40 bits of a clock, lowest byte first.
+fn made_at(clock: Clock) -> [u8; 5] {
+    let [a, b, c, d, e, ..] = clock.0.to_le_bytes();
+    [a, b, c, d, e]
 }

@@ -7,7 +7,7 @@
 use std::cell::Cell;
 use std::io;
 use std::ops::Range;
-use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::rc::{Rc, Weak};
 use std::task::Waker;
 
@@ -29,6 +29,7 @@ const MAX_ATTEMPTS: u32 = 1000;
 pub(in crate::io) struct RingFile {
     pub(super) fd: OwnedFd,
     pub(super) registered: Option<u32>,
+    pub(super) release: Option<fn(BorrowedFd<'_>)>,
     pub(super) reactor: Weak<Inner>,
 }
 
@@ -40,6 +41,10 @@ impl RingFile {
 
 impl Drop for RingFile {
     fn drop(&mut self) {
+        // Every operation on the file holds it, so none is left.
+        if let Some(release) = self.release {
+            release(self.fd.as_fd());
+        }
         if let (Some(index), Some(reactor)) = (self.registered, self.reactor.upgrade()) {
             reactor.unregister_file(index);
         }

@@ -4,7 +4,7 @@ use std::cell::{Cell, RefCell};
 use std::collections::VecDeque;
 use std::future::Future;
 use std::io;
-use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
 use std::pin::Pin;
 use std::rc::Rc;
 use std::task::{Context, Poll, Waker};
@@ -169,13 +169,11 @@ impl Reactor {
     }
 
     /// Completes when `fd` can be read (or was hung up), as poll(2) tells. Dropping the future ends the wait.
-    #[must_use]
     pub fn readable(&self, fd: &Rc<OwnedFd>) -> Operation {
         self.issue(Request::Ready(Rc::clone(fd), libc::POLLIN as u32))
     }
 
     /// Completes when `fd` can be written to. Dropping the future ends the wait.
-    #[must_use]
     pub fn writable(&self, fd: &Rc<OwnedFd>) -> Operation {
         self.issue(Request::Ready(Rc::clone(fd), libc::POLLOUT as u32))
     }
@@ -184,10 +182,11 @@ impl Reactor {
         Operation { kind: Kind::Issued(Rc::clone(&self.inner), self.inner.issue(request)) }
     }
 
-    /// Gives the ring a file to work on, registered if there is room.
-    pub(in crate::io) fn adopt_file(&self, fd: OwnedFd) -> Rc<RingFile> {
+    /// Gives the ring a file to work on, registered if there is room. `release` is called when its last operation has
+    /// ended and its last handle is gone, before it is closed.
+    pub(in crate::io) fn adopt_file(&self, fd: OwnedFd, release: Option<fn(BorrowedFd<'_>)>) -> Rc<RingFile> {
         let registered = self.inner.register_file(&fd);
-        Rc::new(RingFile { fd, registered, reactor: Rc::downgrade(&self.inner) })
+        Rc::new(RingFile { fd, registered, release, reactor: Rc::downgrade(&self.inner) })
     }
 }
 

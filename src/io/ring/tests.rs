@@ -23,7 +23,7 @@ fn reactor() -> Reactor {
 fn file_in(reactor: &Reactor) -> (File, Rc<RingFile>) {
     let file = tempfile::tempfile().unwrap();
     let copy = file.try_clone().unwrap();
-    (file, reactor.adopt_file(copy.into()))
+    (file, reactor.adopt_file(copy.into(), None))
 }
 
 fn transfer(file: &Rc<RingFile>, offset: u64, memory: &IoMemory, write: bool) -> Request {
@@ -105,7 +105,7 @@ fn read_beyond_the_end_is_an_error() {
 fn error_of_the_host_is_passed_on() {
     let reactor = reactor();
     let read_only = File::open("/proc/self/exe").unwrap();
-    let ring_file = reactor.adopt_file(read_only.into());
+    let ring_file = reactor.adopt_file(read_only.into(), None);
     let error = run(&reactor, reactor.issue(transfer(&ring_file, 0, &IoMemory::zeroed(512), true))).unwrap_err();
     assert_eq!(error.raw_os_error(), Some(libc::EBADF));
 }
@@ -265,7 +265,7 @@ impl Poller for LateQueue {
 
     fn prepare_sleep(&self) -> bool {
         assert!(!self.asleep.replace(true));
-        if self.looks.get() % 3 == 0 {
+        if self.looks.get().is_multiple_of(3) {
             return true;
         }
         self.work.borrow_mut().push(Box::pin(async {}));
