@@ -23,6 +23,7 @@ use super::fuse::{Session, SessionOptions, Transport, TransportChoice};
 use super::link::{EXIT_FINISHED, EXIT_INCOMPATIBLE, EXIT_SUCCEED_ME};
 use super::shared::{DEFAULT_BUDGET_BYTES, SharedPendingLog, ring};
 use crate::error::{Error, Result};
+use crate::io::PoolClaim;
 
 /// What to start as the engine.
 #[derive(Debug)]
@@ -69,8 +70,8 @@ pub struct FrontOptions {
     pub classic_queues: usize,
     /// The engine.
     pub engine: EngineCommand,
-    /// The second lock of rule O9, held already; kept open as long as the front lives.
-    pub lock: Option<OwnedFd>,
+    /// The second lock of rule O9, held as long as the front lives.
+    pub claim: Option<PoolClaim>,
     /// When to give up.
     pub patience: Patience,
 }
@@ -86,7 +87,7 @@ impl FrontOptions {
             payload_budget_bytes: DEFAULT_BUDGET_BYTES,
             classic_queues: 2,
             engine,
-            lock: None,
+            claim: None,
             patience: Patience::default(),
         }
     }
@@ -126,7 +127,7 @@ pub struct Front {
     supervisor: Arc<OwnedFd>,
     stop: Arc<OwnedFd>,
     _pending: SharedPendingLog,
-    _lock: Option<OwnedFd>,
+    _claim: Option<PoolClaim>,
     patience: Patience,
 }
 
@@ -202,7 +203,7 @@ impl Front {
             supervisor,
             stop: new_event()?,
             _pending: pending,
-            _lock: options.lock,
+            _claim: options.claim,
             patience: options.patience,
         })
     }

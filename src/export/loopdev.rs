@@ -189,25 +189,22 @@ pub fn detach(number: u32) -> Result<()> {
     if !sys_path(number, "loop").exists() {
         return Ok(());
     }
-    // O_EXCL fails while the device is mounted anywhere, or otherwise claimed. Without it the kernel would accept, and
-    // detach whenever the last user goes.
+    // O_EXCL fails while the device is mounted anywhere, or otherwise claimed, and keeps it from being mounted until it is
+    // detached. Without it the kernel would accept, and detach whenever the last user goes.
     let deadline = Instant::now() + DETACH_PATIENCE;
-    let exclusive = OpenOptions::new().read(true).custom_flags(libc::O_EXCL | libc::O_CLOEXEC).open(&path);
-    match exclusive {
-        Ok(_) => {}
+    let device = match OpenOptions::new().read(true).custom_flags(libc::O_EXCL | libc::O_CLOEXEC).open(&path) {
+        Ok(device) => device,
         Err(error) if error.raw_os_error() == Some(libc::EBUSY) => return Err(busy(number)),
         Err(error) => return Err(Error::io(format!("opening {}", path.display()), error)),
-    }
-    drop(exclusive);
-    // Somebody who has the device open keeps its file open too, whatever the driver answers: wait for probes to go.
+    };
+    // Somebody who has it open keeps it attached too, whatever the driver answers: probes go after a moment.
     while !in_use::users(number).is_empty() {
         if Instant::now() > deadline {
             return Err(busy(number));
         }
         sleep(Duration::from_millis(20));
     }
-    let device = LoopDevice::open(&path).map_err(|error| Error::io(format!("opening {}", path.display()), error))?;
-    match device.detach() {
+    match abi::clear(&device) {
         Ok(()) => {}
         Err(error) if error.raw_os_error() == Some(libc::ENXIO) => return Ok(()),
         Err(error) if error.raw_os_error() == Some(libc::EBUSY) => return Err(busy(number)),

@@ -153,8 +153,9 @@ impl StreamQueue {
 
 /// Beside the rings, FORGET and INTERRUPT still come through /dev/fuse: they are read and need no answer. Anything else
 /// there means that the kernel has left the rings, which it does for a session that is ending.
-pub(super) fn drain(fuse: &File) {
-    let mut buffer = vec![0; super::abi::LEAST_READ_BUFFER.max(1 << 16)];
+pub(super) fn drain(fuse: &File, transfer_bytes: usize) {
+    // The kernel wants room for the largest request, although none of that size comes here.
+    let mut buffer = vec![0; transfer_bytes + super::abi::LEAST_READ_BUFFER];
     loop {
         match rustix::io::read(fuse.as_fd(), &mut buffer) {
             Ok(len) if len >= 40 => {

@@ -173,7 +173,8 @@ impl Session {
             registered.map_err(|error| Error::io("registering FUSE entries with io_uring", error))?;
         }
         let fuse = session.fuse_file()?;
-        session.threads.push(spawn("front-fuse".into(), move || drain(&fuse))?);
+        let transfer_bytes = session.memory.geometry().payload_bytes();
+        session.threads.push(spawn("front-fuse".into(), move || drain(&fuse, transfer_bytes))?);
         Ok(session)
     }
 

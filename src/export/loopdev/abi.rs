@@ -6,6 +6,7 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 
 use bytemuck::{Pod, Zeroable};
 
+const LOOP_CLR_FD: libc::Ioctl = 0x4C01;
 const LOOP_GET_STATUS64: libc::Ioctl = 0x4C05;
 const LOOP_CONFIGURE: libc::Ioctl = 0x4C0A;
 
@@ -70,6 +71,15 @@ pub(super) fn configure(
     config.info.file_name[..len].copy_from_slice(&label[..len]);
     // SAFETY: the ioctl reads one struct loop_config, which lives through the call.
     if unsafe { libc::ioctl(device.as_raw_fd(), LOOP_CONFIGURE, &raw const config) } < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    Ok(())
+}
+
+/// Detaches, on a descriptor of the caller's choice: `loopdev-3` opens its own without O_EXCL.
+pub(super) fn clear(device: &File) -> io::Result<()> {
+    // SAFETY: the ioctl takes no argument.
+    if unsafe { libc::ioctl(device.as_raw_fd(), LOOP_CLR_FD, 0) } < 0 {
         return Err(io::Error::last_os_error());
     }
     Ok(())
