@@ -440,7 +440,7 @@ impl<S: Storage> Pool<S> {
                 let start = record.size_bytes.div_ceil(BLOCK_SIZE as u64);
                 self.attempt(|state| {
                     state.check_unmap(record.id, start, format::VOLUME_BLOCKS_MAX)?;
-                    state.change_volume((*record).clone(), lsn);
+                    state.change_volume(&record, lsn);
                     Ok(())
                 })
                 .await?;
@@ -465,11 +465,7 @@ impl<S: Storage> Pool<S> {
                 state.roll_back_volume(volume, snapshot, clock, lsn);
             }
             Record::PoolGrown { groups_in_use } => {
-                let mut state = self.inner.state.borrow_mut();
-                let groups_in_use = groups_in_use.min(state.geometry.group_count());
-                let new = state.groups_in_use..groups_in_use;
-                state.groups_in_use = state.groups_in_use.max(groups_in_use);
-                drop(state);
+                let new = self.inner.state.borrow_mut().grow_to(groups_in_use);
                 for group in new {
                     self.load_group(group).await?;
                 }
@@ -553,6 +549,13 @@ fn new_state(superblock: &Superblock, slot: Slot, log: Box<dyn PendingLog>, opti
 }
 
 impl State {
+    /// During replay: more groups are in use. Answers which.
+    fn grow_to(&mut self, groups_in_use: u64) -> std::ops::Range<u64> {
+        let before = self.groups_in_use;
+        self.groups_in_use = before.max(groups_in_use.min(self.geometry.group_count()));
+        before..self.groups_in_use
+    }
+
     /// During replay: the change about to be applied has this LSN.
     fn journal_reached(&mut self, lsn: Lsn) {
         let position = self.journal.position();
