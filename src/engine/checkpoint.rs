@@ -430,6 +430,7 @@ impl State {
     fn take_image(&mut self) -> Result<Image> {
         self.checkpointing = true;
         self.give_back_windows();
+        self.eaten_in_image = self.counters.leaves_eaten;
         let needed = self.checkpoint_blocks();
         let to_write = self.volumes_to_write();
         if self.allocator.fresh() < needed {

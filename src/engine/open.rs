@@ -542,6 +542,7 @@ fn new_state(superblock: &Superblock, slot: Slot, log: Box<dyn PendingLog>, opti
         metadata_promised: 0,
         replaying: false,
         checkpointing: false,
+        eaten_in_image: 0,
         poisoned: None,
         closing: false,
         counters: Counters::default(),

@@ -126,6 +126,8 @@ pub(super) struct State {
     pub(super) metadata_promised: u64,
     pub(super) replaying: bool,
     pub(super) checkpointing: bool,
+    /// Steps of the carcass worker that the last checkpoint's image has.
+    pub(super) eaten_in_image: u64,
     pub(super) poisoned: Option<String>,
     pub(super) closing: bool,
     pub(super) counters: Counters,
