@@ -11,7 +11,6 @@ mod create;
 mod devices;
 mod engine_process;
 mod execute;
-mod exported;
 pub mod filesystem;
 mod front_process;
 mod logging;
