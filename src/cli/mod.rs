@@ -15,6 +15,7 @@ mod name;
 pub mod output;
 mod pool;
 pub mod run;
+mod serve;
 pub mod size;
 mod snapshot;
 mod volume;
@@ -27,6 +28,9 @@ use clap::{Parser, Subcommand};
 
 pub use context::Context;
 pub use name::Name;
+
+use crate::daemon::{self, EngineArguments};
+use crate::export::loopdev::helper;
 
 /// Thin volumes, snapshots and clones in one sparse file, as block devices
 #[derive(Debug, Parser)]
@@ -70,6 +74,16 @@ enum Command {
     Demo(demo::DemoArguments),
     /// Show the ranges that differ between two volumes of one family
     Diff(diff::DiffArguments),
+    /// Run a pool's daemon in the foreground
+    Serve(serve::ServeArguments),
+    /// Stop a pool's daemon
+    Stop(serve::StopArguments),
+    /// The engine process; started by the front
+    #[command(hide = true)]
+    Engine(EngineArguments),
+    /// Does one thing with a loop device; started by the engine process
+    #[command(hide = true, name = daemon::LOOP_HELPER)]
+    LoopHelper,
 }
 
 /// Runs the command line.
@@ -93,12 +107,8 @@ pub fn main() -> ExitCode {
     }
 }
 
-/// A container's command may have ended with any code; all others succeed or fail.
 fn run(context: &Context, command: Command) -> Result<ExitCode> {
     match command {
-        Command::Run(arguments) => return run::run(context, &arguments),
-        Command::Demo(arguments) => return demo::demo(context, &arguments),
-        Command::Image(command) => image::run(context, command),
         Command::Pool(command) => pool::run(context, command),
         Command::Volume(command) => volume::run(context, command),
         Command::Snapshot(command) => snapshot::run(context, command),
@@ -107,7 +117,14 @@ fn run(context: &Context, command: Command) -> Result<ExitCode> {
         Command::Detach(arguments) => attach::detach(context, arguments),
         Command::Mount(arguments) => mount::mount(context, &arguments),
         Command::Unmount(arguments) => mount::unmount(context, &arguments),
+        Command::Image(command) => image::run(context, command),
+        Command::Run(arguments) => return run::run(context, &arguments),
+        Command::Demo(arguments) => return demo::demo(context, &arguments),
         Command::Diff(arguments) => diff::run(context, &arguments),
+        Command::Serve(arguments) => serve::serve(context, &arguments),
+        Command::Stop(arguments) => serve::stop(context, &arguments),
+        Command::Engine(arguments) => return serve::engine(context, &arguments),
+        Command::LoopHelper => Ok(helper::serve_one()?),
     }?;
     Ok(ExitCode::SUCCESS)
 }

@@ -69,7 +69,10 @@ impl<S: Storage> Pool<S> {
             {
                 // What was eaten while the checkpoint ran comes free with the next one.
                 let state = inner.state.borrow();
-                if state.allocator.free() > free || state.allocator.fresh() > fresh || state.counters.leaves_eaten > eaten {
+                if state.allocator.free() > free
+                    || state.allocator.fresh() > fresh
+                    || state.counters.leaves_eaten > eaten
+                {
                     continue;
                 }
             }

@@ -23,6 +23,8 @@ mod growth;
 mod info;
 mod journal;
 mod open;
+#[cfg(test)]
+mod open_tests;
 mod pending_log;
 mod pool;
 mod ranges;

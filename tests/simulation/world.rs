@@ -7,12 +7,12 @@ use std::rc::Rc;
 
 use async_executor::LocalExecutor;
 use fastrand::Rng;
-use plywood::engine::{CreateOptions, OpenOptions, PendingLog, Pool, PrivateLog, Storage, VolumeHandle};
+use plywood::engine::{CreateOptions, Memory, OpenOptions, PendingLog, Pool, PrivateLog, Storage, VolumeHandle};
 use plywood::io::MemoryStorage;
 use plywood::units::{Lsn, VolumeId};
 use uuid::Uuid;
 
-use crate::content::SECTOR;
+use crate::content::{Change, SECTOR, parse_sector};
 use crate::met::Met;
 use crate::model::{Control, Model, Volume};
 use crate::operations::{Round, compare, resize, roll_back, with};
@@ -247,7 +247,7 @@ impl World {
         let flights: Vec<_> = model.flights.drain().map(|(_, flight)| flight).collect();
         for writes in [true, false] {
             for flight in &flights {
-                if matches!(flight.change, crate::content::Change::Write(_)) == writes
+                if matches!(flight.change, Change::Write(_)) == writes
                     && let Some(volume) = model.volumes.get_mut(&flight.volume)
                 {
                     volume.contents.doubt(flight.sectors.clone(), &flight.change);
@@ -347,10 +347,10 @@ impl World {
         for (first, count) in volume.contents.runs(COMPARED_BLOCKS) {
             let memory = self.read(&handle, first * 8 * SECTOR, count * 8 * SECTOR);
             let mut bytes = vec![0; memory.len()];
-            plywood::engine::Memory::read(&memory, 0, &mut bytes);
+            memory.read(0, &mut bytes);
             for (index, sector) in bytes.chunks_exact(SECTOR as usize).enumerate() {
                 let number = first * 8 + index as u64;
-                let value = crate::content::parse_sector(sector, number);
+                let value = parse_sector(sector, number);
                 if !value.is_ok_and(|value| volume.contents.allows(number, value)) {
                     return true;
                 }

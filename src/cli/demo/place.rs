@@ -83,7 +83,7 @@ impl DemoPool {
 
 impl Drop for DemoPool {
     fn drop(&mut self) {
-        if let Err(error) = self.client.call(Ask::Stop) {
+        if let Err(error) = self.client.call(Ask::Stop { force: true }) {
             tracing::warn!(%error, "the demo's daemon could not be stopped");
             return;
         }
