@@ -28,7 +28,11 @@ fn with_pool<T, F: Future<Output = T>>(body: impl FnOnce(Pool<MemoryStorage>) ->
     with_image(storage.snapshot_image(), 1, body)
 }
 
-fn with_image<T, F: Future<Output = T>>(image: MemoryImage, session: u128, body: impl FnOnce(Pool<MemoryStorage>) -> F) -> T {
+fn with_image<T, F: Future<Output = T>>(
+    image: MemoryImage,
+    session: u128,
+    body: impl FnOnce(Pool<MemoryStorage>) -> F,
+) -> T {
     let storage = MemoryStorage::from_image(image);
     let executor = Rc::new(LocalExecutor::new());
     futures_lite::future::block_on(executor.run(async {

@@ -102,8 +102,7 @@ impl Model {
     pub fn observe(&mut self, number: u64, volume: VolumeId, sectors: &Range<u64>) {
         let seen = self.flights.values().filter(|flight| flight.volume == volume).cloned().collect();
         let known = &self.volumes[&volume];
-        let observer =
-            Observer { volume, base: known.contents.part(sectors), seen, accountable: known.accountable };
+        let observer = Observer { volume, base: known.contents.part(sectors), seen, accountable: known.accountable };
         self.observers.insert(number, observer);
     }
 
