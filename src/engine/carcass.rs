@@ -88,6 +88,7 @@ impl State {
     /// One bounded step at a carcass: at most one leaf. Answers whether it is gone.
     fn eat(&mut self, id: u64) -> Try<bool> {
         let Some(waiting) = self.carcasses.get(&id) else { return Ok(true) };
+        self.counters.leaves_eaten += 1;
         let mut carcass = waiting.carcass;
         if carcass.cursor == 0 && !carcass.counting && self.exact_count(carcass.entry.address)? > 1 {
             if !carcass.account {

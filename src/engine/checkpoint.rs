@@ -268,7 +268,7 @@ impl<S: Storage> Pool<S> {
             }
             // Indexes come into use in order: one that is skipped would have no entry in the superblock.
             for index in superblock.group_index.len() as u64..superblock.groups_in_use.div_ceil(GROUPS_PER_INDEX) {
-                indexes.entry(index).or_insert_with(format::GroupIndex::new);
+                indexes.entry(index).or_default();
             }
             for (index, block) in &indexes {
                 let known = superblock.group_index.get(*index as usize).copied();
@@ -430,6 +430,7 @@ impl State {
     fn take_image(&mut self) -> Result<Image> {
         self.checkpointing = true;
         self.give_back_windows();
+        self.eaten_in_image = self.counters.leaves_eaten;
         let needed = self.checkpoint_blocks();
         let to_write = self.volumes_to_write();
         if self.allocator.fresh() < needed {

@@ -61,11 +61,18 @@ impl<S: Storage> Pool<S> {
                 inner.state.borrow_mut().release_frees();
                 continue;
             }
-            let fresh = inner.state.borrow().allocator.fresh();
+            let (fresh, eaten) = {
+                let state = inner.state.borrow();
+                (state.allocator.fresh(), state.counters.leaves_eaten)
+            };
             self.checkpoint().await?;
             {
+                // What was eaten while the checkpoint ran comes free with the next one.
                 let state = inner.state.borrow();
-                if state.allocator.free() > free || state.allocator.fresh() > fresh {
+                if state.allocator.free() > free
+                    || state.allocator.fresh() > fresh
+                    || state.counters.leaves_eaten > eaten
+                {
                     continue;
                 }
             }
@@ -77,6 +84,15 @@ impl<S: Storage> Pool<S> {
                 return Ok(());
             }
             state.counters.space_refusals += 1;
+            tracing::debug!(
+                free = state.allocator.free(),
+                fresh = state.allocator.fresh(),
+                promised = state.metadata_promised,
+                administration = state.administration_blocks(),
+                metadata,
+                blocks,
+                "no room"
+            );
             let host =
                 if inner.host_full.get() { "the host has no space left for the pool" } else { "the pool is full" };
             return Err(Error::NoSpace(host.into()));

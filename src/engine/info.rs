@@ -135,6 +135,12 @@ impl<S: Storage> Pool<S> {
         state.volumes.keys().filter_map(|id| state.volume_info(*id).ok()).collect()
     }
 
+    /// At most `count` ids above `after`, in order.
+    pub fn volume_ids(&self, after: VolumeId, count: usize) -> Vec<VolumeId> {
+        let state = self.inner.state.borrow();
+        state.volumes.range(VolumeId(after.0.saturating_add(1))..).map(|(id, _)| *id).take(count).collect()
+    }
+
     /// The volume named `name`.
     pub fn volume(&self, name: &str) -> Result<VolumeInfo> {
         let state = self.inner.state.borrow();

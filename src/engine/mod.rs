@@ -17,11 +17,14 @@ mod counters;
 mod create;
 mod diff;
 mod discard;
+mod enlarge;
 mod epoch;
 mod growth;
 mod info;
 mod journal;
 mod open;
+#[cfg(test)]
+mod open_tests;
 mod pending_log;
 mod pool;
 mod ranges;

@@ -19,8 +19,8 @@ use super::tree::entry_span;
 use super::{Counters, PendingLog, Storage};
 use crate::error::{Check, Corrupt, Error, Result, Structure};
 use crate::format::{
-    self, BatchFault, ENTRIES_PER_NODE, Entry, EntryKind, JOURNAL_FIRST, Node, Place, Record, Root, SUPERBLOCK_COPIES,
-    Slot, Superblock, VolumeRecord,
+    self, BATCH_BLOCKS_MAX, BatchFault, ENTRIES_PER_NODE, Entry, EntryKind, JOURNAL_FIRST, Node, Place, Record, Root,
+    SUPERBLOCK_COPIES, Slot, Superblock, VolumeRecord,
 };
 use crate::units::{BLOCK_SIZE, Lsn, PoolBlock, VolumeId};
 
@@ -192,13 +192,19 @@ impl<S: Storage> Pool<S> {
         };
         let mut expected: Option<Lsn> = None;
         loop {
-            let mut found = self.read_batch(&uuid, tail.position.append, ring, &tail, expected).await?;
+            let mut found = self.read_batch(&uuid, tail.position.append, ring, &tail, expected).await;
             let mut skipped = 0;
-            if found.is_none() && tail.position.append > 0 {
-                // A batch that did not fit before the ring's end starts at its beginning.
-                found = self.read_batch(&uuid, 0, ring, &tail, expected).await?;
-                skipped = ring - tail.position.append;
+            // A batch that did not fit before the ring's end starts at its beginning.
+            let may_wrap = tail.position.append > 0 && tail.position.append + BATCH_BLOCKS_MAX as u64 > ring;
+            if may_wrap && !matches!(found, Ok(Some(_))) {
+                match self.read_batch(&uuid, 0, ring, &tail, expected).await {
+                    // Then what stands behind the last batch is dead, whatever it looks like.
+                    Ok(Some(wrapped)) => (found, skipped) = (Ok(Some(wrapped)), ring - tail.position.append),
+                    Ok(None) => {}
+                    Err(error) => found = found.and(Err(error)),
+                }
             }
+            let found = found?;
             let Some((header, bytes, at)) = found else { break };
             let address = PoolBlock(JOURNAL_FIRST.0 + at);
             let damage = |check| Corrupt { structure: Structure::Batch, address, check };
@@ -242,7 +248,9 @@ impl<S: Storage> Pool<S> {
         }
         let address = PoolBlock(JOURNAL_FIRST.0 + at);
         let first = self.read_block(address).await?;
-        let Some(header) = format::decode_batch_header(uuid, &first) else { return Ok(None) };
+        // A destroyed header is damage, not the end: the newest batch must not vanish with it.
+        let damage = |check| Corrupt { structure: Structure::Batch, address, check };
+        let Some(header) = format::batch_start(uuid, &first).map_err(damage)? else { return Ok(None) };
         let fits = at + header.blocks <= ring;
         let follows = match expected {
             Some(lsn) => header.first == lsn,
@@ -256,7 +264,7 @@ impl<S: Storage> Pool<S> {
         match format::decode_batch(uuid, &bytes) {
             Ok((header, records)) => Ok(Some((header, records, at))),
             Err(BatchFault::Absent | BatchFault::Torn) => Ok(None),
-            Err(BatchFault::Damaged(check)) => Err(Corrupt { structure: Structure::Batch, address, check }.into()),
+            Err(BatchFault::Damaged(check)) => Err(damage(check).into()),
         }
     }
 
@@ -432,7 +440,7 @@ impl<S: Storage> Pool<S> {
                 let start = record.size_bytes.div_ceil(BLOCK_SIZE as u64);
                 self.attempt(|state| {
                     state.check_unmap(record.id, start, format::VOLUME_BLOCKS_MAX)?;
-                    state.change_volume((*record).clone(), lsn);
+                    state.change_volume(&record, lsn);
                     Ok(())
                 })
                 .await?;
@@ -457,11 +465,7 @@ impl<S: Storage> Pool<S> {
                 state.roll_back_volume(volume, snapshot, clock, lsn);
             }
             Record::PoolGrown { groups_in_use } => {
-                let mut state = self.inner.state.borrow_mut();
-                let groups_in_use = groups_in_use.min(state.geometry.group_count());
-                let new = state.groups_in_use..groups_in_use;
-                state.groups_in_use = state.groups_in_use.max(groups_in_use);
-                drop(state);
+                let new = self.inner.state.borrow_mut().grow_to(groups_in_use);
                 for group in new {
                     self.load_group(group).await?;
                 }
@@ -538,6 +542,7 @@ fn new_state(superblock: &Superblock, slot: Slot, log: Box<dyn PendingLog>, opti
         metadata_promised: 0,
         replaying: false,
         checkpointing: false,
+        eaten_in_image: 0,
         poisoned: None,
         closing: false,
         counters: Counters::default(),
@@ -545,6 +550,13 @@ fn new_state(superblock: &Superblock, slot: Slot, log: Box<dyn PendingLog>, opti
 }
 
 impl State {
+    /// During replay: more groups are in use. Answers which.
+    fn grow_to(&mut self, groups_in_use: u64) -> std::ops::Range<u64> {
+        let before = self.groups_in_use;
+        self.groups_in_use = before.max(groups_in_use.min(self.geometry.group_count()));
+        before..self.groups_in_use
+    }
+
     /// During replay: the change about to be applied has this LSN.
     fn journal_reached(&mut self, lsn: Lsn) {
         let position = self.journal.position();

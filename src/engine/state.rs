@@ -48,6 +48,8 @@ pub(super) struct Volume {
     pub(super) window: Window,
     pub(super) ranges: Ranges,
     pub(super) released: Rc<event_listener::Event>,
+    /// Own blocks that writes under way will add: counted against the quota before they are there.
+    pub(super) planned_own: u64,
     /// Number of handles.
     pub(super) open: u32,
     /// A control operation is under way; others wait or are refused.
@@ -63,6 +65,7 @@ impl Volume {
             window: Window::default(),
             ranges: Ranges::default(),
             released: Rc::new(event_listener::Event::new()),
+            planned_own: 0,
             open: 0,
             unready: false,
         }
@@ -123,6 +126,8 @@ pub(super) struct State {
     pub(super) metadata_promised: u64,
     pub(super) replaying: bool,
     pub(super) checkpointing: bool,
+    /// Steps of the carcass worker that the last checkpoint's image has.
+    pub(super) eaten_in_image: u64,
     pub(super) poisoned: Option<String>,
     pub(super) closing: bool,
     pub(super) counters: Counters,

@@ -4,7 +4,7 @@ use bytemuck::Zeroable;
 
 use super::entry::{CLOCK_MAX, Entry, EntryKind, RawEntry};
 use super::layout::{at_most, raw, raw_struct, zero};
-use super::little_endian::{U32, U64};
+use super::little_endian::{U32, U40, U64};
 use super::node::{LEVEL_MAX, VOLUME_BLOCKS_MAX, span_blocks};
 use super::volume_record::volume_id;
 use crate::error::Check;
@@ -28,7 +28,7 @@ raw_struct! {
         48 created_at: U64,
         56 level: u8,
         57 flags: u8,
-        58 made_at: [u8; 5],
+        58 made_at: U40,
         63 reserved: u8,
     }
 }
@@ -62,7 +62,7 @@ pub struct Carcass {
     pub created_at: Clock,
     /// Whether the volume's own and mapped blocks go down with it: a discard or a shrink, not a deletion.
     pub account: bool,
-    /// Others hold the subtree too: it is walked to be counted only, and let go at the end.
+    /// Whether others hold the subtree too: it is walked to be counted only, and let go at the end.
     pub counting: bool,
     /// The clock when it was cut out: snapshots made later never had these blocks.
     pub made_at: Clock,
@@ -89,7 +89,7 @@ pub fn encode_carcasses(carcasses: &[Carcass]) -> Box<[u8; BLOCK_SIZE]> {
             created_at: U64::new(carcass.created_at.0),
             level: carcass.level,
             flags: if carcass.account { ACCOUNT } else { 0 } | if carcass.counting { COUNTING } else { 0 },
-            made_at: made_at(carcass.made_at),
+            made_at: U40::new(carcass.made_at.0),
             reserved: 0,
         };
     }
@@ -142,12 +142,6 @@ fn decode_carcass(raw: &RawCarcass, pool_blocks: u64) -> Result<Carcass, Check> 
         created_at: Clock(at_most(raw.created_at.get(), CLOCK_MAX, "carcass.created_at")?),
         account: raw.flags & ACCOUNT != 0,
         counting: raw.flags & COUNTING != 0,
-        made_at: Clock(raw.made_at.iter().rev().fold(0, |sum, byte| sum << 8 | u64::from(*byte))),
+        made_at: Clock(raw.made_at.get()),
     })
-}
-
-/// The 40 bits of a clock, lowest byte first.
-fn made_at(clock: Clock) -> [u8; 5] {
-    let [a, b, c, d, e, ..] = clock.0.to_le_bytes();
-    [a, b, c, d, e]
 }

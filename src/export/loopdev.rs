@@ -1,0 +1,319 @@
+//! Loop devices on the front's files.
+//!
+//! Plain blocking calls. Attaching makes the kernel ask the FUSE session about the file before the call returns, so **none
+//! of this may run in the engine process or on a serving thread of the front**: a thread that waits for its own process to
+//! answer cannot be killed, and its process could not be succeeded. A helper process does it ([`helper`]).
+//!
+//! `loopdev-3` finds and detaches devices; what it lacks (LOOP_CONFIGURE with a block size, status) is an ioctl on its
+//! descriptor.
+
+mod abi;
+pub mod helper;
+mod in_use;
+
+use std::ffi::OsStr;
+use std::fs::{self, File, OpenOptions};
+use std::io;
+use std::os::fd::{AsRawFd, BorrowedFd};
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+use std::thread::sleep;
+use std::time::{Duration, Instant};
+
+use loopdev::{LoopControl, LoopDevice};
+use serde::{Deserialize, Serialize};
+use uuid::Uuid;
+
+pub use self::in_use::{Use, users};
+use crate::error::{Error, Result};
+use crate::units::VolumeId;
+
+/// How often another process may take the free device before us.
+const ATTEMPTS: u32 = 64;
+/// How long a detached device may take to let go of its file: probes of udev and the like hold it for a moment.
+const DETACH_PATIENCE: Duration = Duration::from_secs(5);
+/// Beginning of the name that we give our devices.
+const LABEL: &str = "plywood/";
+
+/// What to attach.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct AttachRequest {
+    /// The volume's file in the front's directory.
+    pub file: PathBuf,
+    /// The pool, and the volume in it: the device carries both, so that it is found again.
+    pub pool: Uuid,
+    /// The volume.
+    pub volume: VolumeId,
+    /// Logical and physical sector size, 512 or 4096.
+    pub sector_size: u32,
+    /// Writes are refused.
+    pub read_only: bool,
+}
+
+/// A device of ours.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Attached {
+    /// /dev/loopN.
+    pub device: PathBuf,
+    /// N.
+    pub number: u32,
+    /// The volume.
+    pub volume: VolumeId,
+    /// Writes are refused.
+    pub read_only: bool,
+    /// Device number of the file system that its file is in: another than the front's own is a dead front's.
+    pub file_system: u64,
+}
+
+fn label(pool: Uuid, volume: VolumeId) -> String {
+    // 8 + 32 + 1 + at most 20 bytes of the 63 there are.
+    format!("{LABEL}{}/{volume}", pool.simple())
+}
+
+fn volume_of_label(text: &str, pool: Uuid) -> Option<VolumeId> {
+    let (uuid, volume) = text.strip_prefix(LABEL)?.split_once('/')?;
+    (uuid == pool.simple().to_string()).then_some(VolumeId(volume.parse().ok()?))
+}
+
+fn device_path(number: u32) -> PathBuf {
+    PathBuf::from(format!("/dev/loop{number}"))
+}
+
+fn sys_path(number: u32, name: &str) -> PathBuf {
+    PathBuf::from(format!("/sys/block/loop{number}/{name}"))
+}
+
+fn control() -> Result<LoopControl> {
+    LoopControl::open().map_err(|error| match error.kind() {
+        io::ErrorKind::NotFound => Error::NotFound(
+            "/dev/loop-control does not exist: this kernel has no loop devices, or modprobe loop".into(),
+        ),
+        io::ErrorKind::PermissionDenied => Error::io("opening /dev/loop-control (are you root?)", error),
+        _ => Error::io("opening /dev/loop-control", error),
+    })
+}
+
+/// Attaches a file as the first free loop device, with direct I/O, which is verified.
+///
+/// # Errors
+/// [`Error::InvalidInput`] for another sector size; what the host answers; [`Error::Incompatible`] when the device would
+/// not do direct I/O, in which case it is detached again.
+pub fn attach(request: &AttachRequest) -> Result<Attached> {
+    if !matches!(request.sector_size, 512 | 4096) {
+        return Err(Error::InvalidInput(format!("sector size {} is neither 512 nor 4096", request.sector_size)));
+    }
+    let file = OpenOptions::new()
+        .read(true)
+        .write(!request.read_only)
+        .custom_flags(libc::O_CLOEXEC)
+        .open(&request.file)
+        .map_err(|error| Error::io(format!("opening {}", request.file.display()), error))?;
+    let control = control()?;
+    let label = label(request.pool, request.volume);
+    for _ in 0..ATTEMPTS {
+        let device = match control.next_free() {
+            Ok(device) => device,
+            // The node of a device that was just made may come a moment later.
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                sleep(Duration::from_millis(5));
+                continue;
+            }
+            Err(error) => return Err(Error::io("finding a free loop device", error)),
+        };
+        let number = device.minor().map_err(|error| Error::io("looking at a loop device", error))?;
+        let configured =
+            abi::configure(descriptor(&device), &file, request.sector_size, request.read_only, label.as_bytes());
+        match configured {
+            Ok(()) => {}
+            Err(error) if error.raw_os_error() == Some(libc::EBUSY) => continue,
+            Err(error) => return Err(Error::io(format!("attaching {}", device_path(number).display()), error)),
+        }
+        if let Err(error) = verify_direct_io(&device, number) {
+            let _ = device.detach();
+            return Err(error);
+        }
+        tune(number);
+        let file_system = file.metadata().map_err(|error| Error::io("looking at the volume's file", error))?.dev();
+        tracing::info!(volume = %request.volume, device = %device_path(number).display(), "attached");
+        return Ok(Attached {
+            device: device_path(number),
+            number,
+            volume: request.volume,
+            read_only: request.read_only,
+            file_system,
+        });
+    }
+    Err(Error::Busy("every free loop device was taken by somebody else first; try again".into()))
+}
+
+fn descriptor(device: &LoopDevice) -> BorrowedFd<'_> {
+    // SAFETY: the descriptor is open as long as the device that it is borrowed from.
+    unsafe { BorrowedFd::borrow_raw(device.as_raw_fd()) }
+}
+
+/// The driver drops direct I/O without a word when it cannot do it; the page cache would then stand between the volume's
+/// flushes and the engine, and grow with everything written.
+fn verify_direct_io(device: &LoopDevice, number: u32) -> Result<()> {
+    let status = abi::status(descriptor(device)).map_err(|error| Error::io("asking a loop device's status", error))?;
+    let shown = fs::read_to_string(sys_path(number, "loop/dio")).unwrap_or_default();
+    if status.flags & abi::FLAG_DIRECT_IO == 0 || shown.trim() != "1" {
+        return Err(Error::Incompatible("this kernel's loop device refuses direct I/O on a FUSE file".into()));
+    }
+    Ok(())
+}
+
+/// Queue settings; a kernel that lacks one does without.
+fn tune(number: u32) {
+    let settings = [
+        ("queue/scheduler", "none"),
+        // Multiples of the payload size, so that a large request is cut without a rest.
+        ("queue/max_sectors_kb", "1024"),
+        ("queue/wbt_lat_usec", "0"),
+        ("queue/nomerges", "0"),
+        ("queue/rq_affinity", "2"),
+        ("queue/read_ahead_kb", "1024"),
+    ];
+    for (name, value) in settings {
+        if let Err(error) = fs::write(sys_path(number, name), value) {
+            tracing::debug!(number, name, %error, "queue setting not taken");
+        }
+    }
+}
+
+/// Detaches a device and waits until it has let go of its file. Nothing happens when it is not attached.
+///
+/// # Errors
+/// [`Error::Busy`] that names mount points, in any mount namespace, and processes.
+pub fn detach(number: u32) -> Result<()> {
+    let path = device_path(number);
+    if !sys_path(number, "loop").exists() {
+        return Ok(());
+    }
+    // O_EXCL fails while the device is mounted anywhere, or otherwise claimed, and keeps it from being mounted until it is
+    // detached. Without it the kernel would accept, and detach whenever the last user goes.
+    let deadline = Instant::now() + DETACH_PATIENCE;
+    let device = match OpenOptions::new().read(true).custom_flags(libc::O_EXCL | libc::O_CLOEXEC).open(&path) {
+        Ok(device) => device,
+        Err(error) if error.raw_os_error() == Some(libc::EBUSY) => return Err(busy(number)),
+        Err(error) => return Err(Error::io(format!("opening {}", path.display()), error)),
+    };
+    // Somebody who has it open keeps it attached too, whatever the driver answers: probes go after a moment.
+    while !in_use::users(number).is_empty() {
+        if Instant::now() > deadline {
+            return Err(busy(number));
+        }
+        sleep(Duration::from_millis(20));
+    }
+    match abi::clear(&device) {
+        Ok(()) => {}
+        Err(error) if error.raw_os_error() == Some(libc::ENXIO) => return Ok(()),
+        Err(error) if error.raw_os_error() == Some(libc::EBUSY) => return Err(busy(number)),
+        Err(error) => return Err(Error::io(format!("detaching {}", path.display()), error)),
+    }
+    // The last descriptor, ours, lets the driver finish.
+    drop(device);
+    let mut pause = Duration::from_micros(100);
+    while sys_path(number, "loop").exists() {
+        if Instant::now() > deadline {
+            return Err(busy(number));
+        }
+        sleep(pause);
+        pause = (pause * 2).min(Duration::from_millis(20));
+    }
+    tracing::info!(device = %path.display(), "detached");
+    Ok(())
+}
+
+fn busy(number: u32) -> Error {
+    let users: Vec<_> = in_use::users(number).iter().map(Use::to_string).collect();
+    let path = device_path(number);
+    Error::Busy(match users.as_slice() {
+        [] => format!("{} is in use, by a mount namespace without a process perhaps", path.display()),
+        users => format!("{} is in use: {}", path.display(), users.join("; ")),
+    })
+}
+
+/// Tells a device that its volume has grown to `size_bytes`, which the engine knows already.
+///
+/// # Errors
+/// What the host answers; EPERM when the volume has another size.
+pub fn grow(number: u32, file: &Path, size_bytes: u64) -> Result<()> {
+    let path = device_path(number);
+    // The kernel's idea of the file's size is old; the truncation to its true size corrects it.
+    let opened = OpenOptions::new().write(true).open(file);
+    opened
+        .and_then(|opened| opened.set_len(size_bytes))
+        .map_err(|error| Error::io(format!("showing the kernel the size of {}", file.display()), error))?;
+    let device = LoopDevice::open(&path).map_err(|error| Error::io(format!("opening {}", path.display()), error))?;
+    device.set_capacity().map_err(|error| Error::io(format!("growing {}", path.display()), error))
+}
+
+/// The devices that carry volumes of this pool, also those that a front left behind which has died.
+///
+/// # Errors
+/// When /sys cannot be read.
+pub fn list(pool: Uuid) -> Result<Vec<Attached>> {
+    let entries = fs::read_dir("/sys/block").map_err(|error| Error::io("listing /sys/block", error))?;
+    let mut found = Vec::new();
+    for entry in entries.flatten() {
+        let name = entry.file_name();
+        let Some(number) = loop_number(&name) else { continue };
+        if !sys_path(number, "loop").exists() {
+            continue;
+        }
+        // It may be detached, or deleted, at any moment: then it is not in the list.
+        let Ok(device) = File::open(device_path(number)) else { continue };
+        let Ok(status) = abi::status_of(&device) else { continue };
+        if let Some(volume) = volume_of_label(&status.name(), pool) {
+            found.push(Attached {
+                device: device_path(number),
+                number,
+                volume,
+                read_only: status.flags & abi::FLAG_READ_ONLY != 0,
+                file_system: status.device,
+            });
+        }
+    }
+    found.sort_by_key(|attached| attached.number);
+    Ok(found)
+}
+
+/// N of "loopN".
+fn loop_number(name: &OsStr) -> Option<u32> {
+    name.to_str()?.strip_prefix("loop")?.parse().ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn labels_name_the_pool_and_the_volume_and_fit() {
+        let pool = Uuid::from_u128(u128::MAX - 5);
+        let text = label(pool, VolumeId(u64::MAX));
+        assert!(text.len() < 64);
+        assert_eq!(volume_of_label(&text, pool), Some(VolumeId(u64::MAX)));
+        assert_eq!(volume_of_label(&text, Uuid::nil()), None);
+        assert_eq!(volume_of_label("/var/lib/some.img", pool), None);
+        assert_eq!(volume_of_label("plywood/x", pool), None);
+    }
+
+    #[test]
+    fn only_loop_devices_have_a_number() {
+        assert_eq!(loop_number(OsStr::new("loop17")), Some(17));
+        assert_eq!(loop_number(OsStr::new("loop17p1")), None);
+        assert_eq!(loop_number(OsStr::new("vda")), None);
+    }
+
+    #[test]
+    fn strange_sector_sizes_are_refused() {
+        let request = AttachRequest {
+            file: "/nonexistent".into(),
+            pool: Uuid::nil(),
+            volume: VolumeId(1),
+            sector_size: 1024,
+            read_only: false,
+        };
+        assert!(matches!(attach(&request), Err(Error::InvalidInput(_))));
+    }
+}

@@ -1,0 +1,249 @@
+//! The engine's side of the export: takes requests from the queues and has volumes do them.
+//!
+//! One task a request on the thread's executor; no thread, no blocking call. The server is the [`Poller`] of the thread's
+//! loop: it looks at the queues whenever no task can go on, and tells the front to ring before the thread sleeps.
+
+mod operations;
+#[cfg(test)]
+mod tests;
+
+use std::cell::{Cell, RefCell};
+use std::rc::Rc;
+
+use async_executor::LocalExecutor;
+use event_listener::Event;
+
+use super::device::{Device, Volumes};
+use super::fuse::request::{NAME_BYTES, parse};
+use super::shared::{EngineQueues, INLINE_BYTES, OpenFile, OpenTable, Reply};
+use crate::error::Result;
+use crate::io::Poller;
+use crate::units::VolumeId;
+
+type MemoryOf<V> = <<V as Volumes>::Device as Device>::Memory;
+
+/// Serves the volumes `V` to the front.
+pub struct Server<V: Volumes> {
+    state: Rc<State<V>>,
+    executor: Rc<LocalExecutor<'static>>,
+}
+
+struct State<V: Volumes> {
+    queues: EngineQueues,
+    /// All payloads, one piece a slot.
+    payloads: MemoryOf<V>,
+    payload_bytes: usize,
+    volumes: V,
+    opens: OpenTable,
+    /// Devices of open files, by entry of the table, with the file's number.
+    devices: RefCell<Vec<Option<(u64, V::Device)>>>,
+    in_flight: Cell<usize>,
+    stopped: Cell<bool>,
+    /// Something was closed, or nothing is in flight any more.
+    changed: Event,
+}
+
+/// An answer, kept until it is handed over.
+enum Answer {
+    Inline([u8; INLINE_BYTES], usize),
+    Payload(usize),
+}
+
+impl Answer {
+    const EMPTY: Self = Self::Payload(0);
+
+    fn inline<T: bytemuck::NoUninit>(value: &T) -> Self {
+        let mut bytes = [0; INLINE_BYTES];
+        bytes[..size_of::<T>()].copy_from_slice(bytemuck::bytes_of(value));
+        Self::Inline(bytes, size_of::<T>())
+    }
+}
+
+impl<V: Volumes> Server<V> {
+    /// Takes over the queues, with whatever a predecessor left in them: its open files are opened again, and what it was
+    /// sent and did not answer is done when the thread's loop runs. `payloads` is the memory of all payloads.
+    ///
+    /// # Panics
+    /// When `payloads` has another length than the payloads of the queues.
+    pub fn new(queues: EngineQueues, payloads: MemoryOf<V>, volumes: V, executor: Rc<LocalExecutor<'static>>) -> Self {
+        use crate::engine::Memory;
+
+        let geometry = queues.memory().geometry();
+        let payload_bytes = geometry.payload_bytes();
+        assert_eq!(payloads.len(), payload_bytes * geometry.slot_count());
+        let opens = OpenTable::new(queues.memory());
+        let state = State {
+            payloads,
+            payload_bytes,
+            volumes,
+            opens,
+            devices: RefCell::default(),
+            in_flight: Cell::new(0),
+            stopped: Cell::new(false),
+            changed: Event::new(),
+            queues,
+        };
+        for (number, file) in state.opens.all() {
+            match state.volumes.open(file.volume, file.read_only) {
+                Ok(device) => state.keep(number, device),
+                // Its requests get an error; the others' must be served.
+                Err(error) => tracing::error!(volume = %file.volume, %error, "cannot open an attached volume again"),
+            }
+        }
+        Self { state: Rc::new(state), executor }
+    }
+
+    /// Tells the front that this engine serves from now on.
+    pub fn declare_serving(&self) {
+        self.state.queues.declare_serving();
+    }
+
+    /// Volumes whose file is open, as it is under an attached device.
+    pub fn open_volumes(&self) -> Vec<VolumeId> {
+        let mut volumes: Vec<_> = self.state.opens.all().map(|(_, file)| file.volume).collect();
+        volumes.sort_unstable();
+        volumes.dedup();
+        volumes
+    }
+
+    /// Whether the file of this volume is open.
+    pub fn is_open(&self, id: VolumeId) -> bool {
+        self.state.opens.all().any(|(_, file)| file.volume == id)
+    }
+
+    /// Completes when the file of this volume is closed: the kernel tells so a moment after a device is detached.
+    pub async fn closed(&self, id: VolumeId) {
+        self.wait_until(|server| !server.is_open(id)).await;
+    }
+
+    /// Takes no more requests: those that come wait for a successor.
+    pub fn stop(&self) {
+        self.state.stopped.set(true);
+    }
+
+    /// Completes when every request that was taken has been answered.
+    pub async fn idle(&self) {
+        self.wait_until(|server| server.state.in_flight.get() == 0).await;
+    }
+
+    /// The volumes.
+    pub fn volumes(&self) -> &V {
+        &self.state.volumes
+    }
+
+    async fn wait_until(&self, condition: impl Fn(&Self) -> bool) {
+        while !condition(self) {
+            let listener = self.state.changed.listen();
+            if !condition(self) {
+                listener.await;
+            }
+        }
+    }
+}
+
+impl<V: Volumes> Clone for Server<V> {
+    fn clone(&self) -> Self {
+        Self { state: Rc::clone(&self.state), executor: Rc::clone(&self.executor) }
+    }
+}
+
+impl<V: Volumes> Poller for Server<V> {
+    fn poll(&self) -> bool {
+        self.state.queues.ring();
+        if self.state.stopped.get() {
+            return false;
+        }
+        let mut found = false;
+        self.state.queues.take(|slot| {
+            found = true;
+            self.state.in_flight.set(self.state.in_flight.get() + 1);
+            self.executor.spawn(Rc::clone(&self.state).serve(slot)).detach();
+        });
+        found
+    }
+
+    fn prepare_sleep(&self) -> bool {
+        self.state.queues.ring();
+        self.state.queues.prepare_sleep() || self.state.stopped.get()
+    }
+
+    fn woken(&self) {
+        self.state.queues.awake();
+    }
+}
+
+impl<V: Volumes> State<V> {
+    /// Does one request and hands its answer over.
+    async fn serve(self: Rc<Self>, slot: usize) {
+        let raw = self.queues.request(slot);
+        let mut name = [0; NAME_BYTES];
+        self.queues.read_payload(slot, &mut name);
+        let geometry = self.queues.memory().geometry();
+        let done = match parse(&raw, geometry.arrangement(), &name, self.payload_bytes) {
+            Ok(request) => self.execute(slot, &request).await,
+            Err(errno) => Err(errno),
+        };
+        let held = match done {
+            Ok((answer, held)) => {
+                match answer {
+                    Answer::Inline(bytes, len) => self.queues.answer(slot, Reply::Inline(&bytes[..len])),
+                    Answer::Payload(len) => self.queues.answer(slot, Reply::Payload(len)),
+                }
+                held
+            }
+            Err(errno) => {
+                self.queues.answer(slot, Reply::Error(errno));
+                None
+            }
+        };
+        // Rule O8: an overlapping change may start only now that the answer is the front's. Were this process to die
+        // before, the successor would do this request again, and must not undo a later one.
+        drop(held);
+        self.in_flight.set(self.in_flight.get() - 1);
+        if self.in_flight.get() == 0 {
+            self.changed.notify(usize::MAX);
+        }
+    }
+
+    fn keep(&self, number: u64, device: V::Device) {
+        let entry = OpenTable::entry(number);
+        let mut devices = self.devices.borrow_mut();
+        if devices.len() <= entry {
+            devices.resize_with(entry + 1, || None);
+        }
+        devices[entry] = Some((number, device));
+    }
+
+    /// The device of an open file.
+    fn device(&self, number: u64) -> Result<V::Device, i32> {
+        match self.devices.borrow().get(OpenTable::entry(number)) {
+            Some(Some((same, device))) if *same == number => Ok(device.clone()),
+            // It is open, and could not be opened again after a restart.
+            _ if self.opens.find(number).is_some() => Err(libc::EIO),
+            _ => Err(libc::EBADF),
+        }
+    }
+
+    fn open(&self, volume: VolumeId, read_only: bool, unique: u64) -> Result<u64, i32> {
+        let device = self.volumes.open(volume, read_only).map_err(|error| refused(volume, "open", &error))?;
+        let number = self.opens.insert(OpenFile { volume, read_only, unique }).ok_or(libc::ENFILE)?;
+        self.keep(number, device);
+        Ok(number)
+    }
+
+    fn close(&self, number: u64) {
+        let device = match self.devices.borrow_mut().get_mut(OpenTable::entry(number)) {
+            Some(slot) if slot.as_ref().is_some_and(|(same, _)| *same == number) => slot.take(),
+            _ => None,
+        };
+        self.opens.remove(number);
+        drop(device);
+        self.changed.notify(usize::MAX);
+    }
+}
+
+/// The errno of an error, which is logged: nobody else sees more than the number.
+fn refused(volume: VolumeId, operation: &str, error: &crate::error::Error) -> i32 {
+    tracing::warn!(%volume, operation, %error, "request refused");
+    error.errno()
+}
