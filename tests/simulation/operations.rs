@@ -14,7 +14,7 @@ use uuid::Uuid;
 
 use crate::content::{Change, Contents, SECTOR, fill_sector, parse_sector};
 use crate::model::{Control, Flight, Volume};
-use crate::world::{Shared, World};
+use crate::world::{Shared, World, trace};
 
 const KIB: u64 = 1 << 10;
 const MIB: u64 = 1 << 20;
@@ -185,10 +185,12 @@ impl World {
         let sectors = offset / SECTOR..(offset + length) / SECTOR;
         let delay = self.random.u32(..4);
         let (name, quota_bytes) = (volume.name.clone(), volume.quota_bytes);
+        trace(|| format!("{number} begins: {change:?} of volume {} at {offset}, {length} bytes", volume.id));
         shared.model.borrow_mut().issue(number, Flight { volume: volume.id, sectors, change });
         self.spawn(async move {
             match call(handle).await {
                 Ok(held) => {
+                    trace(|| format!("{number} ends"));
                     shared.model.borrow_mut().complete(number);
                     for _ in 0..delay {
                         yield_now().await;
@@ -493,9 +495,11 @@ impl World {
     fn start_control(&mut self, control: Control, call: impl AsyncFnOnce(&Shared) + 'static) {
         let shared = Rc::clone(&self.shared);
         let number = shared.model.borrow_mut().number();
+        trace(|| format!("{number} begins: {}", control.describe()));
         shared.model.borrow_mut().controls.insert(number, control);
         self.spawn(async move {
             call(&shared).await;
+            trace(|| format!("{number} ends"));
             shared.model.borrow_mut().controls.remove(&number);
         });
     }

@@ -6,6 +6,7 @@ use std::cell::{Cell, RefCell};
 use std::collections::{BTreeMap, HashMap};
 use std::panic::{AssertUnwindSafe, resume_unwind};
 use std::rc::Rc;
+use std::sync::LazyLock;
 
 use async_executor::LocalExecutor;
 use fastrand::Rng;
@@ -83,6 +84,14 @@ impl PendingLog for SharedLog {
 
     fn published(&self) -> Vec<(Lsn, Vec<u8>)> {
         self.0.borrow().published()
+    }
+}
+
+/// With `PLYWOOD_MODEL_TRACE` set, prints what the test does, for finding the story of a failure.
+pub fn trace(line: impl FnOnce() -> String) {
+    static TRACES: LazyLock<bool> = LazyLock::new(|| std::env::var_os("PLYWOOD_MODEL_TRACE").is_some());
+    if *TRACES {
+        println!("{}", line());
     }
 }
 
@@ -175,6 +184,7 @@ impl World {
 
     /// Ends the engine in one of its ways and starts the next, which must hold what the model holds.
     pub fn reopen(&mut self, end: End) {
+        trace(|| format!("the engine ends: {end:?}; {}", self.waiting()));
         match end {
             End::Closed => {
                 self.handles.clear();
@@ -201,6 +211,7 @@ impl World {
         }
         self.shared.met.borrow_mut().ended(end);
         self.open();
+        trace(|| format!("open again: {:?}", self.pool().counters()));
         self.resolve();
     }
 
@@ -262,7 +273,8 @@ impl World {
 
     fn waiting(&self) -> String {
         let model = self.shared.model.borrow();
-        format!("in flight {:?}; control calls {:?}", model.flights, model.controls)
+        let controls: Vec<String> = model.controls.values().map(Control::describe).collect();
+        format!("in flight {:?}; control calls {controls:?}", model.flights)
     }
 
     /// Brings the model to what an engine that died made of the calls it had not answered.
