@@ -102,6 +102,9 @@ pub fn identify(path: &Path) -> Result<FoundPool> {
         io::ErrorKind::NotFound => {
             Error::NotFound(format!("{shown}: no such pool; make one with plywood pool create {shown} --size SIZE"))
         }
+        io::ErrorKind::PermissionDenied => {
+            Error::io(format!("{shown}: only root may open the pool; run as root"), error)
+        }
         _ => Error::io(format!("{shown}: opening the pool"), error),
     };
     let path = fs::canonicalize(path).map_err(failed)?;

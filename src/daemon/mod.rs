@@ -13,7 +13,7 @@ mod engine_process;
 mod execute;
 pub mod filesystem;
 mod front_process;
-mod logging;
+pub mod logging;
 mod lookup;
 pub mod mounts;
 mod offline;

@@ -507,6 +507,7 @@ fn new_state(superblock: &Superblock, slot: Slot, log: Box<dyn PendingLog>, opti
     State {
         uuid: superblock.uuid,
         name: superblock.name.clone(),
+        enlargement: None,
         geometry,
         generation: superblock.generation,
         slot,
