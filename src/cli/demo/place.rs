@@ -13,7 +13,7 @@ use super::Story;
 use crate::cli::Context;
 use crate::cli::image::Source;
 use crate::daemon::protocol::{Command as Ask, Hello};
-use crate::daemon::{Client, NewPool, create_pool};
+use crate::daemon::{Client, NewPool, create_pool, log_path};
 
 /// The pool is sparse: its size costs nothing.
 const POOL_BYTES: u64 = 64 << 30;
@@ -96,6 +96,8 @@ impl Drop for DemoPool {
         {
             thread::sleep(Duration::from_millis(10));
         }
+        // Nobody will look for the log of a pool that is gone.
+        fs::remove_file(log_path(&self.hello.pool_name, self.hello.pool_uuid)).ok();
     }
 }
 
