@@ -25,6 +25,7 @@ mod server;
 mod start;
 
 pub use client::Client;
+pub use places::log as log_path;
 pub use create::{NewPool, create_pool};
 pub use devices::LOOP_HELPER;
 pub use engine_process::{EngineArguments, run_engine};

@@ -134,7 +134,7 @@ fn claims(plywood: &Side, overlay: &Side, story: &sides::PlywoodStory) -> Vec<Cl
         Claim {
             holds: difference <= 0.01,
             text: format!(
-                "sizes and what the pool lists as its own add up to what du sees, within {:.2} %",
+                "sizes, space map and reserve add up to the growth of du within {:.2} % (the rest is metadata)",
                 difference * 100.0
             ),
         },
