@@ -1,6 +1,153 @@
-//! The command line.
+//! The command line: parse, call, print.
+//!
+//! One file a noun. Errors end on one line of standard error: what, where, and what to do. Exit 0: done; 1: failed; 2:
+//! the command line makes no sense.
+#![forbid(unsafe_code)]
+
+mod attach;
+mod clone;
+mod context;
+mod demo;
+mod diff;
+pub mod image;
+pub mod mount;
+mod name;
+pub mod output;
+mod pool;
+pub mod run;
+mod serve;
+pub mod size;
+mod snapshot;
+mod volume;
+
+use std::io::{self, Write};
+use std::process::ExitCode;
+
+use anyhow::Result;
+use clap::{Parser, Subcommand};
+
+pub use context::Context;
+pub use name::Name;
+
+use crate::daemon::{self, EngineArguments};
+use crate::export::loopdev::helper;
+
+/// Thin volumes, snapshots and clones in one sparse file, as block devices
+#[derive(Debug, Parser)]
+#[command(name = "plywood", version, propagate_version = true, max_term_width = 100)]
+struct Arguments {
+    #[command(flatten)]
+    context: Context,
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Pools: the files that hold everything
+    #[command(subcommand)]
+    Pool(pool::PoolCommand),
+    /// Volumes: thin block devices
+    #[command(subcommand)]
+    Volume(volume::VolumeCommand),
+    /// Snapshots: read-only volumes that share what their origin held
+    #[command(subcommand)]
+    Snapshot(snapshot::SnapshotCommand),
+    /// Clones: writable volumes made from snapshots
+    #[command(subcommand)]
+    Clone(clone::CloneCommand),
+    /// Make a volume a block device, and print which
+    Attach(attach::AttachArguments),
+    /// Take a volume's block device away
+    Detach(attach::DetachArguments),
+    /// Mount a volume, attaching it if need be
+    Mount(mount::MountArguments),
+    /// Unmount a volume, and undo what mount did besides
+    #[command(visible_alias = "umount")]
+    Unmount(mount::UnmountArguments),
+    /// Images: root file systems as chains of snapshots
+    #[command(subcommand)]
+    Image(image::ImageCommand),
+    /// Run a command in a container on a clone of an image
+    Run(run::RunArguments),
+    /// Show the whole story on one screen, with overlayfs beside it
+    Demo(demo::DemoArguments),
+    /// Show the ranges that differ between two volumes of one family
+    Diff(diff::DiffArguments),
+    /// Run a pool's daemon in the foreground
+    Serve(serve::ServeArguments),
+    /// Stop a pool's daemon
+    Stop(serve::StopArguments),
+    /// The engine process; started by the front
+    #[command(hide = true)]
+    Engine(EngineArguments),
+    /// Does one thing with a loop device; started by the engine process
+    #[command(hide = true, name = daemon::LOOP_HELPER)]
+    LoopHelper,
+}
 
 /// Runs the command line.
-pub fn main() -> std::process::ExitCode {
-    std::process::ExitCode::SUCCESS
+pub fn main() -> ExitCode {
+    let arguments = match Arguments::try_parse() {
+        Ok(arguments) => arguments,
+        Err(error) => {
+            // Help goes to standard output, everything else to standard error; a closed pipe is no failure of ours.
+            let _ = error.print();
+            return ExitCode::from(u8::try_from(error.exit_code()).unwrap_or(2));
+        }
+    };
+    match run(&arguments.context, arguments.command) {
+        Ok(code) => code,
+        Err(error) if is_broken_pipe(&error) => ExitCode::SUCCESS,
+        Err(error) => {
+            let message = format!("{error:#}").replace('\n', " ");
+            let _ = writeln!(io::stderr(), "plywood: {message}");
+            ExitCode::from(if error.is::<Usage>() { 2 } else { 1 })
+        }
+    }
+}
+
+fn run(context: &Context, command: Command) -> Result<ExitCode> {
+    match command {
+        Command::Pool(command) => pool::run(context, command),
+        Command::Volume(command) => volume::run(context, command),
+        Command::Snapshot(command) => snapshot::run(context, command),
+        Command::Clone(command) => clone::run(context, command),
+        Command::Attach(arguments) => attach::attach(context, arguments),
+        Command::Detach(arguments) => attach::detach(context, arguments),
+        Command::Mount(arguments) => mount::mount(context, &arguments),
+        Command::Unmount(arguments) => mount::unmount(context, &arguments),
+        Command::Image(command) => image::run(context, command),
+        Command::Run(arguments) => return run::run(context, &arguments),
+        Command::Demo(arguments) => return demo::demo(context, &arguments),
+        Command::Diff(arguments) => diff::run(context, &arguments),
+        Command::Serve(arguments) => serve::serve(context, &arguments),
+        Command::Stop(arguments) => serve::stop(context, &arguments),
+        Command::Engine(arguments) => return serve::engine(context, &arguments),
+        Command::LoopHelper => Ok(helper::serve_one()?),
+    }?;
+    Ok(ExitCode::SUCCESS)
+}
+
+/// A command line that cannot be understood, found after parsing: exit 2.
+#[derive(Debug, thiserror::Error)]
+#[error("{0}")]
+pub struct Usage(pub &'static str);
+
+/// Whoever reads our output has seen enough: `plywood volume list | head -1`.
+fn is_broken_pipe(error: &anyhow::Error) -> bool {
+    let broken = |error: &io::Error| error.kind() == io::ErrorKind::BrokenPipe;
+    error.downcast_ref::<io::Error>().is_some_and(broken)
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    use super::*;
+
+    #[test]
+    fn definitions_are_consistent() {
+        Arguments::command().debug_assert();
+    }
 }

@@ -144,7 +144,10 @@ impl NodeCache {
         let mut found: Vec<PoolBlock> = self
             .nodes
             .iter()
-            .filter(|(_, cached)| cached.state == NodeState::Dirty && (level_of(cached.place) > 0 || matches!(cached.place, Place::TableNode { .. })))
+            .filter(|(_, cached)| {
+                cached.state == NodeState::Dirty
+                    && (level_of(cached.place) > 0 || matches!(cached.place, Place::TableNode { .. }))
+            })
             .map(|(address, _)| PoolBlock(*address))
             .collect();
         found.sort_unstable();
@@ -160,7 +163,8 @@ impl NodeCache {
 
     /// Drops every clean node: for tests and benches of a cold cache.
     pub(super) fn drop_clean(&mut self) {
-        self.nodes.retain(|_, cached| cached.state != NodeState::Clean || matches!(cached.place, Place::TableNode { .. }));
+        self.nodes
+            .retain(|_, cached| cached.state != NodeState::Clean || matches!(cached.place, Place::TableNode { .. }));
         self.clock.clear();
     }
 

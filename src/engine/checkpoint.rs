@@ -16,7 +16,7 @@ use super::journal::JournalPosition;
 use super::pool::{Pool, to_memory, until};
 use super::space::PageKey;
 use super::state::{State, TreeKey};
-use super::tree::{entry_index, node_blocks};
+use super::tree::entry_index;
 use super::{Memory, Storage};
 use crate::error::{Check, Corrupt, Error, Result, Structure};
 use crate::format::{
@@ -52,6 +52,11 @@ struct CarcassImage {
 struct GroupImage {
     descriptor: GroupDescriptor,
     free_blocks: u32,
+}
+
+/// A group of which nothing has been used yet.
+fn empty_group() -> format::GroupIndexEntry {
+    format::GroupIndexEntry { checksum: 0, slot: Slot::A, empty: true, free_blocks: 0 }
 }
 
 /// Blocks to be written, by address: each is 4096 bytes.
@@ -137,6 +142,9 @@ impl<S: Storage> Pool<S> {
                 if state.untouched(block) {
                     state.allocator.freed_by_checkpoint(block);
                 }
+                if let Some((group, _)) = state.geometry.group_of(block) {
+                    state.groups_freed_in.insert(group);
+                }
             }
             state.checkpointing = false;
             state.counters.checkpoints += 1;
@@ -204,14 +212,17 @@ impl<S: Storage> Pool<S> {
         for key in keys {
             let (group, page) = key;
             self.load_descriptor(group).await?;
-            self.attempt(|state| if state.pages.contains_key(&key) { Ok(()) } else { Err(super::state::Need::Counts(key)) })
-                .await?;
+            self.attempt(
+                |state| if state.pages.contains_key(&key) { Ok(()) } else { Err(super::state::Need::Counts(key)) },
+            )
+            .await?;
             let mut state = inner.state.borrow_mut();
             let geometry = state.geometry;
             let image = match groups.entry(group) {
                 std::collections::btree_map::Entry::Occupied(known) => known.into_mut(),
                 std::collections::btree_map::Entry::Vacant(vacant) => {
-                    let descriptor = state.descriptors.get(&group).cloned().unwrap_or_else(|| GroupDescriptor::new(group));
+                    let descriptor =
+                        state.descriptors.get(&group).cloned().unwrap_or_else(|| GroupDescriptor::new(group));
                     let free_blocks = state.index_entry(group).free_blocks;
                     vacant.insert(GroupImage { descriptor, free_blocks })
                 }
@@ -248,16 +259,16 @@ impl<S: Storage> Pool<S> {
                 let bytes: Rc<[u8]> = Rc::from(&image.descriptor.encode()[..]);
                 entry.checksum = format::checksum(&state.uuid, Place::GroupDescriptor(*group), &bytes);
                 put(&mut blocks, state.geometry.descriptor_block(*group, entry.slot), true, &bytes);
-                let block = indexes
-                    .entry(index)
-                    .or_insert_with(|| state.indexes.get(index as usize).cloned().unwrap_or_else(format::GroupIndex::new));
+                let block = indexes.entry(index).or_insert_with(|| {
+                    state.indexes.get(index as usize).cloned().unwrap_or_else(format::GroupIndex::new)
+                });
                 if let Some(known) = block.entries.get_mut((group % GROUPS_PER_INDEX) as usize) {
                     *known = entry;
                 }
             }
             // Indexes come into use in order: one that is skipped would have no entry in the superblock.
             for index in superblock.group_index.len() as u64..superblock.groups_in_use.div_ceil(GROUPS_PER_INDEX) {
-                indexes.entry(index).or_insert_with(format::GroupIndex::new);
+                indexes.entry(index).or_default();
             }
             for (index, block) in &indexes {
                 let known = superblock.group_index.get(*index as usize).copied();
@@ -379,7 +390,7 @@ impl CarcassImage {
         for (number, (chunk, address)) in self.carcasses.chunks(CARCASSES_PER_PAGE).zip(&self.pages).enumerate() {
             let bytes: Rc<[u8]> = Rc::from(&format::encode_carcasses(chunk)[..]);
             let checksum = format::checksum(uuid, Place::CarcassPage(number as u64), &bytes);
-            children.push(Entry { checksum, ..Entry::block(*address, Clock(0)) });
+            children.push(Entry::node(*address, false, checksum, Clock(0)));
             put(blocks, *address, false, &bytes);
         }
         let mut nodes = self.nodes.iter().copied();
@@ -419,9 +430,9 @@ impl State {
     fn take_image(&mut self) -> Result<Image> {
         self.checkpointing = true;
         self.give_back_windows();
+        self.eaten_in_image = self.counters.leaves_eaten;
+        let needed = self.checkpoint_blocks();
         let to_write = self.volumes_to_write();
-        let pages = self.carcasses.len().div_ceil(CARCASSES_PER_PAGE) as u64;
-        let needed = to_write.len() as u64 * (2 + 7) + pages + pages / 128 + 4;
         if self.allocator.fresh() < needed {
             return Err(Error::NoSpace(format!(
                 "a checkpoint needs {needed} blocks for metadata and {} are left",
@@ -433,7 +444,7 @@ impl State {
             let leaf = self.own_path(TreeKey::Table, id.0);
             let index = entry_index(id.0, 0);
             let old = self.cache.dirty_node(leaf).entry(index);
-            if old.kind == EntryKind::Block {
+            if old.kind == EntryKind::Node {
                 self.count(old.address, -1);
                 if old.mirrored {
                     self.count(old.address.plus(1), -1);
@@ -442,7 +453,7 @@ impl State {
             let new = if let Some(record) = self.volumes.get(&id).map(|volume| volume.record.clone()) {
                 let (address, mirrored) = self.take_node_block(1);
                 records.push((address, mirrored, record));
-                Entry { mirrored, ..Entry::block(address, self.clock) }
+                Entry::node(address, mirrored, 0, self.clock)
             } else {
                 Entry::hole(self.clock)
             };
@@ -518,7 +529,12 @@ impl State {
     }
 
     /// Applies the frozen deltas of one page. Blocks whose count becomes 0 are added to `freed`.
-    fn apply_deltas(&mut self, key: PageKey, image: &mut GroupImage, freed: &mut Vec<PoolBlock>) -> Result<Rc<[u32; 1024]>> {
+    fn apply_deltas(
+        &mut self,
+        key: PageKey,
+        image: &mut GroupImage,
+        freed: &mut Vec<PoolBlock>,
+    ) -> Result<Rc<[u32; 1024]>> {
         let (group, page) = key;
         let deltas = self.frozen.take(key).unwrap_or_default();
         let counts = self.pages.get_mut(&key).expect("loaded by the caller");
@@ -590,8 +606,8 @@ impl State {
     /// The index entry of a group; of one beyond the indexes in use, an empty one.
     pub(super) fn index_entry(&self, group: u64) -> format::GroupIndexEntry {
         let known = self.indexes.get((group / GROUPS_PER_INDEX) as usize);
-        let mut entry = known.map_or_else(format::GroupIndexEntry::empty, |index| {
-            index.entries.get((group % GROUPS_PER_INDEX) as usize).copied().unwrap_or_else(format::GroupIndexEntry::empty)
+        let mut entry = known.map_or_else(empty_group, |index| {
+            index.entries.get((group % GROUPS_PER_INDEX) as usize).copied().unwrap_or_else(empty_group)
         });
         if entry.empty {
             let free = self.geometry.group_blocks(group).saturating_sub(self.geometry.layout_blocks(group));
@@ -600,8 +616,12 @@ impl State {
         entry
     }
 
-    /// Metadata blocks that a checkpoint takes for itself at its instant.
+    /// Metadata blocks that a checkpoint takes for itself at its instant: records, their table, carcasses.
     pub(super) fn checkpoint_blocks(&self) -> u64 {
-        node_blocks(1) * 4 + self.carcasses.len() as u64 / CARCASSES_PER_PAGE as u64
+        let records = self.volumes.values().filter(|volume| volume.dirty).count() + self.deleted.len();
+        let pages = if self.carcasses_dirty { self.carcasses.len().div_ceil(CARCASSES_PER_PAGE) } else { 0 };
+        // A record is a pair; the table's nodes, few as they are, may all move.
+        let table = if records > 0 { 7 + records.div_ceil(ENTRIES_PER_NODE) * 3 } else { 0 };
+        (records * 2 + table + pages + pages.div_ceil(ENTRIES_PER_NODE) * 2) as u64
     }
 }

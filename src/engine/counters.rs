@@ -33,6 +33,8 @@ pub struct Counters {
     pub records_recovered: u64,
     /// Carcasses made.
     pub carcasses: u64,
+    /// Steps of the carcass worker.
+    pub leaves_eaten: u64,
     /// Carcasses that waited when the pool was opened.
     pub carcasses_resumed: u64,
     /// Writes refused by a quota.

@@ -17,7 +17,10 @@ impl<S: Storage> VolumeHandle<S> {
         let first = offset.next_multiple_of(BLOCK_BYTES);
         let last = end - end % BLOCK_BYTES;
         if first >= last {
-            return self.zero_edges(&[(offset, end)]).await.transpose().unwrap_or(self.hold_nothing(offset, end).await);
+            return match self.zero_edges(&[(offset, end)]).await? {
+                Some(held) => Ok(held),
+                None => self.hold_nothing(offset, end).await,
+            };
         }
         let edges = self.zero_edges(&[(offset, first), (last, end)]).await?;
         let held = self.unmap(first / BLOCK_BYTES, last / BLOCK_BYTES).await?;

@@ -40,7 +40,11 @@ impl<S: Storage> Pool<S> {
             }
             let (unrecorded, draining, free) = {
                 let state = inner.state.borrow();
-                (!state.unrecorded_frees.is_empty(), state.draining_frees.front().map(|(epoch, _)| *epoch), state.allocator.free())
+                (
+                    !state.unrecorded_frees.is_empty(),
+                    state.draining_frees.front().map(|(epoch, _)| *epoch),
+                    state.allocator.free(),
+                )
             };
             if unrecorded && !metadata {
                 self.commit().await?;
@@ -57,11 +61,18 @@ impl<S: Storage> Pool<S> {
                 inner.state.borrow_mut().release_frees();
                 continue;
             }
-            let fresh = inner.state.borrow().allocator.fresh();
+            let (fresh, eaten) = {
+                let state = inner.state.borrow();
+                (state.allocator.fresh(), state.counters.leaves_eaten)
+            };
             self.checkpoint().await?;
             {
+                // What was eaten while the checkpoint ran comes free with the next one.
                 let state = inner.state.borrow();
-                if state.allocator.free() > free || state.allocator.fresh() > fresh {
+                if state.allocator.free() > free
+                    || state.allocator.fresh() > fresh
+                    || state.counters.leaves_eaten > eaten
+                {
                     continue;
                 }
             }
@@ -73,7 +84,17 @@ impl<S: Storage> Pool<S> {
                 return Ok(());
             }
             state.counters.space_refusals += 1;
-            let host = if inner.host_full.get() { "the host has no space left for the pool" } else { "the pool is full" };
+            tracing::debug!(
+                free = state.allocator.free(),
+                fresh = state.allocator.fresh(),
+                promised = state.metadata_promised,
+                administration = state.administration_blocks(),
+                metadata,
+                blocks,
+                "no room"
+            );
+            let host =
+                if inner.host_full.get() { "the host has no space left for the pool" } else { "the pool is full" };
             return Err(Error::NoSpace(host.into()));
         }
     }
@@ -104,18 +125,20 @@ impl<S: Storage> Pool<S> {
         let inner = &self.inner;
         let (unready, unloaded, next) = {
             let state = inner.state.borrow();
-            let unready = (0..state.groups_in_use)
-                .rev()
-                .find_map(|group| state.allocator.readiness(group).filter(|(ready, all)| ready < all).map(|(ready, _)| (group, ready)));
-            let unloaded =
-                (0..state.groups_in_use).find(|group| !state.allocator.has_group(*group) && state.index_entry(*group).free_blocks > 0);
+            let unready = (0..state.groups_in_use).rev().find_map(|group| {
+                state.allocator.readiness(group).filter(|(ready, all)| ready < all).map(|(ready, _)| (group, ready))
+            });
+            let unloaded = (0..state.groups_in_use)
+                .find(|group| !state.allocator.has_group(*group) && state.index_entry(*group).free_blocks > 0);
             let next = (state.groups_in_use < state.geometry.group_count()).then_some(state.groups_in_use);
             (unready, unloaded, next)
         };
         if let Some((group, ready)) = unready {
             let start = inner.state.borrow().geometry.group_start(group);
             let range = start.plus(u64::from(ready)).offset_bytes()
-                ..start.plus(u64::from(ready + STEP_BLOCKS).min(inner.state.borrow().geometry.group_blocks(group))).offset_bytes();
+                ..start
+                    .plus(u64::from(ready + STEP_BLOCKS).min(inner.state.borrow().geometry.group_blocks(group)))
+                    .offset_bytes();
             self.extend(range).await?;
             inner.state.borrow_mut().allocator.make_ready(group, ready + STEP_BLOCKS);
             return Ok(true);
@@ -181,7 +204,8 @@ impl<S: Storage> Pool<S> {
         self.load_descriptor(group).await?;
         let (descriptor, range, uuid, geometry) = {
             let state = self.inner.state.borrow();
-            let descriptor = state.descriptors.get(&group).cloned().unwrap_or_else(|| format::GroupDescriptor::new(group));
+            let descriptor =
+                state.descriptors.get(&group).cloned().unwrap_or_else(|| format::GroupDescriptor::new(group));
             (descriptor, state.geometry.pages_range(group), state.uuid, state.geometry)
         };
         let count = (range.end - range.start) as usize;
@@ -271,7 +295,9 @@ impl<S: Storage> Pool<S> {
     pub(super) async fn punch_some(&self, runs: usize) {
         let inner = &self.inner;
         for _ in 0..runs {
-            let Some(run) = inner.state.borrow_mut().allocator.take_punchable(PUNCH_BLOCKS.0, PUNCH_BLOCKS.1) else { return };
+            let Some(run) = inner.state.borrow_mut().allocator.take_punchable(PUNCH_BLOCKS.0, PUNCH_BLOCKS.1) else {
+                return;
+            };
             let range = run.start.offset_bytes()..run.start.plus(run.count).offset_bytes();
             let punched = inner.storage.punch(range).await;
             {

@@ -73,6 +73,11 @@ impl Journal {
         self.durable
     }
 
+    /// After opening: so many blocks behind the superblock's position hold records.
+    pub(super) fn set_used(&mut self, blocks: u64) {
+        self.head_total = self.position.total - blocks;
+    }
+
     pub(super) fn position(&self) -> JournalPosition {
         self.position
     }

@@ -1,10 +1,52 @@
 //! What a pool, a volume and a snapshot are, and how each change of them becomes durable.
 //!
 //! The engine is asynchronous and single-threaded. It makes no system call and reads no clock and no random numbers: the
-//! same calls with the same completions give the same bytes. [`Storage`] and [`PendingLog`] are its only ways out.
+//! same calls with the same completions give the same bytes. [`Storage`] and [`PendingLog`] are its only ways out. What
+//! the design does "under the lock" is done here between two awaits.
 
+#![forbid(unsafe_code)]
+
+mod background;
+mod cache;
+mod carcass;
+mod check;
+mod checkpoint;
+mod commit;
+mod control;
+mod counters;
+mod create;
+mod diff;
+mod discard;
+mod enlarge;
+mod epoch;
+mod growth;
+mod info;
+mod journal;
+mod open;
+#[cfg(test)]
+mod open_tests;
 mod pending_log;
+mod pool;
+mod ranges;
+mod share;
+mod space;
+mod state;
 mod storage;
+#[cfg(test)]
+mod tests;
+mod tree;
+mod volume;
+mod write;
 
+pub use check::{CheckReport, Fault};
+pub use control::NewVolume;
+pub use counters::Counters;
+pub use create::{CreateOptions, JOURNAL_BYTES};
+pub use diff::ChangedRange;
+pub use info::{Origin, PoolInfo, VolumeInfo};
+pub use open::OpenOptions;
 pub use pending_log::{PENDING_LOG_BYTES, PendingLog, PrivateLog};
+pub use pool::Pool;
+pub use share::{NewClone, NewSnapshot};
 pub use storage::{Memory, Storage};
+pub use volume::{Held, VolumeHandle};

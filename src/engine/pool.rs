@@ -141,7 +141,9 @@ impl<S: Storage> Pool<S> {
             }
         }
         let signals = &self.inner.signals;
-        for event in [&signals.work, &signals.durable, &signals.checkpointed, &signals.space, &signals.carcass, &signals.epoch] {
+        for event in
+            [&signals.work, &signals.durable, &signals.checkpointed, &signals.space, &signals.carcass, &signals.epoch]
+        {
             event.notify(usize::MAX);
         }
         Error::Poisoned(reason)
@@ -161,7 +163,9 @@ impl<S: Storage> Pool<S> {
     /// Brings into memory what a step missed.
     pub(super) async fn satisfy(&self, need: Need) -> Result<()> {
         match need {
-            Need::Node { address, mirrored, checksum, place } => self.load_node(address, mirrored, checksum, place).await,
+            Need::Node { address, mirrored, checksum, place } => {
+                self.load_node(address, mirrored, checksum, place).await
+            }
             Need::Counts(page) => self.load_page(page).await,
             Need::Metadata => Err(Error::NoSpace("the pool has no block left for metadata".into())),
         }
@@ -180,8 +184,12 @@ impl<S: Storage> Pool<S> {
         let loaded = self.read_checked(address, mirrored, checksum, place, Structure::Node).await;
         let loaded = loaded.and_then(|bytes| {
             let mut state = self.inner.state.borrow_mut();
-            let node = Node::decode(&bytes, super::cache::level_of(place), state.geometry.pool_blocks)
-                .map_err(|check| Corrupt { structure: Structure::Node, address, check })?;
+            let (level, blocks) = (super::cache::level_of(place), state.geometry.pool_blocks);
+            let node = match place {
+                Place::TableNode { .. } => Node::decode_table(&bytes, level, blocks),
+                _ => Node::decode(&bytes, level, blocks),
+            };
+            let node = node.map_err(|check| Corrupt { structure: Structure::Node, address, check })?;
             state.counters.nodes_read += 1;
             state.cache.insert_clean(address, node, place, mirrored);
             Ok(())
@@ -258,7 +266,8 @@ impl<S: Storage> Pool<S> {
         self.load_descriptor(group).await?;
         let (reference, address, uuid, implied) = {
             let state = self.inner.state.borrow();
-            let reference = state.descriptors.get(&group).and_then(|descriptor| descriptor.pages.get(page as usize).copied());
+            let reference =
+                state.descriptors.get(&group).and_then(|descriptor| descriptor.pages.get(page as usize).copied());
             let Some(reference) = reference else {
                 return Err(Error::InvalidInput(format!("group {group} has no page {page}")));
             };

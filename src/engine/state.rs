@@ -48,6 +48,8 @@ pub(super) struct Volume {
     pub(super) window: Window,
     pub(super) ranges: Ranges,
     pub(super) released: Rc<event_listener::Event>,
+    /// Own blocks that writes under way will add: counted against the quota before they are there.
+    pub(super) planned_own: u64,
     /// Number of handles.
     pub(super) open: u32,
     /// A control operation is under way; others wait or are refused.
@@ -63,6 +65,7 @@ impl Volume {
             window: Window::default(),
             ranges: Ranges::default(),
             released: Rc::new(event_listener::Event::new()),
+            planned_own: 0,
             open: 0,
             unready: false,
         }
@@ -108,6 +111,8 @@ pub(super) struct State {
     pub(super) indexes: Vec<GroupIndex>,
     pub(super) index_refs: Vec<GroupIndexRef>,
     pub(super) allocator: Allocator,
+    /// Groups in which checkpoints freed blocks since the background task looked last.
+    pub(super) groups_freed_in: std::collections::BTreeSet<u64>,
     pub(super) epochs: Epochs,
     /// Blocks freed by a change that is not durable yet.
     pub(super) unrecorded_frees: VecDeque<(Lsn, PoolBlock)>,
@@ -121,6 +126,8 @@ pub(super) struct State {
     pub(super) metadata_promised: u64,
     pub(super) replaying: bool,
     pub(super) checkpointing: bool,
+    /// Steps of the carcass worker that the last checkpoint's image has.
+    pub(super) eaten_in_image: u64,
     pub(super) poisoned: Option<String>,
     pub(super) closing: bool,
     pub(super) counters: Counters,
@@ -165,9 +172,10 @@ impl State {
     pub(super) fn root(&self, key: TreeKey) -> Root {
         match key {
             TreeKey::Table => self.table,
-            TreeKey::Volume(id) => {
-                self.volumes.get(&id).map_or(Root { entry: Entry::hole(Clock(0)), level: 0 }, |volume| volume.record.root)
-            }
+            TreeKey::Volume(id) => self
+                .volumes
+                .get(&id)
+                .map_or(Root { entry: Entry::hole(Clock(0)), level: 0 }, |volume| volume.record.root),
         }
     }
 

@@ -328,7 +328,8 @@ impl State {
         }
         let span = entry_span(level);
         // Only the first and the last entry can be covered in part.
-        let mut edges = [start.max(first), end.min(first + span * ENTRIES_PER_NODE as u64) - 1].map(|at| (at - first) / span);
+        let mut edges =
+            [start.max(first), end.min(first + span * ENTRIES_PER_NODE as u64) - 1].map(|at| (at - first) / span);
         if edges[0] == edges[1] {
             edges[1] = u64::MAX;
         }
@@ -337,7 +338,9 @@ impl State {
             if start <= child_first && child_first + span <= end {
                 continue;
             }
-            let Some(node) = self.cache.node(entry.address) else { return Err(Self::need_node(entry, key, level, first)) };
+            let Some(node) = self.cache.node(entry.address) else {
+                return Err(Self::need_node(entry, key, level, first));
+            };
             let child = node.entry(edge as usize);
             if child.kind == EntryKind::Node {
                 needed += self.check_unmap_in(child, key, level - 1, child_first, start, end, shared)?;
@@ -364,7 +367,16 @@ impl State {
     }
 
     #[expect(clippy::too_many_arguments, reason = "one recursive step: a node, where it is, and what of it goes")]
-    fn unmap_in(&mut self, volume: VolumeId, entry: Entry, level: u8, first: u64, start: u64, end: u64, lsn: Lsn) -> Entry {
+    fn unmap_in(
+        &mut self,
+        volume: VolumeId,
+        entry: Entry,
+        level: u8,
+        first: u64,
+        start: u64,
+        end: u64,
+        lsn: Lsn,
+    ) -> Entry {
         let key = TreeKey::Volume(volume);
         let span = entry_span(level);
         let from = (start.max(first) - first) / span;
@@ -408,15 +420,33 @@ impl State {
     }
 
     /// Moves an entry from a tree to the carcass table; its count does not change.
-    pub(super) fn add_carcass(&mut self, volume: VolumeId, entry: Entry, level: u8, first: u64, account: bool, lsn: Lsn) {
+    pub(super) fn add_carcass(
+        &mut self,
+        volume: VolumeId,
+        entry: Entry,
+        level: u8,
+        first: u64,
+        account: bool,
+        lsn: Lsn,
+    ) {
         if entry.kind != EntryKind::Node {
             return;
         }
         let id = self.next_carcass;
         self.next_carcass += 1;
         let created_at = self.volumes.get(&volume).map_or(Clock(0), |volume| volume.record.created_at);
-        let first = VirtualBlock(first);
-        let carcass = Carcass { id, entry, level, first, cursor: 0, volume, created_at, account, counting: false };
+        let carcass = Carcass {
+            id,
+            entry,
+            level,
+            first: VirtualBlock(first),
+            cursor: 0,
+            volume,
+            created_at,
+            account,
+            counting: false,
+            made_at: self.clock,
+        };
         self.carcasses.insert(id, Waiting { carcass, made: lsn });
         self.carcasses_dirty = true;
         self.counters.carcasses += 1;

@@ -184,7 +184,8 @@ impl<S: Storage> VolumeHandle<S> {
                     let alignment = storage.alignment() as u64;
                     let aligned = extent.skip.is_multiple_of(alignment) && extent.length.is_multiple_of(alignment);
                     if aligned {
-                        reads.push((storage.read(block.offset_bytes() + extent.skip, &into.slice(range.clone())), None));
+                        reads
+                            .push((storage.read(block.offset_bytes() + extent.skip, &into.slice(range.clone())), None));
                     } else {
                         // The host's sectors are larger than ours: read whole blocks and take the part.
                         let blocks = (extent.skip + extent.length).div_ceil(BLOCK_BYTES) as usize;
@@ -209,9 +210,8 @@ impl<S: Storage> VolumeHandle<S> {
             }
         }
         drop(stay);
-        outcome.map_err(|error| {
-            Error::io(format!("read of {} at byte {offset}", self.pool.volume_name(self.id)), error)
-        })
+        outcome
+            .map_err(|error| Error::io(format!("read of {} at byte {offset}", self.pool.volume_name(self.id)), error))
     }
 
     /// Makes everything durable that was written to this volume and answered (rule O2).
@@ -253,12 +253,15 @@ impl State {
                 let block = at / BLOCK_BYTES;
                 let skip = at % BLOCK_BYTES;
                 let part = (BLOCK_BYTES - skip).min(stop - at);
-                let mapped = leaf.map(|node| node.entry(entry_index(block, 0))).filter(|entry| entry.kind == EntryKind::Block);
+                let mapped =
+                    leaf.map(|node| node.entry(entry_index(block, 0))).filter(|entry| entry.kind == EntryKind::Block);
                 let here = mapped.map(|entry| entry.address);
                 match (extents.last_mut(), here) {
                     (Some(last), None) if last.at.is_none() => last.length += part,
                     (Some(last), Some(here))
-                        if last.at.is_some_and(|first| first.offset_bytes() + last.skip + last.length == here.offset_bytes() + skip) =>
+                        if last.at.is_some_and(|first| {
+                            first.offset_bytes() + last.skip + last.length == here.offset_bytes() + skip
+                        }) =>
                     {
                         last.length += part;
                     }

@@ -16,6 +16,9 @@ use crate::units::{BLOCK_BYTES, BLOCK_SIZE, PoolBlock, VirtualBlock, VolumeId};
 /// Bytes of one map record.
 const MAP_RECORD_BYTES: usize = 32;
 
+/// Bytes of records that set off a commit by themselves.
+const COMMIT_BYTES: usize = 1 << 20;
+
 /// What a change may need besides data blocks, promised before it takes hold of anything.
 pub(super) struct Promise<S: Storage> {
     pool: Pool<S>,
@@ -41,7 +44,22 @@ enum Step {
     Redirect { block: u64, run: Run, from: usize },
     /// Write part of a block: its old content (or zeros) merged with the new. `in_place` when it is the volume's own and
     /// the host cannot write so small a part.
-    Merge { block: u64, old: Option<PoolBlock>, new: PoolBlock, in_place: bool, skip: usize, from: usize, length: usize },
+    Merge {
+        block: u64,
+        old: Option<PoolBlock>,
+        new: PoolBlock,
+        in_place: bool,
+        skip: usize,
+        from: usize,
+        length: usize,
+    },
+}
+
+/// A planned write.
+struct Plan {
+    steps: Vec<Step>,
+    /// Own blocks that it will add.
+    more_own: u64,
 }
 
 /// Why a plan could not be made.
@@ -194,8 +212,8 @@ impl<S: Storage> VolumeHandle<S> {
                     other => break other,
                 }
             };
-            let steps = match planned {
-                Ok(steps) => steps,
+            let Plan { steps, more_own } = match planned {
+                Ok(plan) => plan,
                 Err(Unplanned::Refused(error)) => return Err(error),
                 Err(Unplanned::Need(_)) => continue,
                 Err(Unplanned::Promise) => {
@@ -206,22 +224,37 @@ impl<S: Storage> VolumeHandle<S> {
                 Err(Unplanned::Space(blocks)) => {
                     drop((stay, held, promise));
                     refusals += 1;
-                    if refusals > 64 {
+                    // Room was made each time, and others were faster: under load a large write may lose many times
+                    // in a row. Whether the pool is full is for `make_room` to say; this bound is for bugs.
+                    if refusals > 100_000 {
                         return Err(Error::NoSpace("the pool is full".into()));
                     }
                     pool.make_room(blocks, false).await?;
+                    futures_lite::future::yield_now().await;
                     continue;
                 }
             };
-            let landed = self.land(&steps, from).await;
-            if let Err(error) = landed {
-                pool.inner.state.borrow_mut().give_up(&steps);
-                return Err(Error::io(format!("write of {} at byte {offset}", pool.volume_name(self.id)), error));
+            let outcome = self.carry_out(&steps, from, offset).await;
+            if let Some(volume) = pool.inner.state.borrow_mut().volumes.get_mut(&self.id) {
+                volume.planned_own -= more_own;
             }
-            self.apply(&steps).await?;
+            outcome?;
             drop((stay, promise));
             return Ok(held);
         }
+    }
+
+    async fn carry_out(&self, steps: &[Step], from: &S::Memory, offset: u64) -> Result<()> {
+        let pool = &self.pool;
+        if let Err(error) = self.land(steps, from).await {
+            pool.inner.state.borrow_mut().give_up(steps);
+            return Err(Error::io(format!("write of {} at byte {offset}", pool.volume_name(self.id)), error));
+        }
+        self.apply(steps).await?;
+        if pool.inner.state.borrow().journal.pending_bytes() > COMMIT_BYTES {
+            pool.want_commit();
+        }
+        Ok(())
     }
 
     /// Does the I/O of a plan.
@@ -312,7 +345,7 @@ impl State {
         offset: u64,
         length: usize,
         manner: Manner,
-    ) -> std::result::Result<Vec<Step>, Unplanned> {
+    ) -> std::result::Result<Plan, Unplanned> {
         let Manner { mapped_only, may_map, alignment } = manner;
         self.check_writable().map_err(Unplanned::Refused)?;
         let end = offset + length as u64;
@@ -374,7 +407,10 @@ impl State {
                 _ => steps.push(Step::Redirect { block, run: Run { start: new, count: 1 }, from }),
             }
         }
-        Ok(steps)
+        if let Some(volume) = self.volumes.get_mut(&id) {
+            volume.planned_own += more_own;
+        }
+        Ok(Plan { steps, more_own })
     }
 
     /// Data blocks that a write will take, and by how many the volume's own blocks will grow. Finds every leaf in memory,
@@ -411,16 +447,21 @@ impl State {
     }
 
     fn check_quota(&mut self, id: VolumeId, more_own: u64) -> Result<()> {
-        let Some(volume) = self.volumes.get(&id) else { return Err(Error::NotFound(format!("no volume with id {id}"))) };
+        let Some(volume) = self.volumes.get(&id) else {
+            return Err(Error::NotFound(format!("no volume with id {id}")));
+        };
         let quota = volume.record.quota_bytes;
-        if quota > 0 && more_own > 0 && (volume.record.own_blocks + more_own).saturating_mul(BLOCK_BYTES) > quota {
+        if quota > 0
+            && more_own > 0
+            && (volume.record.own_blocks + volume.planned_own + more_own).saturating_mul(BLOCK_BYTES) > quota
+        {
             self.counters.quota_hits += 1;
             return Err(Error::NoSpace(format!("{} has reached its quota of {quota} bytes", volume.record.name)));
         }
         Ok(())
     }
 
-    /// Takes `count` blocks for data from the volume's window; `Err` says how many are missing, and nothing is taken.
+    /// Takes `count` blocks for data from the volume's window; `Err` says how many there must be, and nothing is taken.
     fn take_blocks(&mut self, id: VolumeId, count: u64) -> std::result::Result<TakenBlocks, u64> {
         let mut runs: Vec<Run> = Vec::new();
         let mut missing = count;
@@ -444,7 +485,7 @@ impl State {
                     self.allocator.release(run.start.plus(offset));
                 }
             }
-            return Err(missing);
+            return Err(count);
         }
         Ok(TakenBlocks { runs, position: 0, offset: 0 })
     }
@@ -489,6 +530,8 @@ impl TakenBlocks {
 
 /// Waits until no range of `id` is held: used before a volume is changed as a whole.
 pub(super) async fn quiesce<S: Storage>(pool: &Pool<S>, id: VolumeId) {
-    let Ok(released) = pool.inner.state.borrow().volume(id).map(|volume| std::rc::Rc::clone(&volume.released)) else { return };
+    let Ok(released) = pool.inner.state.borrow().volume(id).map(|volume| std::rc::Rc::clone(&volume.released)) else {
+        return;
+    };
     until(&released, || pool.inner.state.borrow().volumes.get(&id).is_none_or(|volume| volume.ranges.is_empty())).await;
 }

@@ -107,11 +107,8 @@ impl<S: Storage> Device for PlainDevice<S> {
     }
 
     async fn write(&self, offset: u64, from: &S::Memory, fua: bool) -> Result<()> {
-        let written = if fua {
-            self.storage.write_durable(offset, from).await
-        } else {
-            self.storage.write(offset, from).await
-        };
+        let written =
+            if fua { self.storage.write_durable(offset, from).await } else { self.storage.write(offset, from).await };
         written.map_err(|error| failed("write", offset)(error))
     }
 

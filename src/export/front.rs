@@ -17,8 +17,8 @@ use std::time::{Duration, Instant};
 use rustix::event::{EventfdFlags, PollFd, PollFlags, eventfd, poll};
 use uuid::Uuid;
 
-pub use self::process::{become_io_flusher, enter_own_mount_namespace, lock_memory};
 use self::engine_process::{Engine, Launcher};
+pub use self::process::{become_io_flusher, enter_own_mount_namespace, lock_memory};
 use super::fuse::{Session, SessionOptions, Transport, TransportChoice};
 use super::link::{EXIT_FINISHED, EXIT_INCOMPATIBLE, EXIT_SUCCEED_ME};
 use super::shared::{DEFAULT_BUDGET_BYTES, SharedPendingLog, ring};

@@ -85,9 +85,9 @@ fn sys_path(number: u32, name: &str) -> PathBuf {
 
 fn control() -> Result<LoopControl> {
     LoopControl::open().map_err(|error| match error.kind() {
-        io::ErrorKind::NotFound => {
-            Error::NotFound("/dev/loop-control does not exist: this kernel has no loop devices, or modprobe loop".into())
-        }
+        io::ErrorKind::NotFound => Error::NotFound(
+            "/dev/loop-control does not exist: this kernel has no loop devices, or modprobe loop".into(),
+        ),
         io::ErrorKind::PermissionDenied => Error::io("opening /dev/loop-control (are you root?)", error),
         _ => Error::io("opening /dev/loop-control", error),
     })

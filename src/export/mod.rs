@@ -10,3 +10,4 @@ pub mod link;
 pub mod loopdev;
 pub mod server;
 pub mod shared;
+mod volumes;

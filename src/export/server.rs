@@ -65,12 +65,7 @@ impl<V: Volumes> Server<V> {
     ///
     /// # Panics
     /// When `payloads` has another length than the payloads of the queues.
-    pub fn new(
-        queues: EngineQueues,
-        payloads: MemoryOf<V>,
-        volumes: V,
-        executor: Rc<LocalExecutor<'static>>,
-    ) -> Self {
+    pub fn new(queues: EngineQueues, payloads: MemoryOf<V>, volumes: V, executor: Rc<LocalExecutor<'static>>) -> Self {
         use crate::engine::Memory;
 
         let geometry = queues.memory().geometry();

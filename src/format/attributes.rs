@@ -15,6 +15,7 @@ use crate::units::BLOCK_SIZE;
 pub const ATTRIBUTES_BYTES_MAX: usize = 256 << 10;
 
 const MAGIC: [u8; 8] = *b"plywatt\0";
+const EMPTY_BLOCK: &str = "attributes leave a block empty";
 
 raw_struct! {
     /// Head of the stream of attributes.
@@ -83,7 +84,7 @@ pub fn decode_attributes(bytes: &[u8], length: usize) -> Result<BTreeMap<String,
     zero(padding, "padding")?;
     let mut attributes = BTreeMap::new();
     if stream.is_empty() {
-        return Ok(attributes);
+        return if padding.is_empty() { Ok(attributes) } else { Err(Check::Inconsistent(EMPTY_BLOCK)) };
     }
     let (header, _) = raw_prefix::<RawAttributesHeader>(stream)?;
     if header.magic != MAGIC {
@@ -91,6 +92,9 @@ pub fn decode_attributes(bytes: &[u8], length: usize) -> Result<BTreeMap<String,
     }
     let (stream, padding) = stream.split_at_checked(header.length.get() as usize).ok_or(Check::Truncated)?;
     zero(padding, "padding")?;
+    if bytes.len() - stream.len() >= BLOCK_SIZE {
+        return Err(Check::Inconsistent(EMPTY_BLOCK));
+    }
     let (_, mut rest) = raw_prefix::<RawAttributesHeader>(stream)?;
     let count = header.count.get();
     if count == 0 {

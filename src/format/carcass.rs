@@ -4,7 +4,7 @@ use bytemuck::Zeroable;
 
 use super::entry::{CLOCK_MAX, Entry, EntryKind, RawEntry};
 use super::layout::{at_most, raw, raw_struct, zero};
-use super::little_endian::{U32, U64};
+use super::little_endian::{U32, U40, U64};
 use super::node::{LEVEL_MAX, VOLUME_BLOCKS_MAX, span_blocks};
 use super::volume_record::volume_id;
 use crate::error::Check;
@@ -15,6 +15,7 @@ pub const CARCASSES_PER_PAGE: usize = 63;
 
 const MAGIC: [u8; 8] = *b"plywcar\0";
 const ACCOUNT: u8 = 1;
+const COUNTING: u8 = 2;
 
 raw_struct! {
     /// A carcass as it stands in its page.
@@ -27,7 +28,8 @@ raw_struct! {
         48 created_at: U64,
         56 level: u8,
         57 flags: u8,
-        58 reserved: [u8; 6],
+        58 made_at: U40,
+        63 reserved: u8,
     }
 }
 
@@ -60,6 +62,10 @@ pub struct Carcass {
     pub created_at: Clock,
     /// Whether the volume's own and mapped blocks go down with it: a discard or a shrink, not a deletion.
     pub account: bool,
+    /// Whether others hold the subtree too: it is walked to be counted only, and let go at the end.
+    pub counting: bool,
+    /// The clock when it was cut out: snapshots made later never had these blocks.
+    pub made_at: Clock,
 }
 
 /// The block of a page of carcasses.
@@ -82,8 +88,9 @@ pub fn encode_carcasses(carcasses: &[Carcass]) -> Box<[u8; BLOCK_SIZE]> {
             volume: U64::new(carcass.volume.0),
             created_at: U64::new(carcass.created_at.0),
             level: carcass.level,
-            flags: if carcass.account { ACCOUNT } else { 0 },
-            reserved: [0; 6],
+            flags: if carcass.account { ACCOUNT } else { 0 } | if carcass.counting { COUNTING } else { 0 },
+            made_at: U40::new(carcass.made_at.0),
+            reserved: 0,
         };
     }
     Box::new(bytemuck::cast(raw))
@@ -110,8 +117,8 @@ pub fn decode_carcasses(bytes: &[u8], pool_blocks: u64) -> Result<Vec<Carcass>, 
 }
 
 fn decode_carcass(raw: &RawCarcass, pool_blocks: u64) -> Result<Carcass, Check> {
-    zero(&raw.reserved, "carcass.reserved")?;
-    if raw.flags & !ACCOUNT != 0 {
+    zero(&[raw.reserved], "carcass.reserved")?;
+    if raw.flags & !(ACCOUNT | COUNTING) != 0 {
         return Err(Check::Undefined { field: "carcass.flags", value: raw.flags.into() });
     }
     let entry = Entry::from_raw(&raw.entry)?;
@@ -134,5 +141,7 @@ fn decode_carcass(raw: &RawCarcass, pool_blocks: u64) -> Result<Carcass, Check> 
         volume: volume_id(raw.volume, "carcass.volume")?,
         created_at: Clock(at_most(raw.created_at.get(), CLOCK_MAX, "carcass.created_at")?),
         account: raw.flags & ACCOUNT != 0,
+        counting: raw.flags & COUNTING != 0,
+        made_at: Clock(raw.made_at.get()),
     })
 }

@@ -16,7 +16,7 @@ use crate::error::{Check, Corrupt, Error, Structure};
 /// [`Error::InvalidInput`] when no copy even has the magic: not a pool. [`Error::Incompatible`] as soon as one sound copy
 /// says so, because it may be the newest. Else [`Error::Corrupt`] with the place of the first bad copy (or the
 /// [`Error::Io`] that hid it) when none is good, or when good ones contradict each other.
-#[expect(clippy::type_complexity, reason = "the copies have this shape on disk, and a name would hide it")]
+#[expect(clippy::needless_pass_by_value, reason = "what was read is used up by the choice; nobody chooses twice")]
 pub fn choose_superblock(
     copies: [[Result<Superblock, Error>; 2]; 2],
 ) -> Result<(Superblock, Slot, [[bool; 2]; 2]), Error> {

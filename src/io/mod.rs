@@ -7,6 +7,7 @@
 //! | `ring` | [`Reactor`]: one io_uring for a thread; [`block_on`]: the thread's loop; [`Wakeup`] and timers |
 //! | `file` | [`PoolFile`], [`FileStorage`]: a pool on a file or device, with direct I/O and its two locks |
 //! | `memory_storage` | [`MemoryStorage`]: a pool in memory, at once or in a seeded random order, for tests |
+//! | `freeze` | [`Frozen`]: a mounted file system held still while a snapshot is taken |
 //! | `mapped` | [`MappedStorage`]: a pool not in use, for reading, where a bad page is an error and no signal |
 //!
 //! **A read or write on its way.** The engine calls [`Storage::read`](crate::engine::Storage::read) with an [`IoMemory`].
@@ -20,6 +21,7 @@
 //! done on the thread writes to an eventfd that is posted in its ring.
 
 mod file;
+mod freeze;
 mod mapped;
 mod mapping;
 mod memory;
@@ -27,6 +29,7 @@ mod memory_storage;
 mod ring;
 
 pub use file::{FileStorage, OpenOptions, PoolClaim, PoolFile};
+pub use freeze::Frozen;
 pub use mapped::MappedStorage;
 pub use mapping::{Mapping, shared_memory};
 pub use memory::{IoMemory, MEMORY_ALIGNMENT, PayloadArea};

@@ -54,10 +54,6 @@ impl Deltas {
         self.pages.remove(&page)
     }
 
-    pub(crate) fn page(&self, page: PageKey) -> Option<&DeltaPage> {
-        self.pages.get(&page)
-    }
-
     /// Number of pages touched.
     pub(crate) fn len(&self) -> usize {
         self.pages.len()

@@ -6,5 +6,5 @@ mod deltas;
 mod window;
 
 pub(super) use allocator::{Allocator, GroupSpace, Run};
-pub(super) use deltas::{DeltaPage, Deltas, PageKey};
+pub(super) use deltas::{Deltas, PageKey};
 pub(super) use window::Window;

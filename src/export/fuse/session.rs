@@ -147,7 +147,8 @@ impl Session {
         let depth = background_depth(&options.directory.with_extension("self-test"))?;
         if depth < 2 {
             return Err(Error::Incompatible(
-                "this kernel's FUSE over io_uring works off background requests one at a time (fixed in April 2026)".into(),
+                "this kernel's FUSE over io_uring works off background requests one at a time (fixed in April 2026)"
+                    .into(),
             ));
         }
         let processors = possible_processors()?;

@@ -172,8 +172,7 @@ impl RingQueue {
         loop {
             self.answer_all()?;
             let sleep = self.front.prepare_sleep();
-            let entered =
-                if sleep { self.ring.submit_and_wait(1).map(drop) } else { self.ring.submit().map(drop) };
+            let entered = if sleep { self.ring.submit_and_wait(1).map(drop) } else { self.ring.submit().map(drop) };
             self.front.awake();
             match entered {
                 Ok(()) => {}
@@ -256,12 +255,8 @@ fn commit(front: &FrontQueue, ring: &mut WideRing, fetched: &Fetched, answer: &A
     front.write_header(answer.entry, 0, bytemuck::bytes_of(&header));
     let in_out = RingInOut { commit_id: fetched.commit_id, payload_sz: payload_len, ..RingInOut::default() };
     front.write_header(answer.entry, RING_IN_OUT, bytemuck::bytes_of(&in_out));
-    let commit = command(
-        front.queue() as u16,
-        u64::from(answer.entry),
-        ring_command::COMMIT_AND_FETCH,
-        fetched.commit_id,
-    );
+    let commit =
+        command(front.queue() as u16, u64::from(answer.entry), ring_command::COMMIT_AND_FETCH, fetched.commit_id);
     // SAFETY: the command points to nothing; the entry's header and payload were given at REGISTER and live.
     while unsafe { ring.submission().push(&commit) }.is_err() {
         ring.submit()?;

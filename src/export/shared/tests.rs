@@ -23,13 +23,8 @@ impl Pair {
     fn new() -> Self {
         let memory = SessionMemory::create(Geometry::new(Arrangement::Ring, 4096, vec![2, 8]).unwrap()).unwrap();
         let given_up = Arc::new(AtomicBool::new(false));
-        let front = FrontQueue::new(
-            memory.clone(),
-            1,
-            Arc::new(doorbell()),
-            Arc::new(doorbell()),
-            Arc::clone(&given_up),
-        );
+        let front =
+            FrontQueue::new(memory.clone(), 1, Arc::new(doorbell()), Arc::new(doorbell()), Arc::clone(&given_up));
         Self { memory, front, given_up }
     }
 

@@ -4,6 +4,8 @@
 //! stamp make a sector. Batches stand one after the other in the ring and never wrap. Each carries the checksum of the one
 //! before it, so that a ring is one chain.
 
+use std::mem::offset_of;
+
 use uuid::Uuid;
 
 use super::stamp::{BatchStamp, CONTENT_BYTES, Stamp};
@@ -24,7 +26,7 @@ const HEADER_BYTES: usize = size_of::<RawBatchHeader>();
 
 raw_struct! {
     /// Head of a batch's content.
-    RawBatchHeader: 64 {
+    RawBatchHeader: 72 {
         0 magic: [u8; 8],
         8 pool: [u8; 16],
         24 generation: U64,
@@ -34,6 +36,8 @@ raw_struct! {
         52 record_bytes: U32,
         56 previous: U32,
         60 checksum: U32,
+        64 header_checksum: U32,
+        68 reserved: U32,
     }
 }
 
@@ -52,7 +56,7 @@ pub struct BatchHeader {
     pub record_bytes: usize,
     /// Checksum of the batch before it.
     pub previous: u32,
-    /// Its checksum: over the header with this field zero, and the records.
+    /// Its checksum: over the header up to this field, and the records.
     pub checksum: u32,
 }
 
@@ -92,9 +96,12 @@ pub fn encode_batch(
         record_bytes: U32::new(records.len() as u32),
         previous: U32::new(previous),
         checksum: U32::new(0),
+        header_checksum: U32::new(0),
+        reserved: U32::new(0),
     };
     let checksum = checksum_of(&raw, records);
     raw.checksum = U32::new(checksum);
+    raw.header_checksum = U32::new(header_checksum_of(&raw));
 
     let mut bytes = vec![0; blocks * BLOCK_SIZE];
     let (sectors, _) = bytes.as_chunks_mut::<SECTOR_SIZE>();
@@ -112,33 +119,23 @@ pub fn encode_batch(
     (bytes, checksum)
 }
 
-/// The header of a batch of `pool` that starts with `first_block`: whole and within bounds, its records not yet verified.
-/// None for anything else; [`batch_start`] and [`decode_batch`] tell why.
+/// The header of a batch of `pool` that starts with `first_block`: verified by a checksum of its own, its records not yet.
+/// None for anything else; [`batch_start`] tells why.
 pub fn decode_batch_header(pool: &Uuid, first_block: &[u8]) -> Option<BatchHeader> {
-    header(pool, first_block.first_chunk()?).ok()
+    batch_start(pool, first_block).ok().flatten()
 }
 
-/// Whether the batch that begins with change `first` was begun in `first_block`, when that is where it would go: its
-/// header, or none. The end of the chain is where this answers none.
-///
-/// [`decode_batch_header`] answers none also for a header that was destroyed; only the LSN that is due tells one from an
-/// older batch's sector.
+/// Whether a batch starts with `first_block`: its verified header, or none where nothing was ever written or the middle of
+/// another batch stands. A header that is not the one due (by `previous` and `first`) is an older batch's.
 ///
 /// # Errors
-/// The check that failed, when the sector was written by that batch, or its stamp no longer tells by which.
-pub fn batch_start(pool: &Uuid, first: Lsn, first_block: &[u8]) -> Result<Option<BatchHeader>, Check> {
-    let sector = first_block.first_chunk().ok_or(Check::Truncated)?;
-    match Stamp::of(sector) {
-        Stamp::Blank => Ok(None),
-        Stamp::Damaged => Err(Check::Stamp(0)),
-        Stamp::Intact(stamp) if stamp.is_head() && stamp.begins_with(first) => match header(pool, sector) {
-            // Written 2^32 changes ago.
-            Ok(header) if header.first != first => Ok(None),
-            Ok(header) => Ok(Some(header)),
-            Err(BatchFault::Damaged(check)) => Err(check),
-            Err(BatchFault::Absent | BatchFault::Torn) => Ok(None),
-        },
-        Stamp::Intact(_) => Ok(None),
+/// The check that failed, when a batch was started here and its header is not what was written, or when the sector's
+/// stamp no longer tells.
+pub fn batch_start(pool: &Uuid, first_block: &[u8]) -> Result<Option<BatchHeader>, Check> {
+    match header(pool, first_block.first_chunk().ok_or(Check::Truncated)?) {
+        Ok(header) => Ok(Some(header)),
+        Err(BatchFault::Damaged(check)) => Err(check),
+        Err(BatchFault::Absent | BatchFault::Torn) => Ok(None),
     }
 }
 
@@ -154,10 +151,13 @@ pub fn decode_batch(pool: &Uuid, bytes: &[u8]) -> Result<(BatchHeader, Vec<u8>),
         return Err(BatchFault::Damaged(Check::Truncated));
     }
     check_stamps(&header, sectors)?;
-    let content: Vec<u8> = sectors.iter().flat_map(|sector| &sector[..CONTENT_BYTES]).copied().collect();
+    let mut content = Vec::with_capacity(sectors.len() * CONTENT_BYTES);
+    for sector in sectors {
+        content.extend_from_slice(&sector[..CONTENT_BYTES]);
+    }
     let (raw, rest) = raw_prefix::<RawBatchHeader>(&content).map_err(BatchFault::Damaged)?;
     let (records, padding) = rest.split_at_checked(header.record_bytes).ok_or(BatchFault::Damaged(Check::Truncated))?;
-    let found = checksum_of(&RawBatchHeader { checksum: U32::new(0), ..*raw }, records);
+    let found = checksum_of(raw, records);
     if found != header.checksum {
         return Err(BatchFault::Damaged(Check::Checksum { expected: header.checksum, found }));
     }
@@ -170,9 +170,15 @@ fn blocks_for(record_bytes: usize) -> usize {
     (HEADER_BYTES + record_bytes).div_ceil(CONTENT_BYTES_PER_BLOCK)
 }
 
+/// Over the header up to the checksums, which names the pool and so is the seed, and the records.
 fn checksum_of(header: &RawBatchHeader, records: &[u8]) -> u32 {
-    // The header names the pool: that is the seed.
-    seeded(bytemuck::bytes_of(header), &[records])
+    seeded(&bytemuck::bytes_of(header)[..offset_of!(RawBatchHeader, checksum)], &[records])
+}
+
+/// Over the header up to this checksum. Without it, a flipped bit in `previous` or `first` would make the newest batch look
+/// like an older one, and with `record_bytes` it would look torn: both mean the end of the chain, and would lose it.
+fn header_checksum_of(header: &RawBatchHeader) -> u32 {
+    seeded(&bytemuck::bytes_of(header)[..offset_of!(RawBatchHeader, header_checksum)], &[])
 }
 
 /// The header in the first sector of a batch.
@@ -198,6 +204,11 @@ fn decode_header(pool: &Uuid, raw: &RawBatchHeader) -> Result<BatchHeader, Check
     if raw.pool != *pool.as_bytes() {
         return Err(Check::Uuid);
     }
+    let (expected, found) = (raw.header_checksum.get(), header_checksum_of(raw));
+    if expected != found {
+        return Err(Check::Checksum { expected, found });
+    }
+    zero(bytemuck::bytes_of(&raw.reserved), "reserved")?;
     let (first, last) = (raw.first.get(), raw.last.get());
     if first == 0 {
         return Err(Check::OutOfBounds { field: "first", value: 0 });

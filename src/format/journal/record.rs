@@ -286,7 +286,7 @@ fn decode_map(header: &RawRecordHeader, body: &[u8]) -> Result<Record, Check> {
     let raw: &RawMap = body_of(body)?;
     let (virtual_block, pool_block, count) = (raw.virtual_block.get(), raw.pool_block.get(), header.count.get());
     check_range(virtual_block, count.into())?;
-    // The range has a block, so the last address does not underflow.
+    // A count of at most 2^32 leaves the bound above 0.
     at_most(pool_block, ADDRESS_MAX + 1 - u64::from(count), "pool_block")?;
     if pool_block == 0 {
         return Err(Check::OutOfBounds { field: "pool_block", value: 0 });

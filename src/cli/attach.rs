@@ -1,0 +1,87 @@
+//! `plywood attach` and `plywood detach`.
+
+use anyhow::{Result, bail};
+use clap::Args;
+
+use super::{Context, Name, output, volume};
+use crate::daemon::protocol::{Attachment, Command, Reply};
+
+/// Makes volumes block devices.
+#[derive(Debug, Args)]
+pub struct AttachArguments {
+    /// Volume or snapshot; a snapshot is always read-only
+    #[arg(required_unless_present = "all", conflicts_with = "all")]
+    name: Option<Name>,
+    /// Refuse writes
+    #[arg(long)]
+    read_only: bool,
+    /// Everything that was attached when the daemon stopped
+    #[arg(long, conflicts_with = "read_only")]
+    all: bool,
+}
+
+/// Takes the devices away.
+#[derive(Debug, Args)]
+pub struct DetachArguments {
+    /// Volume or snapshot
+    #[arg(required_unless_present = "all", conflicts_with = "all")]
+    name: Option<Name>,
+    /// Everything that is not in use
+    #[arg(long)]
+    all: bool,
+}
+
+/// Attaches and prints the device.
+///
+/// # Errors
+/// What the daemon answers.
+pub fn attach(context: &Context, arguments: AttachArguments) -> Result<()> {
+    let client = context.daemon_client()?;
+    let devices = match arguments.name {
+        Some(name) => vec![client.attach(&name.text()?, arguments.read_only)?],
+        None => match client.call(Command::AttachAll)? {
+            Reply::Attached(devices) => devices,
+            reply => bail!("unexpected answer {reply:?}"),
+        },
+    };
+    print(context, &devices, arguments.all)
+}
+
+fn print(context: &Context, devices: &[Attachment], with_names: bool) -> Result<()> {
+    if context.json {
+        return Ok(output::json("attached", &devices)?);
+    }
+    for attachment in devices {
+        let device = attachment.device.display();
+        let line = if with_names { format!("{device} {}", attachment.name) } else { device.to_string() };
+        output::line(&line)?;
+    }
+    Ok(())
+}
+
+/// Detaches.
+///
+/// # Errors
+/// What the daemon answers; with `--all` also when something could not be detached.
+pub fn detach(context: &Context, arguments: DetachArguments) -> Result<()> {
+    let client = context.client()?;
+    let Some(name) = arguments.name else {
+        let Reply::Detached(outcome) = client.call(Command::DetachAll)? else { bail!("unexpected answer") };
+        if context.json {
+            output::json("detached", &outcome)?;
+        } else {
+            for name in &outcome.detached {
+                output::line(&format!("detached {name}"))?;
+            }
+        }
+        if let Some(kept) = outcome.kept.first() {
+            let more = outcome.kept.len() - 1;
+            let others = if more == 0 { String::new() } else { format!(", and {more} more") };
+            bail!("{} stays attached as {}: {}{others}", kept.name, kept.device.display(), kept.reason);
+        }
+        return Ok(());
+    };
+    let name = name.text()?;
+    client.detach(&name)?;
+    volume::done(context, "detached", &name)
+}

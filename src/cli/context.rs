@@ -1,0 +1,49 @@
+//! What every command needs: which pool, in what form to print, and the way to the pool.
+
+use anyhow::Result;
+
+use super::Usage;
+use super::output::Waiting;
+use crate::daemon::{self, Client, FoundPool};
+
+/// The options that all commands share.
+#[derive(Clone, Debug, clap::Args)]
+pub struct Context {
+    /// The pool: its file, or the name of one that is in use or listed in /etc/plywood/pools.d
+    #[arg(long, global = true, env = "PLYWOOD_POOL", value_name = "FILE|NAME")]
+    pub pool: Option<String>,
+
+    /// Print JSON with a version field
+    #[arg(long, global = true)]
+    pub json: bool,
+}
+
+impl Context {
+    /// The pool that `--pool` or `PLYWOOD_POOL` names.
+    ///
+    /// # Errors
+    /// [`Usage`] when none is named, and what keeps it from being found.
+    pub fn find_pool(&self) -> Result<FoundPool> {
+        let named = self.pool.as_deref().filter(|named| !named.is_empty());
+        let named = named.ok_or(Usage("no pool is named; give --pool FILE|NAME or set PLYWOOD_POOL"))?;
+        Ok(daemon::find_pool(named)?)
+    }
+
+    /// A client of the pool: through its daemon when it is in use, on the file otherwise.
+    ///
+    /// # Errors
+    /// When no pool is named, or there is none.
+    pub fn client(&self) -> Result<Client> {
+        Ok(Client::open(&self.find_pool()?)?)
+    }
+
+    /// A client of the pool's daemon, which is started when it does not run.
+    ///
+    /// # Errors
+    /// When no pool is named, there is none, or the daemon does not start.
+    pub fn daemon_client(&self) -> Result<Client> {
+        let found = self.find_pool()?;
+        let _waiting = Waiting::begin("starting the pool's daemon");
+        Ok(daemon::start(&found)?)
+    }
+}

@@ -1,0 +1,270 @@
+//! `plywood mount` and `plywood unmount`, in the mount namespace of whoever calls.
+//!
+//! Mounting attaches what is not attached; unmounting undoes what mounting did: it detaches a volume that `mount` had
+//! attached, and deletes the private clone through which a snapshot was mounted. Both facts stand in the volume's
+//! attributes, so that they outlive every process.
+
+use std::ffi::CString;
+use std::fs::{self, File};
+use std::os::unix::fs::FileExt;
+use std::path::{Path, PathBuf};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, Result, anyhow, bail};
+use clap::Args;
+use rustix::mount::{MountFlags, UnmountFlags};
+use uuid::Uuid;
+
+use super::{Context, Name, output};
+use crate::daemon::filesystem::{self, FileSystem};
+use crate::daemon::mounts::{device_number, own_mounts};
+use crate::daemon::protocol::{Attachment, Bytes, Command, Kind, Reply};
+use crate::daemon::{Client, attributes, running_daemons};
+
+/// Mounts a volume.
+#[derive(Debug, Args)]
+pub struct MountArguments {
+    /// Volume or snapshot; a snapshot is mounted through a private clone that goes away when it is unmounted
+    name: Name,
+    /// An existing directory
+    directory: PathBuf,
+    /// Refuse writes
+    #[arg(long)]
+    read_only: bool,
+}
+
+/// Unmounts a volume.
+#[derive(Debug, Args)]
+pub struct UnmountArguments {
+    /// Where it is mounted
+    directory: PathBuf,
+}
+
+/// A volume that is mounted.
+#[derive(Clone, Debug)]
+pub struct Mounted {
+    /// Name of the volume; of a snapshot, its private clone.
+    pub volume: String,
+    /// The block device.
+    pub device: PathBuf,
+    /// Where.
+    pub directory: PathBuf,
+}
+
+/// `plywood mount`.
+///
+/// # Errors
+/// Those of [`mount_volume`].
+pub fn mount(context: &Context, arguments: &MountArguments) -> Result<()> {
+    let name = arguments.name.text()?;
+    require_directory(&arguments.directory)?;
+    let client = context.daemon_client()?;
+    let mounted = mount_volume(&client, &name, &arguments.directory, arguments.read_only)?;
+    if context.json {
+        let value = serde_json::json!({
+            "volume": mounted.volume, "device": mounted.device, "directory": mounted.directory,
+        });
+        return Ok(output::json("mounted", &value)?);
+    }
+    Ok(output::line(&format!("{name} on {} as {}", mounted.directory.display(), mounted.device.display()))?)
+}
+
+/// `plywood unmount`.
+///
+/// # Errors
+/// When nothing of plywood's is mounted there, or it is in use.
+pub fn unmount(context: &Context, arguments: &UnmountArguments) -> Result<()> {
+    let directory =
+        fs::canonicalize(&arguments.directory).with_context(|| arguments.directory.display().to_string())?;
+    let mounts = own_mounts().context("/proc/self/mountinfo")?;
+    // The last one is on top.
+    let Some(mount) = mounts.iter().rev().find(|mount| mount.mount_point == directory) else {
+        bail!("{}: nothing is mounted there", directory.display());
+    };
+    let clients = if context.pool.is_some() { vec![context.client()?] } else { running_daemons() };
+    for client in clients {
+        let Reply::Attached(devices) = client.call(Command::AttachList)? else { bail!("unexpected answer") };
+        let is_of = |attachment: &Attachment| {
+            device_number(&attachment.device).is_ok_and(|number| mount.is_of(&attachment.device, number))
+        };
+        if let Some(Attachment { name, device, .. }) = devices.into_iter().find(is_of) {
+            let mounted = Mounted { volume: name, device, directory };
+            unmount_volume(&client, &mounted)?;
+            return if context.json {
+                Ok(output::json("unmounted", &mounted.directory)?)
+            } else {
+                Ok(output::line(&format!("{} unmounted from {}", mounted.volume, mounted.directory.display()))?)
+            };
+        }
+    }
+    bail!(
+        "{}: {} is not a volume of a pool in use; unmount it with umount",
+        directory.display(),
+        mount.source.display()
+    )
+}
+
+/// Attaches a volume if need be and mounts it on `directory`; a snapshot through a private clone. What was done is
+/// undone when mounting fails.
+///
+/// # Errors
+/// What the daemon answers, a volume without a file system, and what mount(2) says.
+pub fn mount_volume(client: &Client, name: &str, directory: &Path, read_only: bool) -> Result<Mounted> {
+    require_directory(directory)?;
+    let directory = fs::canonicalize(directory).with_context(|| directory.display().to_string())?;
+    let volume = client.volume(name)?;
+    let name = if volume.snapshot {
+        let own = [(attributes::EPHEMERAL.to_owned(), Bytes::from("mount"))].into();
+        client.create_clone(name, &private_name(name), own)?.name
+    } else {
+        name.to_owned()
+    };
+    let device = match attach_for_mount(client, &name, read_only) {
+        Ok(device) => device,
+        Err(error) => {
+            release(client, &name).ok();
+            return Err(error);
+        }
+    };
+    match mount_device(&device, &directory, read_only) {
+        Ok(()) => Ok(Mounted { volume: name, device, directory }),
+        Err(error) => {
+            release(client, &name).ok();
+            Err(error)
+        }
+    }
+}
+
+/// Unmounts, and undoes what [`mount_volume`] did besides.
+///
+/// # Errors
+/// What umount(2) says, and what the daemon answers.
+pub fn unmount_volume(client: &Client, mounted: &Mounted) -> Result<()> {
+    rustix::mount::unmount(&mounted.directory, UnmountFlags::NOFOLLOW).map_err(|error| {
+        let directory = mounted.directory.display();
+        match error {
+            rustix::io::Errno::BUSY => anyhow!("{directory} is in use; end what works in it (fuser -vm {directory})"),
+            rustix::io::Errno::PERM => anyhow!("{directory}: only root may unmount; run as root"),
+            _ => anyhow!("{directory}: unmount: {error}"),
+        }
+    })?;
+    release(client, &mounted.volume)
+}
+
+/// Mounts the file system on a block device with the default options.
+///
+/// # Errors
+/// When there is no file system on it that is known, and what mount(2) says.
+pub fn mount_device(device: &Path, directory: &Path, read_only: bool) -> Result<()> {
+    let mut head = vec![0; filesystem::HEAD_BYTES];
+    let file = File::open(device).with_context(|| device.display().to_string())?;
+    let len = read_head(&file, &mut head).with_context(|| device.display().to_string())?;
+    drop(file);
+    let Some(FileSystem { kind, .. }) = FileSystem::recognise(&head[..len]) else {
+        bail!("{}: no file system found on it; make one, such as with mkfs.ext4", device.display());
+    };
+    let options = match kind {
+        // A clone carries its origin's uuid; xfs would refuse the second.
+        "xfs" => "discard,nouuid",
+        "btrfs" => "discard=async",
+        _ => "discard",
+    };
+    let mut flags = MountFlags::NOATIME;
+    flags.set(MountFlags::RDONLY, read_only);
+    let data = CString::new(options).context("mount options")?;
+    rustix::mount::mount(device, directory, kind, flags, data.as_c_str()).map_err(|error| {
+        let what = format!("{} on {}", device.display(), directory.display());
+        match error {
+            rustix::io::Errno::PERM => anyhow!("{what}: only root may mount; run as root"),
+            rustix::io::Errno::NODEV => anyhow!("{what}: this kernel has no {kind}"),
+            rustix::io::Errno::EXIST if kind == "btrfs" => {
+                anyhow!(
+                    "{what}: btrfs refuses a second copy of a mounted file system; give it a new uuid with btrfstune -m"
+                )
+            }
+            _ => anyhow!("{what}: mount of {kind}: {error}; dmesg may say more"),
+        }
+    })
+}
+
+fn read_head(file: &File, head: &mut [u8]) -> std::io::Result<usize> {
+    let mut filled = 0;
+    while filled < head.len() {
+        match file.read_at(&mut head[filled..], filled as u64)? {
+            0 => break,
+            count => filled += count,
+        }
+    }
+    Ok(filled)
+}
+
+fn require_directory(directory: &Path) -> Result<()> {
+    let metadata = fs::metadata(directory).with_context(|| directory.display().to_string())?;
+    if metadata.is_dir() { Ok(()) } else { bail!("{} is not a directory", directory.display()) }
+}
+
+/// A name for the private clone of a snapshot, within the bound of names.
+fn private_name(snapshot: &str) -> String {
+    let mut end = snapshot.len().min(200);
+    while !snapshot.is_char_boundary(end) {
+        end -= 1;
+    }
+    format!("{}.mount-{:.8}", &snapshot[..end], Uuid::new_v4().simple().to_string())
+}
+
+/// Attaches, and notes on the volume that it was done for a mount, when it was not attached before.
+fn attach_for_mount(client: &Client, name: &str, read_only: bool) -> Result<PathBuf> {
+    if let Some(device) = client.volume(name)?.device {
+        return Ok(device);
+    }
+    let mark = [(attributes::ATTACHED_BY.to_owned(), Some(Bytes::from("mount")))];
+    client.set_attributes(name, mark.into())?;
+    Ok(client.attach(name, read_only)?.device)
+}
+
+/// Detaches what was attached for a mount, unless it is mounted elsewhere too, and deletes a private clone.
+fn release(client: &Client, name: &str) -> Result<()> {
+    let found = client.attributes(name)?;
+    let marked = |key: &str| found.get(key).is_some_and(|value| value.0 == b"mount");
+    if marked(attributes::ATTACHED_BY) {
+        match detach_when_idle(client, name) {
+            Err(failure) if failure.kind == Kind::Busy => return Ok(()),
+            outcome => outcome?,
+        }
+        client.set_attributes(name, [(attributes::ATTACHED_BY.to_owned(), None)].into())?;
+    }
+    if marked(attributes::EPHEMERAL) {
+        client.delete(name)?;
+    }
+    Ok(())
+}
+
+/// udev and its kind look at a device for a moment after it was unmounted.
+fn detach_when_idle(client: &Client, name: &str) -> Result<(), crate::daemon::protocol::Failure> {
+    let began = Instant::now();
+    loop {
+        match client.detach(name) {
+            Err(failure) if failure.kind == Kind::Busy && began.elapsed() < Duration::from_secs(2) => {
+                thread::sleep(Duration::from_millis(50));
+            }
+            Err(failure) if failure.kind == Kind::NotFound => return Ok(()),
+            outcome => return outcome,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn private_names_stay_within_the_bound_and_characters_whole() {
+        for snapshot in ["a", &"é".repeat(127), &"x".repeat(255), &"€".repeat(85)] {
+            let name = private_name(snapshot);
+            assert!(name.len() <= 255, "{} bytes", name.len());
+            assert!(name.contains(".mount-"));
+        }
+        assert_ne!(private_name("a"), private_name("a"));
+    }
+}

@@ -1,0 +1,125 @@
+//! `plywood pool`: create, info, check, grow.
+
+use std::path::PathBuf;
+
+use anyhow::{Result, bail};
+use clap::Subcommand;
+
+use super::output::{self, Waiting};
+use super::{Context, size};
+use crate::daemon::protocol::{Check, Command, Pool, Reply};
+use crate::daemon::{NewPool, create_pool};
+
+/// Pools.
+#[derive(Debug, Subcommand)]
+pub enum PoolCommand {
+    /// Create a pool in a new sparse file, or on a block device
+    Create {
+        /// The file or block device
+        file: PathBuf,
+        /// Size of the pool; of a block device the whole is taken
+        #[arg(long, value_parser = size::parse)]
+        size: Option<u64>,
+        /// Name of the pool; that of the file without this option
+        #[arg(long)]
+        name: Option<String>,
+        /// Use a file or device that holds something, or a file system that cannot do all that a pool needs
+        #[arg(long)]
+        force: bool,
+    },
+    /// Show sizes, space and state
+    Info,
+    /// Compare every count with a walk of all metadata
+    Check,
+    /// Make the pool larger
+    Grow {
+        /// The new size
+        #[arg(long, value_parser = size::parse)]
+        size: u64,
+    },
+}
+
+/// Does a pool command.
+///
+/// # Errors
+/// What the pool answers, what keeps it from being printed, and a check that found faults.
+pub fn run(context: &Context, command: PoolCommand) -> Result<()> {
+    match command {
+        PoolCommand::Create { file, size, name, force } => {
+            let pool = create_pool(&NewPool { path: file, size_bytes: size, name, force })?;
+            if context.json {
+                return Ok(output::json("pool", &pool)?);
+            }
+            let path = pool.path.display();
+            Ok(output::line(&format!("pool {} in {path}: {}", pool.name, size::echo(pool.size_bytes)))?)
+        }
+        PoolCommand::Info => {
+            let Reply::Pool(pool) = context.client()?.call(Command::PoolInfo)? else { bail!("unexpected answer") };
+            show(context, &pool)
+        }
+        PoolCommand::Check => {
+            let client = context.client()?;
+            let waiting = Waiting::begin("checking");
+            let outcome = client.call(Command::PoolCheck);
+            drop(waiting);
+            let Reply::Check(check) = outcome? else { bail!("unexpected answer") };
+            report(context, &check)
+        }
+        PoolCommand::Grow { size } => {
+            let command = Command::PoolGrow { size_bytes: size };
+            let Reply::Pool(pool) = context.client()?.call(command)? else { bail!("unexpected answer") };
+            if context.json {
+                return Ok(output::json("pool", &pool)?);
+            }
+            Ok(output::line(&format!("pool {}: {}", pool.name, size::echo(pool.size_bytes)))?)
+        }
+    }
+}
+
+fn show(context: &Context, pool: &Pool) -> Result<()> {
+    if context.json {
+        return Ok(output::json("pool", pool)?);
+    }
+    let percent = |part: u64| match pool.size_bytes {
+        0 => String::new(),
+        whole => format!(" ({:.1} %)", part as f64 * 100.0 / whole as f64),
+    };
+    let or_none = |value: Option<u64>| value.map_or_else(|| "none".into(), |value| value.to_string());
+    let mut facts = vec![
+        ("name", pool.name.clone()),
+        ("uuid", pool.uuid.to_string()),
+        ("file", pool.path.display().to_string()),
+        ("size", size::echo(pool.size_bytes)),
+        ("used", format!("{}{}", size::echo(pool.used_bytes), percent(pool.used_bytes))),
+        ("free", size::echo(pool.free_bytes)),
+        ("layout", size::echo(pool.layout_bytes)),
+        ("reserve", size::echo(pool.reserve_bytes)),
+        ("journal", format!("{}, {} in use", size::echo(pool.journal_bytes), size::show(pool.journal_used_bytes))),
+        ("on the host", size::echo(pool.host_bytes)),
+        ("volumes", format!("{}, and {} snapshots", pool.volumes, pool.snapshots)),
+        ("virtual sizes", format!("{} in all", size::echo(pool.virtual_bytes))),
+        ("being freed", format!("{} deleted trees", pool.carcasses)),
+        ("generation", format!("{}, clock {}", pool.generation, pool.clock)),
+        ("state", pool.poisoned.as_ref().map_or_else(|| "sound".into(), |reason| format!("poisoned: {reason}"))),
+    ];
+    if pool.front_pid.is_some() {
+        facts.push(("front", format!("process {}", or_none(pool.front_pid.map(u64::from)))));
+        let restarts = pool.engine_restarts.unwrap_or(0);
+        facts.push(("engine", format!("process {}, {restarts} restarts", or_none(pool.engine_pid.map(u64::from)))));
+        facts.push(("transport", pool.transport.clone().unwrap_or_else(|| "none yet".into())));
+    }
+    Ok(output::facts(&facts)?)
+}
+
+fn report(context: &Context, check: &Check) -> Result<()> {
+    if context.json {
+        output::json("check", check)?;
+    } else {
+        for fault in &check.faults {
+            output::line(fault)?;
+        }
+        let Check { used_blocks, nodes, volumes, fault_count, .. } = check;
+        output::line(&format!("{volumes} volumes, {nodes} nodes, {used_blocks} blocks in use: {fault_count} faults"))?;
+    }
+    if check.fault_count == 0 { Ok(()) } else { bail!("pool has {} faults", check.fault_count) }
+}

@@ -1,0 +1,223 @@
+//! `plywood volume`: create, list, info, rename, resize, delete, protect.
+
+use anyhow::Result;
+use clap::Subcommand;
+use jiff::{Timestamp, tz::TimeZone};
+
+use super::output::{self, confirm};
+use super::{Context, Name, size};
+use crate::daemon::protocol::{Command, Volume};
+
+/// Volumes.
+#[derive(Debug, Subcommand)]
+pub enum VolumeCommand {
+    /// Create an empty volume
+    Create {
+        /// Name of the volume
+        name: Name,
+        /// Size of the device; blocks are taken when they are first written
+        #[arg(long, value_parser = size::parse)]
+        size: u64,
+        /// Sector size of the device in bytes: 512 or 4096
+        #[arg(long, default_value_t = 4096, value_name = "BYTES")]
+        sector_size: u32,
+        /// Most bytes of its own; none without this option
+        #[arg(long, value_parser = size::parse, value_name = "SIZE")]
+        quota: Option<u64>,
+    },
+    /// List volumes and clones, with snapshots on demand
+    List {
+        /// Snapshots too
+        #[arg(long)]
+        all: bool,
+    },
+    /// Show one volume or snapshot
+    Info {
+        /// Volume or snapshot
+        name: Name,
+    },
+    /// Give a volume or snapshot another name
+    Rename {
+        /// Volume or snapshot
+        name: Name,
+        /// The new name
+        to: Name,
+    },
+    /// Change the size of a volume, its quota, or both
+    Resize {
+        /// The volume
+        name: Name,
+        /// New size of the device
+        #[arg(long, value_parser = size::parse, required_unless_present = "quota")]
+        size: Option<u64>,
+        /// New quota; 0 takes it away
+        #[arg(long, value_parser = size::parse, value_name = "SIZE")]
+        quota: Option<u64>,
+        /// Shrink even below the file system on it
+        #[arg(long)]
+        force: bool,
+    },
+    /// Delete a volume or snapshot and give its space back
+    Delete {
+        /// Volumes or snapshots
+        #[arg(required = true)]
+        names: Vec<Name>,
+        /// Do not ask
+        #[arg(long, short)]
+        yes: bool,
+    },
+    /// Refuse to delete a volume or snapshot from now on
+    Protect {
+        /// Volume or snapshot
+        name: Name,
+        /// Allow it again
+        #[arg(long)]
+        off: bool,
+    },
+}
+
+/// Does a volume command.
+///
+/// # Errors
+/// What the pool answers, and what keeps it from being printed.
+pub fn run(context: &Context, command: VolumeCommand) -> Result<()> {
+    let client = context.client()?;
+    let volume = match command {
+        VolumeCommand::Create { name, size, sector_size, quota } => client.for_volume(Command::VolumeCreate {
+            uuid: uuid::Uuid::new_v4(),
+            name: name.text()?,
+            size_bytes: size,
+            sector_size,
+            quota_bytes: quota.unwrap_or(0),
+            attributes: Default::default(),
+        })?,
+        VolumeCommand::List { all } => {
+            let volumes = client.volumes()?;
+            return list(context, volumes.into_iter().filter(|volume| all || !volume.snapshot).collect());
+        }
+        VolumeCommand::Info { name } => {
+            let volume = client.volume(&name.text()?)?;
+            return show(context, &volume);
+        }
+        VolumeCommand::Rename { name, to } => {
+            client.for_volume(Command::VolumeRename { name: name.text()?, to: to.text()? })?
+        }
+        VolumeCommand::Resize { name, size, quota, force } => {
+            let name = name.text()?;
+            // The quota first: it can be refused without having changed the size.
+            let mut volume = None;
+            if let Some(quota_bytes) = quota {
+                volume = Some(client.for_volume(Command::VolumeQuota { name: name.clone(), quota_bytes })?);
+            }
+            if let Some(size_bytes) = size {
+                volume = Some(client.for_volume(Command::VolumeResize { name, size_bytes, force })?);
+            }
+            volume.ok_or_else(|| anyhow::anyhow!("nothing to change was given"))?
+        }
+        VolumeCommand::Delete { names, yes } => {
+            for name in &names {
+                let volume = client.volume(&name.text()?)?;
+                let what = if volume.snapshot { "snapshot" } else { "volume" };
+                let own = size::show(volume.own_bytes);
+                confirm(&format!("delete {what} {} ({own} of its own)?", volume.name), yes)?;
+                client.delete(&volume.name)?;
+                done(context, "deleted", &volume.name)?;
+            }
+            return Ok(());
+        }
+        VolumeCommand::Protect { name, off } => {
+            client.for_volume(Command::VolumeProtect { name: name.text()?, protected: !off })?
+        }
+    };
+    changed(context, &volume)
+}
+
+/// Prints a volume that was made or changed: a line, or its JSON.
+pub(super) fn changed(context: &Context, volume: &Volume) -> Result<()> {
+    if context.json {
+        return Ok(output::json("volume", volume)?);
+    }
+    let what = if volume.snapshot { "snapshot" } else { "volume" };
+    let mut notes = vec![size::echo(volume.size_bytes)];
+    if let Some(origin) = &volume.origin {
+        notes.push(format!("from {origin}"));
+    }
+    if volume.quota_bytes > 0 {
+        notes.push(format!("quota {}", size::echo(volume.quota_bytes)));
+    }
+    if volume.protected {
+        notes.push("protected".into());
+    }
+    Ok(output::line(&format!("{what} {}: {}", volume.name, notes.join(", ")))?)
+}
+
+/// Prints that something happened to a name.
+pub(super) fn done(context: &Context, what: &str, name: &str) -> Result<()> {
+    if context.json { Ok(output::json(what, &name)?) } else { Ok(output::line(&format!("{what} {name}"))?) }
+}
+
+pub(super) fn list(context: &Context, volumes: Vec<Volume>) -> Result<()> {
+    if context.json {
+        return Ok(output::json("volumes", &volumes)?);
+    }
+    let rows = volumes.into_iter().map(|volume| {
+        let kind = kind(&volume).to_owned();
+        vec![
+            volume.name,
+            kind,
+            size::show(volume.size_bytes),
+            size::show(volume.own_bytes),
+            size::show(volume.mapped_bytes),
+            volume.origin.unwrap_or_else(|| if volume.origin_uuid.is_some() { "(deleted)".into() } else { "-".into() }),
+            created(volume.created_ns, "%Y-%m-%d %H:%M"),
+            volume.device.map_or_else(|| "-".into(), |device| device.display().to_string()),
+        ]
+    });
+    let headings = ["NAME", "KIND", "VIRTUAL", "OWN", "MAPPED", "ORIGIN", "CREATED", "DEVICE"];
+    Ok(output::table(&headings, &["VIRTUAL", "OWN", "MAPPED"], rows.collect())?)
+}
+
+pub(super) fn show(context: &Context, volume: &Volume) -> Result<()> {
+    if context.json {
+        return Ok(output::json("volume", volume)?);
+    }
+    let yes_or_no = |value: bool| if value { "yes" } else { "no" }.to_owned();
+    let quota = if volume.quota_bytes == 0 { "none".into() } else { size::echo(volume.quota_bytes) };
+    let origin = match (&volume.origin, &volume.origin_uuid) {
+        (Some(name), _) => name.clone(),
+        (None, Some(uuid)) => format!("{uuid} (deleted)"),
+        (None, None) => "none".into(),
+    };
+    Ok(output::facts(&[
+        ("name", volume.name.clone()),
+        ("kind", kind(volume).into()),
+        ("uuid", volume.uuid.to_string()),
+        ("id", volume.id.to_string()),
+        ("virtual size", size::echo(volume.size_bytes)),
+        ("sector size", size::show(volume.sector_size.into())),
+        ("own", size::echo(volume.own_bytes)),
+        ("mapped", size::echo(volume.mapped_bytes)),
+        ("quota", quota),
+        ("origin", origin),
+        ("depth", volume.depth.to_string()),
+        ("protected", yes_or_no(volume.protected)),
+        ("created", created(volume.created_ns, "%Y-%m-%d %H:%M:%S %Z")),
+        ("in use", yes_or_no(volume.open)),
+        ("device", volume.device.as_ref().map_or_else(|| "none".into(), |device| device.display().to_string())),
+    ])?)
+}
+
+fn kind(volume: &Volume) -> &'static str {
+    match (volume.snapshot, volume.origin_uuid.is_some()) {
+        (true, _) => "snapshot",
+        (false, true) => "clone",
+        (false, false) => "volume",
+    }
+}
+
+fn created(created_ns: u64, format: &str) -> String {
+    match Timestamp::from_nanosecond(i128::from(created_ns)) {
+        Ok(instant) if created_ns > 0 => instant.to_zoned(TimeZone::system()).strftime(format).to_string(),
+        _ => "-".into(),
+    }
+}

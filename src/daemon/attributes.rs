@@ -1,0 +1,8 @@
+//! Attributes of volumes that the daemon and the command line keep for themselves.
+
+/// On a volume that is a block device: `rw` or `ro`. It stays when the daemon stops, for `attach --all`.
+pub const ATTACHED: &str = "plywood.attached";
+/// On a volume that was attached for something that will detach it again: `mount`, `run`.
+pub const ATTACHED_BY: &str = "plywood.attached-by";
+/// On a volume that goes away with its use, and says which; what is left of one is deleted when a daemon starts afresh.
+pub const EPHEMERAL: &str = "plywood.ephemeral";

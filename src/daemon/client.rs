@@ -1,0 +1,281 @@
+//! The caller's side of a pool: commands go to the engine process of a pool in use, or are done on the file right here.
+
+use std::cell::RefCell;
+use std::collections::BTreeMap;
+use std::io::{self, BufReader};
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use uuid::Uuid;
+
+use super::lookup::{FoundPool, daemon_socket};
+use super::offline::Offline;
+use super::protocol::{
+    self, Attachment, Attributes, Bytes, Command, Failure, Hello, Kind, Outcome, REQUEST_BYTES, RESPONSE_BYTES, Reply,
+    Request, Response, VERSION, Volume,
+};
+use crate::error::Error;
+
+/// How long a client waits for a new engine process when the one it talked to died.
+const SUCCESSION: Duration = Duration::from_secs(20);
+
+/// How long a client waits for another command that works on the file.
+const TURN: Duration = Duration::from_secs(10);
+
+/// A pool that commands can be sent to. Each command is durable when [`call`](Client::call) returns.
+pub struct Client(Way);
+
+enum Way {
+    Daemon(DaemonWay),
+    File(Offline),
+}
+
+/// The way through a daemon's control socket.
+struct DaemonWay {
+    socket: PathBuf,
+    connection: RefCell<Option<Connection>>,
+}
+
+#[derive(Debug)]
+struct Connection {
+    from: BufReader<UnixStream>,
+    to: UnixStream,
+}
+
+impl Client {
+    /// A client of the daemon that listens on `socket`.
+    ///
+    /// # Errors
+    /// When nobody listens there.
+    pub fn connect(socket: &Path) -> io::Result<Self> {
+        Ok(Self::through(socket, Connection::open(socket)?))
+    }
+
+    /// The same, for a daemon that is asked who it is and must not be waited for without end.
+    ///
+    /// # Errors
+    /// When nobody listens there.
+    pub(crate) fn connect_for(socket: &Path, patience: Duration) -> io::Result<Self> {
+        let connection = Connection::open(socket)?;
+        connection.to.set_read_timeout(Some(patience))?;
+        Ok(Self::through(socket, connection))
+    }
+
+    fn through(socket: &Path, connection: Connection) -> Self {
+        Self(Way::Daemon(DaemonWay { socket: socket.to_owned(), connection: RefCell::new(Some(connection)) }))
+    }
+
+    /// A client of a pool: through its daemon when it is in use, on the file otherwise. A command that works on the file
+    /// right now is waited for.
+    ///
+    /// # Errors
+    /// [`Error::Busy`] when it does not end; and what keeps the pool from being opened.
+    pub fn open(pool: &FoundPool) -> Result<Self, Error> {
+        let began = Instant::now();
+        loop {
+            if let Some(socket) = daemon_socket(pool.uuid)? {
+                return Self::connect(&socket).map_err(|error| Error::io(socket.display().to_string(), error));
+            }
+            match Offline::open(&pool.path) {
+                // Another command has it, or a daemon that does not listen yet.
+                Err(Error::Busy(_)) if began.elapsed() < TURN => thread::sleep(Duration::from_millis(10)),
+                opened => return Ok(Self(Way::File(opened?))),
+            }
+        }
+    }
+
+    /// Whether a daemon does the commands.
+    pub fn is_daemon(&self) -> bool {
+        matches!(self.0, Way::Daemon(_))
+    }
+
+    /// Does one command.
+    ///
+    /// An engine process that dies meanwhile is waited for, and its successor is asked again: a creation carries the
+    /// uuid of what it creates, a deletion of what is gone is done.
+    ///
+    /// # Errors
+    /// What the engine answers, and [`Kind::Io`] when nobody answers.
+    pub fn call(&self, command: Command) -> Result<Reply, Failure> {
+        match &self.0 {
+            Way::Daemon(way) => way.call(command),
+            Way::File(file) => file.call(command),
+        }
+    }
+
+    /// Who answers.
+    ///
+    /// # Errors
+    /// As [`call`](Client::call).
+    pub fn hello(&self) -> Result<Hello, Failure> {
+        match self.call(Command::Hello)? {
+            Reply::Hello(hello) => Ok(hello),
+            reply => Err(unexpected(&reply)),
+        }
+    }
+
+    /// The volume or snapshot of that name.
+    ///
+    /// # Errors
+    /// [`Kind::NotFound`], and as [`call`](Client::call).
+    pub fn volume(&self, name: &str) -> Result<Volume, Failure> {
+        self.for_volume(Command::VolumeInfo { name: name.into() })
+    }
+
+    /// All volumes and snapshots, by id.
+    ///
+    /// # Errors
+    /// As [`call`](Client::call).
+    pub fn volumes(&self) -> Result<Vec<Volume>, Failure> {
+        match self.call(Command::VolumeList)? {
+            Reply::Volumes(volumes) => Ok(volumes),
+            reply => Err(unexpected(&reply)),
+        }
+    }
+
+    /// Does a command that answers one volume.
+    ///
+    /// # Errors
+    /// As [`call`](Client::call).
+    pub fn for_volume(&self, command: Command) -> Result<Volume, Failure> {
+        match self.call(command)? {
+            Reply::Volume(volume) => Ok(*volume),
+            reply => Err(unexpected(&reply)),
+        }
+    }
+
+    /// Creates an empty volume without a quota.
+    ///
+    /// # Errors
+    /// As [`call`](Client::call).
+    pub fn create_volume(
+        &self,
+        name: &str,
+        size_bytes: u64,
+        sector_size: u32,
+        attributes: Attributes,
+    ) -> Result<Volume, Failure> {
+        let (uuid, name) = (Uuid::new_v4(), name.into());
+        self.for_volume(Command::VolumeCreate { uuid, name, size_bytes, sector_size, quota_bytes: 0, attributes })
+    }
+
+    /// Takes a snapshot of a volume.
+    ///
+    /// # Errors
+    /// As [`call`](Client::call).
+    pub fn create_snapshot(&self, volume: &str, name: &str, attributes: Attributes) -> Result<Volume, Failure> {
+        let (volume, name) = (volume.into(), name.into());
+        self.for_volume(Command::SnapshotCreate { volume, uuid: Uuid::new_v4(), name, attributes })
+    }
+
+    /// Makes a clone of a snapshot.
+    ///
+    /// # Errors
+    /// As [`call`](Client::call).
+    pub fn create_clone(&self, snapshot: &str, name: &str, attributes: Attributes) -> Result<Volume, Failure> {
+        let (snapshot, name) = (snapshot.into(), name.into());
+        self.for_volume(Command::CloneCreate { snapshot, uuid: Uuid::new_v4(), name, size_bytes: None, attributes })
+    }
+
+    /// Deletes a volume or snapshot.
+    ///
+    /// # Errors
+    /// As [`call`](Client::call).
+    pub fn delete(&self, name: &str) -> Result<(), Failure> {
+        self.call(Command::VolumeDelete { name: name.into() }).map(drop)
+    }
+
+    /// Makes a volume a block device. Only a daemon can.
+    ///
+    /// # Errors
+    /// As [`call`](Client::call).
+    pub fn attach(&self, name: &str, read_only: bool) -> Result<Attachment, Failure> {
+        match self.call(Command::Attach { name: name.into(), read_only })? {
+            Reply::Attached(devices) if devices.len() == 1 => Ok(devices[0].clone()),
+            reply => Err(unexpected(&reply)),
+        }
+    }
+
+    /// Undoes an attach.
+    ///
+    /// # Errors
+    /// As [`call`](Client::call).
+    pub fn detach(&self, name: &str) -> Result<(), Failure> {
+        self.call(Command::Detach { name: name.into() }).map(drop)
+    }
+
+    /// The attributes of a volume or snapshot.
+    ///
+    /// # Errors
+    /// As [`call`](Client::call).
+    pub fn attributes(&self, name: &str) -> Result<Attributes, Failure> {
+        match self.call(Command::AttributesGet { name: name.into() })? {
+            Reply::Attributes(attributes) => Ok(attributes),
+            reply => Err(unexpected(&reply)),
+        }
+    }
+
+    /// Sets attributes, and deletes those without a value.
+    ///
+    /// # Errors
+    /// As [`call`](Client::call).
+    pub fn set_attributes(&self, name: &str, changes: BTreeMap<String, Option<Bytes>>) -> Result<(), Failure> {
+        self.call(Command::AttributesSet { name: name.into(), changes }).map(drop)
+    }
+}
+
+impl DaemonWay {
+    fn call(&self, command: Command) -> Result<Reply, Failure> {
+        let asked_at = Instant::now();
+        let deletes =
+            matches!(command, Command::VolumeDelete { .. } | Command::SnapshotDelete { .. } | Command::Detach { .. });
+        let request = Request { version: VERSION, command };
+        let mut asked_before = false;
+        loop {
+            match self.ask(&request) {
+                Ok(Outcome::Failed(failure)) if asked_before && deletes && failure.kind == Kind::NotFound => {
+                    return Ok(Reply::Done);
+                }
+                Ok(Outcome::Done(reply)) => return Ok(reply),
+                Ok(Outcome::Failed(failure)) => return Err(failure),
+                Err(error) => {
+                    *self.connection.borrow_mut() = None;
+                    let gone = matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused);
+                    let broken = error.kind() == io::ErrorKind::InvalidData;
+                    if gone || broken || asked_at.elapsed() > SUCCESSION {
+                        let socket = self.socket.display();
+                        return Err(Failure::new(Kind::Io, format!("daemon at {socket} does not answer: {error}")));
+                    }
+                    asked_before = true;
+                    thread::sleep(Duration::from_millis(50));
+                }
+            }
+        }
+    }
+
+    fn ask(&self, request: &Request) -> io::Result<Outcome> {
+        let mut connection = self.connection.borrow_mut();
+        let connection = match &mut *connection {
+            Some(connection) => connection,
+            empty => empty.insert(Connection::open(&self.socket)?),
+        };
+        debug_assert!(serde_json::to_vec(request).is_ok_and(|line| (line.len() as u64) < REQUEST_BYTES));
+        protocol::send(&mut connection.to, request)?;
+        let response: Option<Response> = protocol::receive(&mut connection.from, RESPONSE_BYTES)?;
+        Ok(response.ok_or(io::ErrorKind::UnexpectedEof)?.outcome)
+    }
+}
+
+impl Connection {
+    fn open(socket: &Path) -> io::Result<Self> {
+        let to = UnixStream::connect(socket)?;
+        Ok(Self { from: BufReader::new(to.try_clone()?), to })
+    }
+}
+
+/// An answer of the right version and the wrong kind.
+pub(crate) fn unexpected(reply: &Reply) -> Failure {
+    Failure::new(Kind::Io, format!("daemon gave an answer that does not fit the question: {reply:?}"))
+}

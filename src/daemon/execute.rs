@@ -1,0 +1,457 @@
+//! What a command means on an open pool. The same code serves the engine process and a command that works on the file
+//! directly; block devices are the daemon's own business and come on top (see `devices`).
+
+use std::cell::RefCell;
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::time::SystemTime;
+
+use super::filesystem::{self, FileSystem};
+use super::protocol::{self, Attachment, Attributes, Bytes, Command, DIFF_RANGES, Diff, Hello, Keep, Range, Reply};
+use super::size_words;
+use crate::engine::{ChangedRange, Memory, NewClone, NewSnapshot, NewVolume, Pool, Storage, VolumeInfo};
+use crate::error::{Error, Result};
+use crate::format::{ATTRIBUTES_BYTES_MAX, Geometry, check_name};
+use crate::io::FileStorage;
+use crate::units::VolumeId;
+
+/// An open pool and what surrounds it.
+pub struct Control<S: Medium> {
+    /// The pool.
+    pub pool: Pool<S>,
+    /// What it stands on.
+    pub medium: S,
+    /// Its file.
+    pub path: PathBuf,
+    /// What is a block device at the moment.
+    pub devices: RefCell<BTreeMap<VolumeId, Attachment>>,
+    /// The processes that serve it; none for a command that works on the file directly.
+    pub daemon: Option<DaemonFacts>,
+}
+
+/// What a pool stands on, as far as commands are about it.
+pub trait Medium: Storage + Clone {
+    /// Makes it larger; durable on return.
+    ///
+    /// # Errors
+    /// What the host says.
+    fn grow(&self, size_bytes: u64) -> Result<()>;
+
+    /// Bytes that the host has allocated to it.
+    fn host_bytes(&self) -> u64;
+}
+
+impl Medium for FileStorage {
+    fn grow(&self, size_bytes: u64) -> Result<()> {
+        Self::grow(self, size_bytes)
+    }
+
+    fn host_bytes(&self) -> u64 {
+        self.allocated_bytes().unwrap_or_else(|_| self.size_bytes())
+    }
+}
+
+/// The processes that serve a pool.
+#[derive(Clone, Debug)]
+pub struct DaemonFacts {
+    /// Process id of the front.
+    pub front_pid: u32,
+    /// Process id of the engine process.
+    pub engine_pid: u32,
+    /// How often the engine process was started again.
+    pub engine_restarts: u64,
+    /// How requests come from the kernel.
+    pub transport: String,
+}
+
+/// Does one command. A refused command has changed nothing.
+///
+/// # Errors
+/// What the engine answers, and [`Error::InvalidInput`] for what can never be right.
+pub async fn execute<S: Medium>(control: &Control<S>, command: Command) -> Result<Reply> {
+    let pool = &control.pool;
+    match command {
+        Command::Hello => hello(control),
+        Command::PoolInfo => Ok(Reply::Pool(Box::new(pool_info(control)))),
+        Command::PoolCheck => {
+            let report = pool.check().await?;
+            Ok(Reply::Check(protocol::Check {
+                used_blocks: report.used_blocks,
+                data_blocks: report.data_blocks,
+                nodes: report.nodes,
+                volumes: report.volumes,
+                fault_count: report.fault_count,
+                faults: report.faults.iter().map(|fault| format!("block {}: {}", fault.block, fault.message)).collect(),
+            }))
+        }
+        Command::PoolGrow { size_bytes } => {
+            grow(control, size_bytes).await?;
+            Ok(Reply::Pool(Box::new(pool_info(control))))
+        }
+        Command::VolumeCreate { uuid, name, size_bytes, sector_size, quota_bytes, attributes } => {
+            check_name(&name)?;
+            check_size(size_bytes, sector_size)?;
+            let attributes = bounded(attributes)?;
+            let created = now_ns();
+            let new = NewVolume { uuid, name, size_bytes, sector_size, quota_bytes, created, attributes };
+            Ok(control.reply(pool.create_volume(new).await?))
+        }
+        Command::VolumeList => {
+            Ok(Reply::Volumes(pool.volumes().into_iter().map(|volume| control.describe(volume)).collect()))
+        }
+        Command::VolumeInfo { name } => Ok(control.reply(control.find(&name)?)),
+        Command::VolumeRename { name, to } => {
+            check_name(&to)?;
+            let volume = control.find(&name)?;
+            pool.rename_volume(volume.id, &to).await?;
+            Ok(control.reply(pool.volume_by_id(volume.id)?))
+        }
+        Command::VolumeResize { name, size_bytes, force } => resize(control, &name, size_bytes, force).await,
+        Command::VolumeDelete { name } => delete(control, &control.find(&name)?).await,
+        Command::VolumeProtect { name, protected } => {
+            let volume = control.find(&name)?;
+            pool.protect_volume(volume.id, protected).await?;
+            Ok(control.reply(pool.volume_by_id(volume.id)?))
+        }
+        Command::VolumeQuota { name, quota_bytes } => {
+            let volume = control.find(&name)?;
+            pool.set_quota(volume.id, quota_bytes).await?;
+            Ok(control.reply(pool.volume_by_id(volume.id)?))
+        }
+        Command::SnapshotCreate { volume, uuid, name, attributes } => {
+            check_name(&name)?;
+            let origin = control.find(&volume)?;
+            let new = NewSnapshot { uuid, name, created: now_ns(), attributes: bounded(attributes)? };
+            Ok(control.reply(pool.create_snapshot(origin.id, new).await?))
+        }
+        Command::SnapshotDelete { name } => {
+            let snapshot = control.find(&name)?;
+            require_snapshot(&snapshot)?;
+            delete(control, &snapshot).await
+        }
+        Command::SnapshotRollback { volume, snapshot, keep } => roll_back(control, &volume, &snapshot, keep).await,
+        Command::CloneCreate { snapshot, uuid, name, size_bytes, attributes } => {
+            check_name(&name)?;
+            let origin = control.find(&snapshot)?;
+            require_snapshot(&origin)?;
+            if let Some(size_bytes) = size_bytes {
+                check_size(size_bytes, origin.sector_size)?;
+            }
+            let new = NewClone { uuid, name, created: now_ns(), size_bytes, attributes: bounded(attributes)? };
+            Ok(control.reply(pool.create_clone(origin.id, new).await?))
+        }
+        Command::Diff { from, to, start_bytes } => {
+            let (from, to) = (control.find(&from)?, control.find(&to)?);
+            let ranges = pool.changed_ranges(from.id, to.id).await?;
+            Ok(Reply::Diff(page(ranges, start_bytes)))
+        }
+        Command::AttributesGet { name } => {
+            let attributes = pool.attributes(control.find(&name)?.id).await?;
+            Ok(Reply::Attributes(attributes.into_iter().map(|(key, value)| (key, Bytes(value))).collect()))
+        }
+        Command::AttributesSet { name, changes } => {
+            let volume = control.find(&name)?;
+            set_attributes(control, &volume, changes).await?;
+            Ok(Reply::Done)
+        }
+        Command::AttachList => Ok(Reply::Attached(control.devices.borrow().values().cloned().collect())),
+        // Without a daemon nothing is attached; with one, this is not the way to detach.
+        Command::DetachAll if control.daemon.is_none() => Ok(Reply::Detached(protocol::Detached::default())),
+        Command::Attach { .. }
+        | Command::AttachAll
+        | Command::Detach { .. }
+        | Command::DetachAll
+        | Command::Stop { .. } => {
+            Err(Error::InvalidInput(format!("{}: only a daemon can do this", command.describe())))
+        }
+    }
+}
+
+impl<S: Medium> Control<S> {
+    /// The volume of that name, or which pool does not have it.
+    pub fn find(&self, name: &str) -> Result<VolumeInfo> {
+        self.pool.volume(name).map_err(|error| match error {
+            Error::NotFound(_) => {
+                let pool = self.pool.info().name;
+                Error::NotFound(format!(
+                    "no volume or snapshot named {name:?} in pool {pool}; see plywood volume list --all"
+                ))
+            }
+            error => error,
+        })
+    }
+
+    /// A volume as it is told to clients.
+    pub fn describe(&self, volume: VolumeInfo) -> protocol::Volume {
+        let device = self.devices.borrow().get(&volume.id).map(|attachment| attachment.device.clone());
+        let (origin, origin_uuid) = volume.origin.map_or((None, None), |origin| (origin.name, Some(origin.uuid)));
+        protocol::Volume {
+            id: volume.id.0,
+            uuid: volume.uuid,
+            name: volume.name,
+            size_bytes: volume.size_bytes,
+            sector_size: volume.sector_size,
+            snapshot: volume.read_only,
+            protected: volume.protected,
+            origin,
+            origin_uuid,
+            depth: volume.depth,
+            own_bytes: volume.own_bytes,
+            mapped_bytes: volume.mapped_bytes,
+            quota_bytes: volume.quota_bytes,
+            created_ns: volume.created,
+            open: volume.open,
+            device,
+        }
+    }
+
+    fn reply(&self, volume: VolumeInfo) -> Reply {
+        Reply::Volume(Box::new(self.describe(volume)))
+    }
+
+    /// [`Error::Busy`] that names the device, when the volume is one.
+    fn require_detached(&self, volume: &VolumeInfo, what: &str) -> Result<()> {
+        let name = &volume.name;
+        if let Some(attachment) = self.devices.borrow().get(&volume.id) {
+            let device = attachment.device.display();
+            return Err(Error::Busy(format!(
+                "{name} is attached as {device}, so it cannot be {what}; detach it first"
+            )));
+        }
+        if volume.open {
+            return Err(Error::Busy(format!("{name} is in use, so it cannot be {what}; try again later")));
+        }
+        Ok(())
+    }
+}
+
+fn hello<S: Medium>(control: &Control<S>) -> Result<Reply> {
+    let info = control.pool.info();
+    let own = std::process::id();
+    let (front_pid, engine_pid) =
+        control.daemon.as_ref().map_or((own, own), |facts| (facts.front_pid, facts.engine_pid));
+    Ok(Reply::Hello(Hello {
+        build: env!("CARGO_PKG_VERSION").into(),
+        pool_uuid: info.uuid,
+        pool_name: info.name,
+        pool_path: control.path.clone(),
+        front_pid,
+        engine_pid,
+    }))
+}
+
+/// The pool as it is told to clients.
+pub fn pool_info<S: Medium>(control: &Control<S>) -> protocol::Pool {
+    let info = control.pool.info();
+    let volumes = control.pool.volumes();
+    let snapshots = volumes.iter().filter(|volume| volume.read_only).count() as u64;
+    let daemon = control.daemon.as_ref();
+    protocol::Pool {
+        uuid: info.uuid,
+        name: info.name,
+        path: control.path.clone(),
+        size_bytes: info.size_bytes,
+        used_bytes: info.used_bytes,
+        free_bytes: info.size_bytes.saturating_sub(info.used_bytes),
+        layout_bytes: info.layout_bytes,
+        journal_bytes: info.journal_bytes,
+        journal_used_bytes: info.journal_used_bytes,
+        reserve_bytes: info.reserve_bytes,
+        host_bytes: control.medium.host_bytes(),
+        virtual_bytes: info.virtual_bytes,
+        generation: info.generation.0,
+        clock: info.clock.0,
+        volumes: volumes.len() as u64 - snapshots,
+        snapshots,
+        carcasses: info.carcasses,
+        poisoned: info.poisoned,
+        transport: daemon.map(|facts| facts.transport.clone()),
+        front_pid: daemon.map(|facts| facts.front_pid),
+        engine_pid: daemon.map(|facts| facts.engine_pid),
+        engine_restarts: daemon.map(|facts| facts.engine_restarts),
+    }
+}
+
+async fn grow<S: Medium>(control: &Control<S>, size_bytes: u64) -> Result<()> {
+    let info = control.pool.info();
+    if size_bytes < info.size_bytes {
+        let (now, wanted) = (size_words(info.size_bytes), size_words(size_bytes));
+        return Err(Error::InvalidInput(format!("pool {} has {now} and cannot shrink to {wanted}", info.name)));
+    }
+    Geometry::new(size_bytes, info.journal_bytes)?;
+    // First the file: a pool that is larger than its file would be taken for truncated.
+    control.medium.grow(size_bytes)?;
+    control.pool.enlarge(size_bytes).await
+}
+
+async fn resize<S: Medium>(control: &Control<S>, name: &str, size_bytes: u64, force: bool) -> Result<Reply> {
+    let volume = control.find(name)?;
+    check_size(size_bytes, volume.sector_size)?;
+    if volume.read_only {
+        return Err(Error::ReadOnly(format!("{name} is a snapshot; clone it, and resize the clone")));
+    }
+    if size_bytes < volume.size_bytes {
+        control.require_detached(&volume, "made smaller")?;
+        if !force && let Some(found) = recognise(control, &volume).await? {
+            let (kind, needs) = (found.kind, size_words(found.size_bytes));
+            if size_bytes < found.size_bytes {
+                return Err(Error::InvalidInput(format!(
+                    "the {kind} file system on {name} takes {needs}; make it smaller first, or lose it with --force"
+                )));
+            }
+        }
+    }
+    control.pool.resize_volume(volume.id, size_bytes).await?;
+    Ok(control.reply(control.pool.volume_by_id(volume.id)?))
+}
+
+/// The file system on a volume that nobody uses.
+async fn recognise<S: Medium>(control: &Control<S>, volume: &VolumeInfo) -> Result<Option<FileSystem>> {
+    let handle = control.pool.open_volume(volume.id, true)?;
+    let len = volume.size_bytes.min(filesystem::HEAD_BYTES as u64) as usize;
+    let memory = control.medium.allocate(len);
+    handle.read(0, &memory).await?;
+    let mut head = vec![0; len];
+    memory.read(0, &mut head);
+    Ok(FileSystem::recognise(&head))
+}
+
+async fn delete<S: Medium>(control: &Control<S>, volume: &VolumeInfo) -> Result<Reply> {
+    let name = &volume.name;
+    if volume.protected {
+        return Err(Error::ReadOnly(format!(
+            "{name} is protected against deletion; lift that with plywood volume protect --off"
+        )));
+    }
+    control.require_detached(volume, "deleted")?;
+    control.pool.delete_volume(volume.id).await?;
+    Ok(Reply::Done)
+}
+
+async fn roll_back<S: Medium>(control: &Control<S>, volume: &str, snapshot: &str, keep: Option<Keep>) -> Result<Reply> {
+    let (volume, snapshot) = (control.find(volume)?, control.find(snapshot)?);
+    require_snapshot(&snapshot)?;
+    if volume.read_only {
+        return Err(Error::ReadOnly(format!("{} is a snapshot and never changes; clone it instead", volume.name)));
+    }
+    control.require_detached(&volume, "rolled back")?;
+    let keep = match keep {
+        Some(Keep { uuid, name }) => {
+            check_name(&name)?;
+            Some(NewSnapshot { uuid, name, created: now_ns(), attributes: BTreeMap::new() })
+        }
+        None => None,
+    };
+    control.pool.roll_back(volume.id, snapshot.id, keep).await?;
+    Ok(control.reply(control.pool.volume_by_id(volume.id)?))
+}
+
+async fn set_attributes<S: Medium>(
+    control: &Control<S>,
+    volume: &VolumeInfo,
+    changes: BTreeMap<String, Option<Bytes>>,
+) -> Result<()> {
+    let mut after = control.pool.attributes(volume.id).await?;
+    for (key, value) in &changes {
+        match value {
+            Some(value) => after.insert(key.clone(), value.0.clone()),
+            None => after.remove(key),
+        };
+    }
+    check_attributes(&after)?;
+    let changes = changes.into_iter().map(|(key, value)| (key, value.map(|value| value.0))).collect();
+    control.pool.set_attributes(volume.id, changes).await
+}
+
+fn require_snapshot(volume: &VolumeInfo) -> Result<()> {
+    if volume.read_only {
+        return Ok(());
+    }
+    Err(Error::InvalidInput(format!(
+        "{} is a volume, not a snapshot; take one with plywood snapshot create",
+        volume.name
+    )))
+}
+
+fn check_size(size_bytes: u64, sector_size: u32) -> Result<()> {
+    if !matches!(sector_size, 512 | 4096) {
+        return Err(Error::InvalidInput(format!("sector size {sector_size} is neither 512 nor 4096")));
+    }
+    if size_bytes == 0 {
+        return Err(Error::InvalidInput("size is 0; a volume has at least one sector".into()));
+    }
+    if !size_bytes.is_multiple_of(sector_size.into()) {
+        let words = format!("size {size_bytes} is not a multiple of the sector size {sector_size}");
+        return Err(Error::InvalidInput(format!("{words}; {} is", size_bytes.next_multiple_of(sector_size.into()))));
+    }
+    Ok(())
+}
+
+fn bounded(attributes: Attributes) -> Result<BTreeMap<String, Vec<u8>>> {
+    let attributes = attributes.into_iter().map(|(key, value)| (key, value.0)).collect();
+    check_attributes(&attributes)?;
+    Ok(attributes)
+}
+
+fn check_attributes(attributes: &BTreeMap<String, Vec<u8>>) -> Result<()> {
+    if let Some(key) = attributes.keys().find(|key| key.is_empty() || key.len() > 255) {
+        return Err(Error::InvalidInput(format!("attribute key of {} bytes; 1 to 255 are allowed", key.len())));
+    }
+    let total: usize = attributes.iter().map(|(key, value)| key.len() + value.len()).sum();
+    if total > ATTRIBUTES_BYTES_MAX {
+        return Err(Error::NoSpace(format!("attributes would take {total} bytes; at most {ATTRIBUTES_BYTES_MAX} fit")));
+    }
+    Ok(())
+}
+
+/// The page of `ranges` that starts at `start_bytes`.
+fn page(ranges: Vec<ChangedRange>, start_bytes: u64) -> Diff {
+    let mut rest = ranges.into_iter().filter(|range| range.offset_bytes >= start_bytes);
+    let told = rest.by_ref().take(DIFF_RANGES);
+    let ranges = told.map(|range| Range(range.offset_bytes, range.length_bytes, range.mapped)).collect();
+    Diff { ranges, next_bytes: rest.next().map(|range| range.offset_bytes) }
+}
+
+fn now_ns() -> u64 {
+    let since = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+    u64::try_from(since.as_nanos()).unwrap_or(u64::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn impossible_sizes_are_refused() {
+        for (size_bytes, sector_size) in [(0, 4096), (4095, 4096), (512, 4096), (511, 512), (4096, 1024)] {
+            assert!(check_size(size_bytes, sector_size).is_err(), "{size_bytes} in sectors of {sector_size}");
+        }
+        assert!(check_size(512, 512).is_ok());
+        assert!(check_size(4096, 4096).is_ok());
+    }
+
+    #[test]
+    fn pages_of_a_diff_join_without_gap_or_overlap() {
+        let count = DIFF_RANGES as u64 * 2 + 3;
+        let range = |index: u64| ChangedRange { offset_bytes: index * 8192, length_bytes: 4096, mapped: true };
+        let all: Vec<ChangedRange> = (0..count).map(range).collect();
+        let (mut start, mut seen, mut pages) = (Some(0), Vec::new(), 0);
+        while let Some(from) = start {
+            let found = page(all.clone(), from);
+            seen.extend(found.ranges);
+            start = found.next_bytes;
+            pages += 1;
+        }
+        assert_eq!(pages, 3);
+        assert_eq!(seen.len() as u64, count);
+        assert!(seen.windows(2).all(|pair| pair[0].0 < pair[1].0));
+    }
+
+    #[test]
+    fn attributes_have_a_bound() {
+        let attributes = [("key".to_owned(), Bytes(vec![0; ATTRIBUTES_BYTES_MAX]))].into();
+        assert!(matches!(bounded(attributes), Err(Error::NoSpace(_))));
+        let attributes = [(String::new(), Bytes(Vec::new()))].into();
+        assert!(matches!(bounded(attributes), Err(Error::InvalidInput(_))));
+    }
+}

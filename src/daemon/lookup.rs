@@ -1,0 +1,166 @@
+//! Which pool a name or a path means, and whether a daemon serves it. Reads only.
+
+use std::fs::{self, File};
+use std::io;
+use std::os::unix::fs::{FileExt, FileTypeExt};
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use uuid::Uuid;
+
+use super::{Client, places};
+use crate::error::{Error, Result};
+use crate::format::{SUPERBLOCK_COPIES, Superblock, choose_superblock};
+use crate::units::{BLOCK_BYTES, BLOCK_SIZE, PoolBlock};
+
+/// How long a daemon may take to say its name.
+const PATIENCE: Duration = Duration::from_secs(5);
+
+/// A pool that is there.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct FoundPool {
+    /// Its file, absolute and without symbolic links.
+    pub path: PathBuf,
+    /// Its uuid.
+    pub uuid: Uuid,
+    /// Its name.
+    pub name: String,
+}
+
+/// Finds a pool. What has a `/` is a path; else it is the name of a pool in use, of an entry of
+/// [`POOLS_DIRECTORY`](places::POOLS_DIRECTORY), or of a file in the current directory, in this order.
+///
+/// # Errors
+/// [`Error::NotFound`], and those of [`identify`].
+pub fn find_pool(named: &str) -> Result<FoundPool> {
+    if !named.contains('/') {
+        if let Some(path) = daemon_paths().into_iter().find(|(name, _)| name == named).map(|(_, path)| path) {
+            return identify(&path);
+        }
+        let listed = Path::new(places::POOLS_DIRECTORY).join(named);
+        if listed.exists() {
+            return identify(&listed);
+        }
+    }
+    identify(Path::new(named)).map_err(|error| match error {
+        Error::NotFound(_) if !named.contains('/') => Error::NotFound(format!(
+            "no pool {named}: no daemon serves one of that name, {} has none, and there is no such file here; make one \
+             with plywood pool create",
+            places::POOLS_DIRECTORY
+        )),
+        error => error,
+    })
+}
+
+/// Clients of all daemons that answer.
+pub fn running_daemons() -> Vec<Client> {
+    sockets().iter().filter_map(|socket| Client::connect(socket).ok()).collect()
+}
+
+/// Name and file of every pool that a daemon serves.
+fn daemon_paths() -> Vec<(String, PathBuf)> {
+    let hello = |socket: &PathBuf| {
+        let client = Client::connect_for(socket, PATIENCE).ok()?;
+        let hello = client.hello().ok()?;
+        Some((hello.pool_name, hello.pool_path))
+    };
+    sockets().iter().filter_map(hello).collect()
+}
+
+fn sockets() -> Vec<PathBuf> {
+    let entries = fs::read_dir(places::RUN_DIRECTORY).into_iter().flatten().flatten();
+    let mut sockets: Vec<PathBuf> =
+        entries.map(|entry| entry.path()).filter(|path| path.extension().is_some_and(|end| end == "sock")).collect();
+    sockets.sort();
+    sockets
+}
+
+/// The control socket of a pool, when a daemon listens on it.
+///
+/// # Errors
+/// [`Error::Io`] when it is there and may not be used, as by somebody who is not root.
+pub fn daemon_socket(pool: Uuid) -> Result<Option<PathBuf>> {
+    let socket = places::socket(pool);
+    match UnixStream::connect(&socket) {
+        Ok(_) => Ok(Some(socket)),
+        Err(error) if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused) => Ok(None),
+        Err(error) => {
+            Err(Error::io(format!("{}: only root can use a pool in use; connecting", socket.display()), error))
+        }
+    }
+}
+
+/// Reads which pool a file or block device holds.
+///
+/// # Errors
+/// [`Error::NotFound`]; [`Error::InvalidInput`] for what is no pool, or a pool cut short; [`Error::Incompatible`] for a
+/// newer format; [`Error::Corrupt`]; [`Error::Io`].
+pub fn identify(path: &Path) -> Result<FoundPool> {
+    let shown = path.display();
+    let failed = |error: io::Error| match error.kind() {
+        io::ErrorKind::NotFound => {
+            Error::NotFound(format!("{shown}: no such pool; make one with plywood pool create {shown} --size SIZE"))
+        }
+        _ => Error::io(format!("{shown}: opening the pool"), error),
+    };
+    let path = fs::canonicalize(path).map_err(failed)?;
+    let kind = fs::metadata(&path).map_err(failed)?.file_type();
+    if !kind.is_file() && !kind.is_block_device() {
+        return Err(Error::InvalidInput(format!("{shown} is neither a file nor a block device, so it holds no pool")));
+    }
+    let file = File::open(&path).map_err(failed)?;
+    let size_bytes = rustix::fs::seek(&file, rustix::fs::SeekFrom::End(0)).map_err(|error| failed(error.into()))?;
+    let superblock = read_superblock(&file, size_bytes).map_err(|error| match error {
+        Error::InvalidInput(_) => Error::InvalidInput(format!("{shown} is not a plywood pool; give another file")),
+        Error::Incompatible(reason) => Error::Incompatible(format!("{shown}: {reason}")),
+        error => error,
+    })?;
+    let needed = superblock.geometry.pool_blocks.saturating_mul(BLOCK_BYTES);
+    if size_bytes < needed {
+        return Err(Error::InvalidInput(format!(
+            "{shown} is truncated: the pool has {needed} bytes, the file {size_bytes}; restore it from a copy"
+        )));
+    }
+    Ok(FoundPool { path, uuid: superblock.uuid, name: superblock.name })
+}
+
+fn read_superblock(file: &File, size_bytes: u64) -> Result<Superblock> {
+    let read = |address: PoolBlock| {
+        let mut block = vec![0; BLOCK_SIZE];
+        if address.offset_bytes() + BLOCK_BYTES <= size_bytes {
+            let what = || format!("reading block {address}");
+            file.read_exact_at(&mut block, address.offset_bytes()).map_err(|error| Error::io(what(), error))?;
+        }
+        Superblock::decode(&block)
+    };
+    choose_superblock(SUPERBLOCK_COPIES.map(|slot| slot.map(read))).map(|(superblock, ..)| superblock)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Write;
+
+    use super::*;
+
+    #[test]
+    fn what_is_no_pool_is_refused_in_words() {
+        let folder = tempfile::tempdir().unwrap();
+        let missing = identify(&folder.path().join("missing")).unwrap_err();
+        assert!(matches!(&missing, Error::NotFound(words) if words.contains("no such pool")), "{missing}");
+        let directory = identify(folder.path()).unwrap_err();
+        assert!(matches!(directory, Error::InvalidInput(_)), "{directory}");
+        for content in [&b""[..], b"short", &[0xff; 3 << 20]] {
+            let mut file = tempfile::NamedTempFile::new_in(&folder).unwrap();
+            file.write_all(content).unwrap();
+            let error = identify(file.path()).unwrap_err();
+            assert!(matches!(&error, Error::InvalidInput(words) if words.contains("not a plywood pool")), "{error}");
+        }
+    }
+
+    #[test]
+    fn name_without_pool_says_where_it_was_looked_for() {
+        let error = find_pool("there-is-no-such-pool").unwrap_err();
+        assert!(matches!(&error, Error::NotFound(words) if words.contains("pools.d")), "{error}");
+    }
+}

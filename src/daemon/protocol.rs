@@ -1,0 +1,632 @@
+//! What is said on the control socket: one JSON object a line, a [`Request`] in, a [`Response`] out.
+//!
+//! Both carry [`VERSION`]; another version is answered with [`Kind::Incompatible`] before anything else is looked at.
+//! A request line is at most [`REQUEST_BYTES`] long, a response [`RESPONSE_BYTES`]; a longer one ends the connection.
+//! Names, sizes and attributes are bounded when a command is executed, whatever a client has checked before.
+
+use std::collections::BTreeMap;
+use std::io::{self, BufRead, Read, Write};
+use std::path::PathBuf;
+
+use serde::{Deserialize, Serialize};
+use uuid::Uuid;
+
+use crate::error::Error;
+
+/// Version of the messages.
+pub const VERSION: u32 = 1;
+/// Longest request line in bytes: 256 KiB of attributes in hexadecimal, and room.
+pub const REQUEST_BYTES: u64 = 1 << 20;
+/// Longest response line in bytes.
+pub const RESPONSE_BYTES: u64 = 32 << 20;
+/// Most changed ranges in one answer to [`Command::Diff`]; the next page starts at [`Diff::next_bytes`].
+pub const DIFF_RANGES: usize = 1 << 18;
+
+/// A command and the version it is said in.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Request {
+    /// [`VERSION`] of the sender.
+    pub version: u32,
+    /// What to do.
+    pub command: Command,
+}
+
+/// The answer to a request.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Response {
+    /// [`VERSION`] of the sender.
+    pub version: u32,
+    /// What came of it.
+    pub outcome: Outcome,
+}
+
+/// What came of a command.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Outcome {
+    /// It is done, and durable.
+    Done(Reply),
+    /// It was refused or failed; a refusal changed nothing.
+    Failed(Failure),
+}
+
+/// Values of attributes by key. On the wire the values are hexadecimal.
+pub type Attributes = BTreeMap<String, Bytes>;
+
+/// Bytes that travel as hexadecimal text.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub struct Bytes(pub Vec<u8>);
+
+impl From<Bytes> for String {
+    fn from(bytes: Bytes) -> Self {
+        hex::encode(bytes.0)
+    }
+}
+
+impl TryFrom<String> for Bytes {
+    type Error = hex::FromHexError;
+
+    fn try_from(text: String) -> Result<Self, Self::Error> {
+        hex::decode(text).map(Self)
+    }
+}
+
+impl From<Vec<u8>> for Bytes {
+    fn from(bytes: Vec<u8>) -> Self {
+        Self(bytes)
+    }
+}
+
+impl From<&str> for Bytes {
+    fn from(text: &str) -> Self {
+        Self(text.as_bytes().to_vec())
+    }
+}
+
+/// What can be asked of a pool. *Volume* and *snapshot* are names in the pool's one name space. Whoever creates something
+/// makes its uuid: a creation that is sent again because the answer was lost answers success.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "command", rename_all = "kebab-case", deny_unknown_fields)]
+pub enum Command {
+    /// Who is there. Answer: [`Reply::Hello`].
+    Hello,
+    /// Answer: [`Reply::Pool`].
+    PoolInfo,
+    /// Walks all metadata. Answer: [`Reply::Check`].
+    PoolCheck,
+    /// Makes the pool larger. Answer: [`Reply::Pool`].
+    PoolGrow {
+        /// The new size.
+        size_bytes: u64,
+    },
+    /// Answer: [`Reply::Volume`].
+    VolumeCreate {
+        /// Made by the client.
+        uuid: Uuid,
+        /// Name of the new volume.
+        name: String,
+        /// Virtual size.
+        size_bytes: u64,
+        /// 512 or 4096.
+        sector_size: u32,
+        /// Most own bytes; 0: no quota.
+        quota_bytes: u64,
+        /// Attributes from the start.
+        #[serde(default)]
+        attributes: Attributes,
+    },
+    /// All volumes and snapshots. Answer: [`Reply::Volumes`].
+    VolumeList,
+    /// Answer: [`Reply::Volume`].
+    VolumeInfo {
+        /// Volume or snapshot.
+        name: String,
+    },
+    /// Answer: [`Reply::Volume`].
+    VolumeRename {
+        /// Volume or snapshot.
+        name: String,
+        /// The new name.
+        to: String,
+    },
+    /// Grows an attached volume's device too; shrinks a volume that is not attached. Answer: [`Reply::Volume`].
+    VolumeResize {
+        /// The volume.
+        name: String,
+        /// The new virtual size.
+        size_bytes: u64,
+        /// Shrink below the size of the file system on it too.
+        force: bool,
+    },
+    /// Answer: [`Reply::Done`].
+    VolumeDelete {
+        /// Volume or snapshot.
+        name: String,
+    },
+    /// Answer: [`Reply::Volume`].
+    VolumeProtect {
+        /// Volume or snapshot.
+        name: String,
+        /// Whether it is refused to delete it from now on.
+        protected: bool,
+    },
+    /// Answer: [`Reply::Volume`].
+    VolumeQuota {
+        /// The volume.
+        name: String,
+        /// Most own bytes; 0: no quota.
+        quota_bytes: u64,
+    },
+    /// Answer: [`Reply::Volume`].
+    SnapshotCreate {
+        /// The volume to take it of, in use or not.
+        volume: String,
+        /// Made by the client.
+        uuid: Uuid,
+        /// Name of the new snapshot.
+        name: String,
+        /// Attributes from the start.
+        #[serde(default)]
+        attributes: Attributes,
+    },
+    /// Deletes a snapshot, and refuses a volume. Answer: [`Reply::Done`].
+    SnapshotDelete {
+        /// The snapshot.
+        name: String,
+    },
+    /// Gives a volume that is not attached the content of a snapshot of it. Answer: [`Reply::Volume`].
+    SnapshotRollback {
+        /// The volume.
+        volume: String,
+        /// The snapshot.
+        snapshot: String,
+        /// A new snapshot that keeps what the volume holds now.
+        keep: Option<Keep>,
+    },
+    /// Answer: [`Reply::Volume`].
+    CloneCreate {
+        /// The snapshot to start from.
+        snapshot: String,
+        /// Made by the client.
+        uuid: Uuid,
+        /// Name of the new volume.
+        name: String,
+        /// Virtual size, when not that of the snapshot; never smaller.
+        size_bytes: Option<u64>,
+        /// Attributes from the start.
+        #[serde(default)]
+        attributes: Attributes,
+    },
+    /// Makes a volume a block device; one that is already is answered again. Answer: [`Reply::Attached`].
+    Attach {
+        /// Volume or snapshot. A snapshot is always read-only.
+        name: String,
+        /// Refuse writes.
+        read_only: bool,
+    },
+    /// Attaches what was attached when the daemon stopped. Answer: [`Reply::Attached`].
+    AttachAll,
+    /// Undoes an attach. Refused while the device is mounted or open. Answer: [`Reply::Done`].
+    Detach {
+        /// Volume or snapshot.
+        name: String,
+    },
+    /// Detaches everything that can be. Answer: [`Reply::Detached`].
+    DetachAll,
+    /// What is attached, and where. Answer: [`Reply::Attached`].
+    AttachList,
+    /// Ranges that differ between two volumes. Answer: [`Reply::Diff`].
+    Diff {
+        /// One volume or snapshot.
+        from: String,
+        /// Another.
+        to: String,
+        /// Where to go on; 0 at first.
+        start_bytes: u64,
+    },
+    /// Answer: [`Reply::Attributes`].
+    AttributesGet {
+        /// Volume or snapshot.
+        name: String,
+    },
+    /// Sets attributes, and deletes those without a value. Answer: [`Reply::Done`].
+    AttributesSet {
+        /// Volume or snapshot.
+        name: String,
+        /// New values by key; none: delete.
+        changes: BTreeMap<String, Option<Bytes>>,
+    },
+    /// Stops the daemon. Answer: [`Reply::Done`] when the stop has begun.
+    Stop {
+        /// Also when something is in use, which then gives errors; refused otherwise.
+        force: bool,
+    },
+}
+
+impl Command {
+    /// Whether only a daemon can do it.
+    pub fn needs_daemon(&self) -> bool {
+        matches!(self, Self::Attach { .. } | Self::AttachAll | Self::Detach { .. } | Self::Stop { .. })
+    }
+
+    /// The command's name and the volume it is about, for the log.
+    pub fn describe(&self) -> String {
+        let pair = |operation: &str, name: &str| format!("{operation} {name}");
+        match self {
+            Self::Hello => "hello".into(),
+            Self::PoolInfo => "pool info".into(),
+            Self::PoolCheck => "pool check".into(),
+            Self::PoolGrow { .. } => "pool grow".into(),
+            Self::VolumeCreate { name, .. } => pair("volume create", name),
+            Self::VolumeList => "volume list".into(),
+            Self::VolumeInfo { name } => pair("volume info", name),
+            Self::VolumeRename { name, .. } => pair("volume rename", name),
+            Self::VolumeResize { name, .. } => pair("volume resize", name),
+            Self::VolumeDelete { name } => pair("volume delete", name),
+            Self::VolumeProtect { name, .. } => pair("volume protect", name),
+            Self::VolumeQuota { name, .. } => pair("volume quota", name),
+            Self::SnapshotCreate { volume, name, .. } => format!("snapshot create {volume} {name}"),
+            Self::SnapshotDelete { name } => pair("snapshot delete", name),
+            Self::SnapshotRollback { volume, snapshot, .. } => format!("snapshot rollback {volume} {snapshot}"),
+            Self::CloneCreate { snapshot, name, .. } => format!("clone create {snapshot} {name}"),
+            Self::Attach { name, .. } => pair("attach", name),
+            Self::AttachAll => "attach --all".into(),
+            Self::Detach { name } => pair("detach", name),
+            Self::DetachAll => "detach --all".into(),
+            Self::AttachList => "attach list".into(),
+            Self::Diff { from, to, .. } => format!("diff {from} {to}"),
+            Self::AttributesGet { name } => pair("attributes get", name),
+            Self::AttributesSet { name, .. } => pair("attributes set", name),
+            Self::Stop { .. } => "stop".into(),
+        }
+    }
+
+    /// Whether it changes nothing that lasts.
+    pub fn is_read_only(&self) -> bool {
+        matches!(
+            self,
+            Self::Hello
+                | Self::PoolInfo
+                | Self::PoolCheck
+                | Self::VolumeList
+                | Self::VolumeInfo { .. }
+                | Self::AttachList
+                | Self::Diff { .. }
+                | Self::AttributesGet { .. }
+        )
+    }
+}
+
+/// The snapshot that keeps a volume's content when it is rolled back.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Keep {
+    /// Made by the client.
+    pub uuid: Uuid,
+    /// Its name.
+    pub name: String,
+}
+
+/// The answer to a command that was done.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "reply", content = "value", rename_all = "kebab-case")]
+pub enum Reply {
+    /// Done; there is nothing to tell.
+    Done,
+    /// Who answers.
+    Hello(Hello),
+    /// The pool.
+    Pool(Box<Pool>),
+    /// The result of a check.
+    Check(Check),
+    /// One volume, as it is now.
+    Volume(Box<Volume>),
+    /// All volumes, by id.
+    Volumes(Vec<Volume>),
+    /// Devices.
+    Attached(Vec<Attachment>),
+    /// What was detached, and what could not be.
+    Detached(Detached),
+    /// Changed ranges.
+    Diff(Diff),
+    /// All attributes.
+    Attributes(Attributes),
+}
+
+/// Who answers on a control socket.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Hello {
+    /// Version of the program.
+    pub build: String,
+    /// The pool's uuid.
+    pub pool_uuid: Uuid,
+    /// The pool's name.
+    pub pool_name: String,
+    /// The pool file, as the daemon opened it.
+    pub pool_path: PathBuf,
+    /// Process id of the front.
+    pub front_pid: u32,
+    /// Process id of the engine process.
+    pub engine_pid: u32,
+}
+
+/// A pool.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Pool {
+    /// Identity.
+    pub uuid: Uuid,
+    /// Name.
+    pub name: String,
+    /// The pool file.
+    pub path: PathBuf,
+    /// Size of the pool file.
+    pub size_bytes: u64,
+    /// Allocated to data and metadata.
+    pub used_bytes: u64,
+    /// Free for data and metadata.
+    pub free_bytes: u64,
+    /// Superblocks, journal, and the space map of the groups in use: part of what is used.
+    pub layout_bytes: u64,
+    /// The journal ring.
+    pub journal_bytes: u64,
+    /// Part of the journal that is in use.
+    pub journal_used_bytes: u64,
+    /// Kept back for metadata.
+    pub reserve_bytes: u64,
+    /// Taken of the host's file system by the pool file.
+    pub host_bytes: u64,
+    /// Sum of the virtual sizes.
+    pub virtual_bytes: u64,
+    /// Number of the last checkpoint.
+    pub generation: u64,
+    /// Counter of sharings.
+    pub clock: u64,
+    /// Volumes, without snapshots.
+    pub volumes: u64,
+    /// Snapshots.
+    pub snapshots: u64,
+    /// Deleted volumes whose blocks are still being given back.
+    pub carcasses: u64,
+    /// Why the pool takes no more writes, when it does not.
+    pub poisoned: Option<String>,
+    /// Transport of the block devices, with the reason where it is not the fastest. None without a daemon.
+    pub transport: Option<String>,
+    /// Process id of the front. None without a daemon.
+    pub front_pid: Option<u32>,
+    /// Process id of the engine process. None without a daemon.
+    pub engine_pid: Option<u32>,
+    /// How often the engine process was started again. None without a daemon.
+    pub engine_restarts: Option<u64>,
+}
+
+/// The result of a check of all metadata.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Check {
+    /// Blocks in use.
+    pub used_blocks: u64,
+    /// Data blocks that the walk found.
+    pub data_blocks: u64,
+    /// Nodes that were walked.
+    pub nodes: u64,
+    /// Volumes and snapshots that were walked.
+    pub volumes: u64,
+    /// How much is wrong.
+    pub fault_count: u64,
+    /// The first faults, in words; empty when nothing is wrong.
+    pub faults: Vec<String>,
+}
+
+/// A volume, clone or snapshot.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Volume {
+    /// Identity within the pool; never reused.
+    pub id: u64,
+    /// Identity.
+    pub uuid: Uuid,
+    /// Name.
+    pub name: String,
+    /// Virtual size.
+    pub size_bytes: u64,
+    /// Sector size of the device.
+    pub sector_size: u32,
+    /// Whether it is a snapshot.
+    pub snapshot: bool,
+    /// Whether deleting it is refused.
+    pub protected: bool,
+    /// Name of the volume or snapshot it was made from; none when it was made empty, or its origin is deleted.
+    pub origin: Option<String>,
+    /// Identity of its origin, deleted or not.
+    pub origin_uuid: Option<Uuid>,
+    /// Length of its chain of origins.
+    pub depth: u32,
+    /// Bytes written since its creation and still mapped.
+    pub own_bytes: u64,
+    /// Bytes mapped, shared or not.
+    pub mapped_bytes: u64,
+    /// Most own bytes; 0: no quota.
+    pub quota_bytes: u64,
+    /// Creation, in nanoseconds since 1970 UTC.
+    pub created_ns: u64,
+    /// Whether it is in use.
+    pub open: bool,
+    /// Its block device, when attached.
+    pub device: Option<PathBuf>,
+}
+
+/// A volume that is a block device.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Attachment {
+    /// Volume or snapshot.
+    pub name: String,
+    /// The device, `/dev/loopN`.
+    pub device: PathBuf,
+    /// Whether writes are refused.
+    pub read_only: bool,
+}
+
+/// What became of `detach --all`.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Detached {
+    /// Names of what is not a device any more.
+    pub detached: Vec<String>,
+    /// What still is, with the reason.
+    pub kept: Vec<Kept>,
+}
+
+/// A volume that could not be detached.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Kept {
+    /// Volume or snapshot.
+    pub name: String,
+    /// Its device.
+    pub device: PathBuf,
+    /// Where it is mounted, or who has it open.
+    pub reason: String,
+}
+
+/// A page of the ranges that differ between two volumes.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Diff {
+    /// The ranges, ascending.
+    pub ranges: Vec<Range>,
+    /// Where the next page starts; none after the last.
+    pub next_bytes: Option<u64>,
+}
+
+/// A changed range: offset and length in bytes, and whether the second volume has data there.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Range(pub u64, pub u64, pub bool);
+
+/// The kinds of [`Error`], as they travel.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+#[non_exhaustive]
+pub enum Kind {
+    /// [`Error::Corrupt`].
+    Corrupt,
+    /// [`Error::Incompatible`].
+    Incompatible,
+    /// [`Error::NoSpace`].
+    NoSpace,
+    /// [`Error::NotFound`].
+    NotFound,
+    /// [`Error::AlreadyExists`].
+    AlreadyExists,
+    /// [`Error::Busy`].
+    Busy,
+    /// [`Error::ReadOnly`].
+    ReadOnly,
+    /// [`Error::InvalidInput`].
+    InvalidInput,
+    /// [`Error::Io`].
+    Io,
+    /// [`Error::Poisoned`].
+    Poisoned,
+}
+
+/// An [`Error`] that may have crossed the socket: its kind and its message.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, thiserror::Error)]
+#[error("{message}")]
+pub struct Failure {
+    /// The kind of error.
+    pub kind: Kind,
+    /// What, where, and what to do, on one line.
+    pub message: String,
+}
+
+impl Failure {
+    /// A failure of `kind`.
+    pub fn new(kind: Kind, message: impl Into<String>) -> Self {
+        Self { kind, message: message.into() }
+    }
+}
+
+impl From<Error> for Failure {
+    fn from(error: Error) -> Self {
+        let kind = match &error {
+            Error::Corrupt(_) => Kind::Corrupt,
+            Error::Incompatible(_) => Kind::Incompatible,
+            Error::NoSpace(_) => Kind::NoSpace,
+            Error::NotFound(_) => Kind::NotFound,
+            Error::AlreadyExists(_) => Kind::AlreadyExists,
+            Error::Busy(_) => Kind::Busy,
+            Error::ReadOnly(_) => Kind::ReadOnly,
+            Error::InvalidInput(_) => Kind::InvalidInput,
+            Error::Io { .. } => Kind::Io,
+            Error::Poisoned(_) => Kind::Poisoned,
+        };
+        Self { kind, message: error.to_string() }
+    }
+}
+
+/// Writes one message as a line.
+///
+/// # Errors
+/// Those of `into`.
+pub fn send<T: Serialize>(mut into: impl Write, message: &T) -> io::Result<()> {
+    let mut line = serde_json::to_vec(message)?;
+    line.push(b'\n');
+    into.write_all(&line)?;
+    into.flush()
+}
+
+/// Reads one message of at most `limit_bytes`. `None` at the end of the stream.
+///
+/// # Errors
+/// Those of `from`, and `InvalidData` for a line that is too long, cut short or not this message.
+pub fn receive<T: for<'de> Deserialize<'de>>(from: &mut impl BufRead, limit_bytes: u64) -> io::Result<Option<T>> {
+    let mut line = Vec::new();
+    from.take(limit_bytes + 1).read_until(b'\n', &mut line)?;
+    if line.is_empty() {
+        return Ok(None);
+    }
+    if line.pop() != Some(b'\n') {
+        let reason = if line.len() as u64 >= limit_bytes { "message is too long" } else { "message is cut short" };
+        return Err(io::Error::new(io::ErrorKind::InvalidData, reason));
+    }
+    Ok(Some(serde_json::from_slice(&line)?))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn message_sent_is_received() {
+        let request = Request {
+            version: VERSION,
+            command: Command::AttributesSet {
+                name: "a\nb".into(),
+                changes: [("key".to_owned(), Some(Bytes(vec![0, 10, 255]))), ("other".to_owned(), None)].into(),
+            },
+        };
+        let mut line = Vec::new();
+        send(&mut line, &request).unwrap();
+        assert_eq!(line.iter().filter(|byte| **byte == b'\n').count(), 1, "a message is one line");
+        let received: Option<Request> = receive(&mut line.as_slice(), REQUEST_BYTES).unwrap();
+        assert_eq!(received, Some(request));
+    }
+
+    #[test]
+    fn long_message_is_refused_without_reading_it_whole() {
+        let line = vec![b'x'; 4096];
+        let error = receive::<Request>(&mut line.as_slice(), 100).unwrap_err();
+        assert_eq!(error.to_string(), "message is too long");
+    }
+
+    #[test]
+    fn cut_or_foreign_message_is_refused() {
+        assert!(receive::<Request>(&mut b"{\"version\":1".as_slice(), 100).is_err());
+        assert!(receive::<Request>(&mut b"[]\n".as_slice(), 100).is_err());
+        assert!(receive::<Request>(&mut b"{\"version\":1,\"command\":{\"command\":\"x\"}}\n".as_slice(), 100).is_err());
+        assert_eq!(receive::<Request>(&mut b"".as_slice(), 100).unwrap(), None);
+    }
+
+    #[test]
+    fn errors_keep_kind_and_message() {
+        let failure = Failure::from(Error::NotFound("no volume named x".into()));
+        assert_eq!(failure, Failure::new(Kind::NotFound, "no volume named x"));
+        let text = serde_json::to_string(&Outcome::Failed(failure)).unwrap();
+        assert_eq!(text, r#"{"failed":{"kind":"not-found","message":"no volume named x"}}"#);
+    }
+}

@@ -1,0 +1,163 @@
+//! The listening side of the control socket: one thread a connection, bounded in number, root only.
+
+use std::io::{self, BufReader};
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::thread;
+use std::time::Duration;
+
+use super::protocol::{self, Command, Failure, Kind, Outcome, REQUEST_BYTES, Reply, Request, Response, VERSION};
+
+/// Most connections at a time; further ones wait in the socket's queue.
+const CONNECTIONS: usize = 64;
+
+/// Answers a command.
+pub type Handler = dyn Fn(Command) -> Result<Reply, Failure> + Send + Sync;
+
+/// Accepts connections and answers what comes on them, for ever, on threads of its own.
+///
+/// # Errors
+/// When the thread cannot be made.
+pub fn listen(listener: UnixListener, handler: Arc<Handler>) -> io::Result<()> {
+    let accept = move || {
+        let open = Arc::new(AtomicUsize::new(0));
+        loop {
+            match listener.accept() {
+                Ok((stream, _)) => admit(stream, &open, &handler),
+                // No descriptor left, most likely: others will be closed.
+                Err(error) => {
+                    tracing::warn!(%error, "control socket: accept");
+                    thread::sleep(Duration::from_millis(100));
+                }
+            }
+        }
+    };
+    thread::Builder::new().name("control".into()).spawn(accept).map(drop)
+}
+
+fn admit(stream: UnixStream, open: &Arc<AtomicUsize>, handler: &Arc<Handler>) {
+    if let Err(error) = check_peer(&stream) {
+        tracing::warn!(%error, "control socket: refused");
+        return;
+    }
+    while open.load(Ordering::Acquire) >= CONNECTIONS {
+        thread::sleep(Duration::from_millis(10));
+    }
+    open.fetch_add(1, Ordering::AcqRel);
+    let (ours, handler) = (Arc::clone(open), Arc::clone(handler));
+    let spawned = thread::Builder::new().name("connection".into()).spawn(move || {
+        if let Err(error) = converse(&stream, &*handler) {
+            tracing::debug!(%error, "control connection ended");
+        }
+        ours.fetch_sub(1, Ordering::AcqRel);
+    });
+    if let Err(error) = spawned {
+        open.fetch_sub(1, Ordering::AcqRel);
+        tracing::warn!(%error, "control socket: thread");
+    }
+}
+
+/// The socket's mode keeps others out already; this holds when somebody has changed it.
+fn check_peer(stream: &UnixStream) -> io::Result<()> {
+    let peer = rustix::net::sockopt::socket_peercred(stream)?;
+    if peer.uid == rustix::process::geteuid() || peer.uid.is_root() {
+        return Ok(());
+    }
+    let reason = format!("process {} of user {} is not root", peer.pid.as_raw_nonzero(), peer.uid.as_raw());
+    Err(io::Error::new(io::ErrorKind::PermissionDenied, reason))
+}
+
+/// Answers requests until the other side has no more.
+fn converse(stream: &UnixStream, handler: &Handler) -> io::Result<()> {
+    let mut from = BufReader::new(stream);
+    loop {
+        let request: Request = match protocol::receive(&mut from, REQUEST_BYTES) {
+            Ok(Some(request)) => request,
+            Ok(None) => return Ok(()),
+            Err(error) if error.kind() == io::ErrorKind::InvalidData || error.get_ref().is_some() => {
+                let failure = Failure::new(Kind::InvalidInput, format!("request is not understood: {error}"));
+                // What follows a line that was cut off cannot be told from the rest of it.
+                protocol::send(stream, &Response { version: VERSION, outcome: Outcome::Failed(failure) })?;
+                return Err(error);
+            }
+            Err(error) => return Err(error),
+        };
+        let outcome = answer(request, handler);
+        protocol::send(stream, &Response { version: VERSION, outcome })?;
+    }
+}
+
+fn answer(request: Request, handler: &Handler) -> Outcome {
+    if request.version != VERSION {
+        let theirs = request.version;
+        let message = format!("daemon speaks version {VERSION} of the control protocol, not {theirs}; restart it");
+        return Outcome::Failed(Failure::new(Kind::Incompatible, message));
+    }
+    let what = request.command.describe();
+    let changes = !request.command.is_read_only();
+    match handler(request.command) {
+        Ok(reply) => {
+            if changes {
+                tracing::info!("{what}: done");
+            }
+            Outcome::Done(reply)
+        }
+        Err(failure) => {
+            tracing::info!("{what}: {}", failure.message);
+            Outcome::Failed(failure)
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::{BufRead, Write};
+
+    use super::*;
+
+    fn served() -> (tempfile::TempDir, std::path::PathBuf) {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("sock");
+        let handler = |command: Command| match command {
+            Command::PoolInfo => Ok(Reply::Done),
+            _ => Err(Failure::new(Kind::NotFound, "nothing here")),
+        };
+        listen(UnixListener::bind(&path).unwrap(), Arc::new(handler)).unwrap();
+        (folder, path)
+    }
+
+    #[test]
+    fn client_gets_answers_and_failures_over_one_connection() {
+        let (_folder, path) = served();
+        let client = crate::daemon::Client::connect(&path).unwrap();
+        assert_eq!(client.call(Command::PoolInfo), Ok(Reply::Done));
+        assert_eq!(client.call(Command::VolumeList), Err(Failure::new(Kind::NotFound, "nothing here")));
+        assert_eq!(client.call(Command::PoolInfo), Ok(Reply::Done));
+    }
+
+    #[test]
+    fn garbage_and_other_versions_are_answered_in_words() {
+        let (_folder, path) = served();
+        for (line, expected) in [
+            ("{\"version\":99,\"command\":{\"command\":\"pool-info\"}}\n", "incompatible"),
+            ("garbage\n", "not understood"),
+            ("{\"version\":1,\"command\":{\"command\":\"no-such\"}}\n", "not understood"),
+        ] {
+            let mut stream = UnixStream::connect(&path).unwrap();
+            stream.write_all(line.as_bytes()).unwrap();
+            let mut answer = String::new();
+            BufReader::new(&stream).read_line(&mut answer).unwrap();
+            assert!(answer.contains(expected), "{line} -> {answer}");
+        }
+    }
+
+    #[test]
+    fn endless_line_is_cut_off() {
+        let (_folder, path) = served();
+        let mut stream = UnixStream::connect(&path).unwrap();
+        let chunk = vec![b'x'; 1 << 16];
+        let sent = (0..64).take_while(|_| stream.write_all(&chunk).is_ok()).count();
+        assert!(sent < 64, "{sent} chunks of a line without end were taken");
+    }
+}

@@ -1,0 +1,135 @@
+//! Starting a pool's daemon when a command needs it.
+
+use std::env;
+use std::fs::{self, File};
+use std::io::{Read, Seek, SeekFrom};
+use std::path::Path;
+use std::process::{Command, Stdio};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use super::lookup::{FoundPool, daemon_socket};
+use super::{Client, places, process};
+use crate::error::{Error, Result};
+
+/// How long a daemon may take until it answers: replay of a full journal, and the self-test of the transport.
+const START: Duration = Duration::from_secs(60);
+
+/// A client of the pool's daemon, when one runs.
+///
+/// # Errors
+/// When it may not be used.
+pub fn running(pool: &FoundPool) -> Result<Option<Client>> {
+    let Some(socket) = daemon_socket(pool.uuid)? else { return Ok(None) };
+    Client::connect(&socket).map(Some).map_err(|error| Error::io(socket.display().to_string(), error))
+}
+
+/// A client of the pool's daemon, which is started when it does not run.
+///
+/// # Errors
+/// When it does not start: the last line of its log.
+pub fn start(pool: &FoundPool) -> Result<Client> {
+    if let Some(client) = running(pool)? {
+        return Ok(client);
+    }
+    process::require_root("attaching and mounting")?;
+    places::make_private_directory(Path::new(places::LOG_DIRECTORY))?;
+    let log_path = places::log(&pool.name, pool.uuid);
+    let failed = |error| Error::io(format!("{}: log of the daemon", log_path.display()), error);
+    let mut log = File::options().create(true).append(true).read(true).open(&log_path).map_err(failed)?;
+    let begin = log.seek(SeekFrom::End(0)).map_err(failed)?;
+    let program = env::current_exe().map_err(|error| Error::io("finding the plywood program", error))?;
+    let mut child = Command::new(&program)
+        .arg("--pool")
+        .arg(&pool.path)
+        .args(["serve", "--background"])
+        .current_dir("/")
+        .stdin(Stdio::null())
+        .stdout(Stdio::null())
+        .stderr(log.try_clone().map_err(failed)?)
+        .spawn()
+        .map_err(|error| Error::io(format!("{}: starting the daemon", program.display()), error))?;
+    let began = Instant::now();
+    loop {
+        // Connecting is not enough: the socket is there before the engine has opened the pool.
+        if let Some(socket) = daemon_socket(pool.uuid)?
+            && let Ok(client) = Client::connect(&socket)
+            && client.hello().is_ok()
+        {
+            return Ok(client);
+        }
+        match child.try_wait() {
+            // Another one was faster, or is: the next look at the socket tells.
+            Ok(Some(status)) if daemon_socket(pool.uuid)?.is_none() => {
+                let told = last_words(&mut log, begin).unwrap_or_else(|| format!("it ended with {status}"));
+                return Err(Error::Busy(format!("daemon did not start: {told} (log: {})", log_path.display())));
+            }
+            Ok(_) if began.elapsed() < START => thread::sleep(Duration::from_millis(5)),
+            Ok(_) => {
+                let seconds = START.as_secs();
+                return Err(Error::Busy(format!(
+                    "daemon does not answer after {seconds} s; see {}",
+                    log_path.display()
+                )));
+            }
+            Err(error) => return Err(Error::io("waiting for the daemon", error)),
+        }
+    }
+}
+
+/// Why it did not start: the first line since `begin` with which one of its processes ended, or else the last of all. When
+/// the engine fails, the front says so after it.
+fn last_words(log: &mut File, begin: u64) -> Option<String> {
+    let mut text = Vec::new();
+    log.seek(SeekFrom::Start(begin)).ok()?;
+    log.take(64 << 10).read_to_end(&mut text).ok()?;
+    let text = String::from_utf8_lossy(&text);
+    let reason = text.lines().find_map(|line| line.strip_prefix("plywood: "));
+    let last = || text.lines().rev().find(|line| !line.trim().is_empty());
+    Some(reason.or_else(last)?.trim().to_owned())
+}
+
+/// Waits until nothing is left of a daemon that was told to stop.
+///
+/// # Errors
+/// [`Error::Busy`] when it still answers after a minute.
+pub fn wait_until_gone(front_pid: u32) -> Result<()> {
+    let began = Instant::now();
+    while fs::exists(format!("/proc/{front_pid}")).unwrap_or(false) && !is_dead(front_pid) {
+        if began.elapsed() > START {
+            return Err(Error::Busy(format!("daemon (process {front_pid}) is still stopping; see its log")));
+        }
+        thread::sleep(Duration::from_millis(5));
+    }
+    Ok(())
+}
+
+/// A child of the caller that nobody has waited for is gone, too.
+fn is_dead(process: u32) -> bool {
+    let stat = fs::read_to_string(format!("/proc/{process}/stat")).unwrap_or_default();
+    stat.rsplit_once(") ").is_none_or(|(_, rest)| rest.starts_with(['Z', 'X']))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Write;
+
+    use super::*;
+
+    #[test]
+    fn last_words_are_those_of_this_start() {
+        let mut log = tempfile::tempfile().unwrap();
+        writeln!(log, "plywood: an older failure").unwrap();
+        let begin = log.stream_position().unwrap();
+        assert_eq!(last_words(&mut log, begin), None);
+        log.seek(SeekFrom::End(0)).unwrap();
+        write!(log, "INFO starting\nplywood: pool is truncated\nplywood: the engine did not start\n\n").unwrap();
+        assert_eq!(last_words(&mut log, begin).as_deref(), Some("pool is truncated"));
+    }
+
+    #[test]
+    fn process_that_lives_is_not_dead() {
+        assert!(!is_dead(std::process::id()));
+        assert!(is_dead(u32::MAX));
+    }
+}

@@ -1,0 +1,268 @@
+//! The worker that eats carcasses: subtrees that were cut out of their volumes and wait to give their blocks back.
+//!
+//! A step changes counts and the cursor in one instant, so no checkpoint separates them, and what it frees may be used
+//! again only after a checkpoint that holds both. The worker alone takes a node from 1 to 0; it then owns the walk below
+//! it. A subtree that others hold too is let go whole; where the volume's own and mapped blocks must go down with it (a
+//! discard, a shrink), it is walked first to be counted. A carcass is eaten only when the change that made it is durable.
+
+use super::Storage;
+use super::pool::{Pool, until};
+use super::state::{Need, State, Try};
+use super::tree::{entry_index, entry_span};
+use crate::error::Result;
+use crate::format::{Carcass, ENTRIES_PER_NODE, Entry, EntryKind, Node, Place, span_blocks};
+use crate::units::{PoolBlock, VirtualBlock, VolumeId};
+
+/// Leaves eaten before other tasks get their turn.
+const LEAVES_AT_A_TIME: usize = 32;
+/// Metadata blocks below which the worker waits for a checkpoint: its deltas need pages, not blocks, but the carcass
+/// table is written anew.
+const DELTA_PAGES_MAX: usize = 4096;
+
+/// Changes of own and mapped blocks that a step found.
+#[derive(Default)]
+struct Account {
+    own: i64,
+    mapped: i64,
+}
+
+impl<S: Storage> Pool<S> {
+    /// The background task.
+    pub(super) async fn run_carcasses(&self) {
+        let inner = &self.inner;
+        loop {
+            until(&inner.signals.carcass, || {
+                let state = inner.state.borrow();
+                inner.stopped.get()
+                    || state.poisoned.is_some()
+                    || (!state.closing && state.next_carcass_to_eat().is_some())
+            })
+            .await;
+            if inner.stopped.get() || inner.state.borrow().poisoned.is_some() {
+                return;
+            }
+            if let Err(error) = self.eat_something().await {
+                tracing::error!("background deletion stops: {error}");
+                return;
+            }
+            if inner.state.borrow().deltas.len() > DELTA_PAGES_MAX {
+                // What is dirty is bounded: counts that wait for a checkpoint, too.
+                if self.checkpoint().await.is_err() {
+                    return;
+                }
+            }
+            futures_lite::future::yield_now().await;
+        }
+    }
+
+    /// Eats a little of the oldest carcass that may be eaten. Answers whether there was one.
+    pub(super) async fn eat_something(&self) -> Result<bool> {
+        let Some(id) = self.inner.state.borrow().next_carcass_to_eat() else { return Ok(false) };
+        let _stay = self.enter();
+        for _ in 0..LEAVES_AT_A_TIME {
+            if self.attempt(|state| state.eat(id)).await? {
+                break;
+            }
+        }
+        Ok(true)
+    }
+
+    /// Waits until no carcass is left: own and mapped blocks are exact then.
+    pub async fn settle(&self) -> Result<()> {
+        loop {
+            if self.inner.state.borrow().carcasses.is_empty() {
+                return Ok(());
+            }
+            self.commit().await?;
+            self.eat_something().await?;
+        }
+    }
+}
+
+impl State {
+    fn next_carcass_to_eat(&self) -> Option<u64> {
+        let durable = self.journal.durable();
+        self.carcasses.iter().find(|(_, waiting)| waiting.made <= durable).map(|(id, _)| *id)
+    }
+
+    /// One bounded step at a carcass: at most one leaf. Answers whether it is gone.
+    fn eat(&mut self, id: u64) -> Try<bool> {
+        let Some(waiting) = self.carcasses.get(&id) else { return Ok(true) };
+        self.counters.leaves_eaten += 1;
+        let mut carcass = waiting.carcass;
+        if carcass.cursor == 0 && !carcass.counting && self.exact_count(carcass.entry.address)? > 1 {
+            if !carcass.account {
+                self.count(carcass.entry.address, -1);
+                return Ok(self.finish_carcass(id));
+            }
+            carcass.counting = true;
+        }
+        let mut account = Account::default();
+        let done = if carcass.counting {
+            self.count_leaf(&mut carcass, &mut account)?
+        } else {
+            self.eat_leaf(&mut carcass, &mut account)?
+        };
+        if carcass.account {
+            self.settle_account(&carcass, &account);
+        }
+        if done && carcass.counting {
+            if self.exact_count(carcass.entry.address)? > 1 {
+                self.count(carcass.entry.address, -1);
+            } else {
+                // The others have let go meanwhile: it is ours, counted already.
+                carcass = Carcass { counting: false, account: false, cursor: 0, ..carcass };
+                return Ok(self.keep_carcass(carcass));
+            }
+        }
+        Ok(if done { self.finish_carcass(id) } else { self.keep_carcass(carcass) })
+    }
+
+    fn finish_carcass(&mut self, id: u64) -> bool {
+        self.carcasses.remove(&id);
+        self.carcasses_dirty = true;
+        true
+    }
+
+    fn keep_carcass(&mut self, carcass: Carcass) -> bool {
+        if let Some(waiting) = self.carcasses.get_mut(&carcass.id) {
+            waiting.carcass = carcass;
+        }
+        self.carcasses_dirty = true;
+        false
+    }
+
+    fn carcass_node(&mut self, entry: Entry, level: u8, first: u64) -> Try<&Node> {
+        let place = Place::Node { level, first: VirtualBlock(first) };
+        let need = Need::Node { address: entry.address, mirrored: entry.mirrored, checksum: entry.checksum, place };
+        self.cache.node(entry.address).ok_or(need)
+    }
+
+    /// Counts the next leaf of a shared subtree. Changes nothing but the cursor; answers whether the end is reached.
+    fn count_leaf(&mut self, carcass: &mut Carcass, account: &mut Account) -> Try<bool> {
+        let (mut entry, mut level) = (carcass.entry, carcass.level);
+        loop {
+            let at = carcass.first.0 + carcass.cursor;
+            let first = at & !(span_blocks(level) - 1);
+            let node = self.carcass_node(entry, level, first)?;
+            if level == 0 {
+                let born = carcass.created_at;
+                for index in 0..ENTRIES_PER_NODE {
+                    let entry = node.entry(index);
+                    if entry.kind == EntryKind::Block {
+                        account.mapped -= 1;
+                        account.own -= i64::from(entry.birth >= born);
+                    }
+                }
+                carcass.cursor += span_blocks(0);
+                break;
+            }
+            let child = node.entry(entry_index(at, level));
+            if child.kind != EntryKind::Node {
+                carcass.cursor += entry_span(level) - at % entry_span(level);
+                break;
+            }
+            (entry, level) = (child, level - 1);
+        }
+        Ok(carcass.cursor >= span_blocks(carcass.level))
+    }
+
+    /// Gives back the next leaf of a subtree that is the carcass's alone, and the nodes that end with it.
+    fn eat_leaf(&mut self, carcass: &mut Carcass, account: &mut Account) -> Try<bool> {
+        // The nodes from the carcass's root down, all ours: (entry, level, first block).
+        let mut path: Vec<(Entry, u8, u64)> = vec![(carcass.entry, carcass.level, carcass.first.0)];
+        let mut leaf_blocks: Option<Vec<Entry>> = None;
+        let mut let_go: Option<(Entry, u8, u64)> = None;
+        let next = loop {
+            let Some((entry, level, first)) = path.last().copied() else { return Ok(true) };
+            let at = carcass.first.0 + carcass.cursor;
+            let node = self.carcass_node(entry, level, first)?;
+            if level == 0 {
+                let blocks =
+                    (0..ENTRIES_PER_NODE).map(|index| node.entry(index)).filter(|entry| entry.kind == EntryKind::Block);
+                leaf_blocks = Some(blocks.collect());
+                break first + span_blocks(0);
+            }
+            // Runs of holes are passed over at once.
+            let mut index = entry_index(at, level);
+            let child = node.entry(index);
+            if child.kind != EntryKind::Node {
+                while index < ENTRIES_PER_NODE && node.entry(index).kind != EntryKind::Node {
+                    index += 1;
+                }
+                break first + index as u64 * entry_span(level);
+            }
+            let child_first = first + index as u64 * entry_span(level);
+            if at == child_first && self.exact_count(child.address)? > 1 {
+                let_go = Some((child, level - 1, child_first));
+                break child_first + entry_span(level);
+            }
+            path.push((child, level - 1, child_first));
+        };
+        // Everything was in memory: from here on nothing fails.
+        if let Some(blocks) = leaf_blocks {
+            for entry in blocks {
+                self.count(entry.address, -1);
+                account.mapped -= 1;
+                account.own -= i64::from(entry.birth >= carcass.created_at);
+            }
+        }
+        if let Some((entry, level, first)) = let_go {
+            if carcass.account {
+                // It is to be counted before it is let go: a carcass of its own, to which the reference moves.
+                let made = self.carcasses.get(&carcass.id).map_or(crate::units::Lsn(0), |waiting| waiting.made);
+                let made_at = carcass.made_at;
+                self.add_carcass(carcass.volume, entry, level, first, true, made);
+                if let Some(mut newest) = self.carcasses.last_entry() {
+                    newest.get_mut().carcass.made_at = made_at;
+                    newest.get_mut().carcass.created_at = carcass.created_at;
+                }
+            } else {
+                self.count(entry.address, -1);
+            }
+        }
+        carcass.cursor = next - carcass.first.0;
+        for (entry, level, first) in path.into_iter().rev() {
+            if first + span_blocks(level) != next {
+                break;
+            }
+            self.free_carcass_node(entry);
+        }
+        Ok(carcass.cursor >= span_blocks(carcass.level))
+    }
+
+    fn free_carcass_node(&mut self, entry: Entry) {
+        self.count(entry.address, -1);
+        if entry.mirrored {
+            self.count(PoolBlock(entry.address.0 + 1), -1);
+        }
+        self.cache.remove(entry.address);
+    }
+
+    /// Takes own and mapped blocks down: of the volume, and of what was made from it after the subtree was cut out while
+    /// it was still counted.
+    fn settle_account(&mut self, carcass: &Carcass, account: &Account) {
+        if account.mapped == 0 && account.own == 0 {
+            return;
+        }
+        let applies = self.volumes.get(&carcass.volume).is_some_and(|volume| {
+            let record = &volume.record;
+            carcass.made_at >= record.rolled_at || carcass.made_at < record.rolled_to
+        });
+        if applies {
+            self.account(carcass.volume, account.own, account.mapped);
+        }
+        let mut affected: Vec<VolumeId> = vec![carcass.volume];
+        let mut heirs: Vec<(VolumeId, bool)> = Vec::new();
+        for (id, volume) in self.volumes.range(carcass.volume..) {
+            let Some(origin) = volume.record.origin else { continue };
+            if affected.contains(&origin.id) && origin.clock > carcass.made_at {
+                affected.push(*id);
+                heirs.push((*id, volume.record.flags.read_only && volume.record.created_at == carcass.created_at));
+            }
+        }
+        for (id, owns) in heirs {
+            self.account(id, if owns { account.own } else { 0 }, account.mapped);
+        }
+    }
+}

@@ -1,0 +1,416 @@
+//! Volumes as a whole: creating, renaming, resizing, protecting and deleting them, and their attributes.
+//!
+//! A call returns when its change is durable. One that is repeated with the same uuid answers what the first one made.
+
+use std::collections::BTreeMap;
+
+use uuid::Uuid;
+
+use super::Storage;
+use super::info::VolumeInfo;
+use super::pool::{Pool, to_memory};
+use super::state::{State, Volume};
+use super::write::quiesce;
+use crate::error::{Corrupt, Error, Result, Structure};
+use crate::format::{
+    self, AttributeBlockRef, Entry, OnFull, Place, Record, Root, VOLUME_BLOCKS_MAX, VolumeFlags, VolumeRecord,
+    check_name,
+};
+use crate::units::{BLOCK_BYTES, BLOCK_SIZE, Clock, Lsn, PoolBlock, VolumeId};
+
+/// Room in the log for one record of a volume.
+pub(super) const VOLUME_RECORD_BYTES: usize = 4096 + 64;
+
+/// A volume to be created.
+#[derive(Clone, Debug)]
+pub struct NewVolume {
+    /// Its uuid, chosen by the caller.
+    pub uuid: Uuid,
+    /// Its name.
+    pub name: String,
+    /// Size it shows, in bytes: a multiple of 4096 above 0, at most 16 TiB.
+    pub size_bytes: u64,
+    /// 512 or 4096.
+    pub sector_size: u32,
+    /// Most own bytes; 0 for no limit.
+    pub quota_bytes: u64,
+    /// Time of creation in nanoseconds since 1970.
+    pub created: u64,
+    /// Key and value pairs.
+    pub attributes: BTreeMap<String, Vec<u8>>,
+}
+
+impl<S: Storage> Pool<S> {
+    /// Creates an empty volume.
+    ///
+    /// # Errors
+    /// `InvalidInput` for a bad name or size, `AlreadyExists` when the name is taken, `NoSpace`.
+    pub async fn create_volume(&self, new: NewVolume) -> Result<VolumeInfo> {
+        check_size(new.size_bytes)?;
+        if new.sector_size != 512 && new.sector_size != 4096 {
+            return Err(Error::InvalidInput(format!("sector size {} is neither 512 nor 4096", new.sector_size)));
+        }
+        if let Some(known) = self.check_new(new.uuid, &new.name)? {
+            return Ok(known);
+        }
+        let attributes = self.write_attributes(&new.attributes).await?;
+        let promise = self.promise(1, VOLUME_RECORD_BYTES).await?;
+        let (id, lsn) = {
+            let mut state = self.inner.state.borrow_mut();
+            if let Err(error) = state.check_name_free(&new.name) {
+                state.drop_attributes(&attributes.blocks);
+                return Err(error);
+            }
+            let id = state.next_volume;
+            let clock = state.clock;
+            let record = VolumeRecord {
+                id,
+                uuid: new.uuid,
+                name: new.name.clone(),
+                size_bytes: new.size_bytes,
+                sector_size: new.sector_size,
+                flags: VolumeFlags::default(),
+                root: Root { entry: Entry::hole(clock), level: 0 },
+                created_at: clock,
+                shared_at: clock,
+                rolled_at: Clock(0),
+                rolled_to: Clock(0),
+                origin: None,
+                received_from: None,
+                own_blocks: 0,
+                mapped_blocks: 0,
+                quota_bytes: new.quota_bytes,
+                reservation_bytes: 0,
+                on_full: OnFull::Error,
+                digest: None,
+                created_time: new.created,
+                depth: 0,
+                attributes: attributes.blocks,
+                attributes_bytes: attributes.length,
+            };
+            let lsn = state.publish(None, &Record::VolumeCreated(Box::new(record.clone())));
+            state.add_volume(record, lsn);
+            (id, lsn)
+        };
+        drop(promise);
+        self.flush_through(lsn).await?;
+        self.volume_by_id(id)
+    }
+
+    /// Gives a volume another name.
+    pub async fn rename_volume(&self, id: VolumeId, name: &str) -> Result<()> {
+        check_name(name)?;
+        {
+            let state = self.inner.state.borrow();
+            if state.volume(id)?.record.name == name {
+                return Ok(());
+            }
+            state.check_name_free(name)?;
+        }
+        self.change(id, |state, record| {
+            state.check_name_free(name)?;
+            record.name = name.to_owned();
+            Ok(())
+        })
+        .await
+    }
+
+    /// Changes the size that a volume shows. What a smaller one no longer shows is given up for good. Growing works while
+    /// the volume is in use; shrinking does not.
+    pub async fn resize_volume(&self, id: VolumeId, size_bytes: u64) -> Result<()> {
+        check_size(size_bytes)?;
+        {
+            let state = self.inner.state.borrow();
+            let volume = state.volume(id)?;
+            if volume.record.flags.read_only {
+                return Err(Error::ReadOnly(format!("{} is a snapshot", volume.record.name)));
+            }
+            if size_bytes < volume.record.size_bytes && volume.open > 0 {
+                return Err(Error::Busy(format!("{} is attached; detach it to shrink it", volume.record.name)));
+            }
+        }
+        let start = size_bytes.div_ceil(BLOCK_BYTES);
+        self.change_with(
+            id,
+            |state, id| state.check_unmap(id, start, VOLUME_BLOCKS_MAX),
+            |_, record| {
+                record.size_bytes = size_bytes;
+                Ok(())
+            },
+        )
+        .await
+    }
+
+    /// Protects a volume from deletion, or no longer.
+    pub async fn protect_volume(&self, id: VolumeId, protected: bool) -> Result<()> {
+        self.change(id, |_, record| {
+            record.flags.protected = protected;
+            Ok(())
+        })
+        .await
+    }
+
+    /// Sets the most bytes that a volume may own; 0 for no limit.
+    pub async fn set_quota(&self, id: VolumeId, quota_bytes: u64) -> Result<()> {
+        self.change(id, |_, record| {
+            record.quota_bytes = quota_bytes;
+            Ok(())
+        })
+        .await
+    }
+
+    /// Deletes a volume. Its blocks come back in the background.
+    pub async fn delete_volume(&self, id: VolumeId) -> Result<()> {
+        let promise = self.promise(1, 64).await?;
+        let lsn = {
+            let mut state = self.inner.state.borrow_mut();
+            let volume = state.volume(id)?;
+            let name = &volume.record.name;
+            if volume.open > 0 || volume.unready {
+                return Err(Error::Busy(format!("{name} is in use; detach it first")));
+            }
+            if volume.record.flags.protected {
+                return Err(Error::ReadOnly(format!(
+                    "{name} is protected; lift that first (`plywood volume protect --off`)"
+                )));
+            }
+            let lsn = state.publish(None, &Record::VolumeDeleted { volume: id });
+            state.remove_volume(id, lsn);
+            lsn
+        };
+        drop(promise);
+        self.inner.signals.carcass.notify(usize::MAX);
+        self.flush_through(lsn).await
+    }
+
+    /// A volume's key and value pairs.
+    pub async fn attributes(&self, id: VolumeId) -> Result<BTreeMap<String, Vec<u8>>> {
+        let _stay = self.enter();
+        let (blocks, length) = {
+            let state = self.inner.state.borrow();
+            let record = &state.volume(id)?.record;
+            (record.attributes.clone(), record.attributes_bytes as usize)
+        };
+        let mut bytes = Vec::with_capacity(blocks.len() * BLOCK_SIZE);
+        for (index, block) in blocks.iter().enumerate() {
+            // Seeded by position only: a clone may share its origin's blocks.
+            let place = Place::Attributes { volume: VolumeId(0), index: index as u32 };
+            bytes.extend(self.read_checked(block.address, false, block.checksum, place, Structure::Attributes).await?);
+        }
+        let address = blocks.first().map_or(PoolBlock(0), |block| block.address);
+        format::decode_attributes(&bytes, length)
+            .map_err(|check| Corrupt { structure: Structure::Attributes, address, check }.into())
+    }
+
+    /// Sets and removes key and value pairs of a volume.
+    pub async fn set_attributes(&self, id: VolumeId, changes: BTreeMap<String, Option<Vec<u8>>>) -> Result<()> {
+        let mut attributes = self.attributes(id).await?;
+        for (key, value) in changes {
+            match value {
+                Some(value) => attributes.insert(key, value),
+                None => attributes.remove(&key),
+            };
+        }
+        let written = self.write_attributes(&attributes).await?;
+        let blocks = written.blocks.clone();
+        let outcome = self
+            .change(id, |_, record| {
+                record.attributes.clone_from(&written.blocks);
+                record.attributes_bytes = written.length;
+                Ok(())
+            })
+            .await;
+        if outcome.is_err() {
+            self.inner.state.borrow_mut().drop_attributes(&blocks);
+        }
+        outcome
+    }
+
+    /// Changes a volume's record in one durable step.
+    pub(super) async fn change(
+        &self,
+        id: VolumeId,
+        edit: impl FnMut(&mut State, &mut VolumeRecord) -> Result<()>,
+    ) -> Result<()> {
+        self.change_with(id, |_, _| Ok(()), edit).await
+    }
+
+    async fn change_with(
+        &self,
+        id: VolumeId,
+        mut ready: impl FnMut(&mut State, VolumeId) -> super::state::Try<()>,
+        mut edit: impl FnMut(&mut State, &mut VolumeRecord) -> Result<()>,
+    ) -> Result<()> {
+        let promise = self.promise(1, VOLUME_RECORD_BYTES).await?;
+        let stay = self.enter();
+        let lsn = self
+            .attempt(|state| {
+                ready(state, id)?;
+                let Some(volume) = state.volumes.get(&id) else {
+                    return Ok(Err(Error::NotFound(format!("no volume with id {id}"))));
+                };
+                let mut record = volume.record.clone();
+                if let Err(error) = edit(state, &mut record) {
+                    return Ok(Err(error));
+                }
+                let lsn = state.publish(Some(id), &Record::VolumeChanged(Box::new(record.clone())));
+                state.change_volume(&record, lsn);
+                Ok(Ok(lsn))
+            })
+            .await??;
+        drop((stay, promise));
+        self.flush_through(lsn).await
+    }
+
+    /// Refuses a bad name; answers the volume when one with this uuid was made already.
+    pub(super) fn check_new(&self, uuid: Uuid, name: &str) -> Result<Option<VolumeInfo>> {
+        check_name(name)?;
+        let state = self.inner.state.borrow();
+        state.check_writable()?;
+        if let Some((id, _)) = state.volumes.iter().find(|(_, volume)| volume.record.uuid == uuid) {
+            let id = *id;
+            drop(state);
+            return self.volume_by_id(id).map(Some);
+        }
+        state.check_name_free(name)?;
+        Ok(None)
+    }
+
+    /// Writes attributes to new blocks. The record that names them comes after.
+    pub(super) async fn write_attributes(&self, attributes: &BTreeMap<String, Vec<u8>>) -> Result<Attributes> {
+        let bytes = format::encode_attributes(attributes)?;
+        let used = if attributes.is_empty() { 0 } else { bytes.len() };
+        let mut blocks = Vec::new();
+        for (index, chunk) in bytes.chunks(BLOCK_SIZE).take(used.div_ceil(BLOCK_SIZE)).enumerate() {
+            let promise = self.promise(1, 0).await?;
+            let (address, checksum) = {
+                let mut state = self.inner.state.borrow_mut();
+                let (address, _) = state.take_node_block(0);
+                let place = Place::Attributes { volume: VolumeId(0), index: index as u32 };
+                (address, format::checksum(&state.uuid, place, chunk))
+            };
+            drop(promise);
+            blocks.push(AttributeBlockRef { address, checksum });
+            let memory = to_memory(&self.inner.storage, chunk);
+            let written = self.inner.storage.write(address.offset_bytes(), &memory).await;
+            if let Err(error) = written {
+                self.inner.state.borrow_mut().drop_attributes(&blocks);
+                return Err(Error::io(format!("write of attributes at pool block {address}"), error));
+            }
+        }
+        Ok(Attributes { length: used as u32, blocks })
+    }
+
+    /// Takes a volume out of use for a change of its whole tree, and waits for what is in flight.
+    pub(super) async fn take_out_of_use(&self, id: VolumeId) -> Result<()> {
+        {
+            let mut state = self.inner.state.borrow_mut();
+            let volume = state.volume_mut(id)?;
+            if volume.open > 0 || volume.unready {
+                return Err(Error::Busy(format!("{} is in use; detach it first", volume.record.name)));
+            }
+            volume.unready = true;
+        }
+        quiesce(self, id).await;
+        Ok(())
+    }
+
+    pub(super) fn put_back_in_use(&self, id: VolumeId) {
+        if let Some(volume) = self.inner.state.borrow_mut().volumes.get_mut(&id) {
+            volume.unready = false;
+        }
+    }
+}
+
+/// Attributes that have been written.
+pub(super) struct Attributes {
+    pub(super) blocks: Vec<AttributeBlockRef>,
+    pub(super) length: u32,
+}
+
+/// Refuses sizes that no volume can have.
+pub(super) fn check_size(size_bytes: u64) -> Result<()> {
+    let most = VOLUME_BLOCKS_MAX * BLOCK_BYTES;
+    if size_bytes == 0 || !size_bytes.is_multiple_of(BLOCK_BYTES) || size_bytes > most {
+        return Err(Error::InvalidInput(format!(
+            "size {size_bytes} is not a multiple of 4096 bytes between 4 KiB and 16 TiB"
+        )));
+    }
+    Ok(())
+}
+
+impl State {
+    pub(super) fn check_name_free(&self, name: &str) -> Result<()> {
+        if self.names.contains_key(name) {
+            return Err(Error::AlreadyExists(format!("there is a volume named {name} already")));
+        }
+        Ok(())
+    }
+
+    /// Adds a volume that a change has made.
+    pub(super) fn add_volume(&mut self, record: VolumeRecord, lsn: Lsn) {
+        self.next_volume = VolumeId(self.next_volume.0.max(record.id.0 + 1));
+        self.names.insert(record.name.clone(), record.id);
+        self.volumes.insert(record.id, Volume::new(record, lsn, true));
+    }
+
+    /// Removes a volume: its tree becomes a carcass, its attributes go, its record goes with the next checkpoint.
+    pub(super) fn remove_volume(&mut self, id: VolumeId, lsn: Lsn) {
+        let Some(mut volume) = self.volumes.remove(&id) else { return };
+        if let Some(run) = volume.window.give_back() {
+            for offset in 0..run.count {
+                self.allocator.release(run.start.plus(offset));
+            }
+        }
+        self.names.remove(&volume.record.name);
+        let root = volume.record.root;
+        self.add_carcass(id, root.entry, root.level, 0, false, lsn);
+        self.drop_attributes(&volume.record.attributes);
+        self.deleted.push(id);
+    }
+
+    /// Replaces a volume's properties by those of `record`; its tree stays, but for what a smaller size cuts off.
+    pub(super) fn change_volume(&mut self, record: &VolumeRecord, lsn: Lsn) {
+        let id = record.id;
+        let Some(volume) = self.volumes.get_mut(&id) else { return };
+        let old = volume.record.clone();
+        volume.record = VolumeRecord {
+            root: old.root,
+            own_blocks: old.own_blocks,
+            mapped_blocks: old.mapped_blocks,
+            created_at: old.created_at,
+            shared_at: old.shared_at,
+            rolled_at: old.rolled_at,
+            rolled_to: old.rolled_to,
+            ..record.clone()
+        };
+        volume.dirty = true;
+        volume.last = lsn;
+        if old.name != record.name {
+            self.names.remove(&old.name);
+            self.names.insert(record.name.clone(), id);
+        }
+        if old.attributes != record.attributes {
+            self.drop_attributes(&old.attributes);
+            if self.replaying {
+                self.adopt_attributes(&record.attributes);
+            }
+        }
+        if record.size_bytes < old.size_bytes {
+            self.unmap(id, record.size_bytes.div_ceil(BLOCK_BYTES), VOLUME_BLOCKS_MAX, lsn);
+        }
+    }
+
+    pub(super) fn drop_attributes(&mut self, blocks: &[AttributeBlockRef]) {
+        for block in blocks {
+            self.count(block.address, -1);
+        }
+    }
+
+    /// Counts blocks of attributes that a replayed record names.
+    pub(super) fn adopt_attributes(&mut self, blocks: &[AttributeBlockRef]) {
+        for block in blocks {
+            self.count(block.address, 1);
+        }
+    }
+}

@@ -1,0 +1,120 @@
+//! Changed ranges between two volumes, found by comparing their trees.
+//!
+//! Subtrees that both share stand at the same block and are skipped without being read, so the cost follows the change.
+
+use super::Storage;
+use super::pool::Pool;
+use super::state::{Need, State, Try};
+use super::tree::entry_span;
+use crate::error::Result;
+use crate::format::{ENTRIES_PER_NODE, Entry, EntryKind, Place, Root};
+use crate::units::{BLOCK_BYTES, Clock, VirtualBlock, VolumeId};
+
+/// A range that differs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+pub struct ChangedRange {
+    /// Start in bytes.
+    pub offset_bytes: u64,
+    /// Length in bytes.
+    pub length_bytes: u64,
+    /// Whether the second volume has data there; else it reads as zeros.
+    pub mapped: bool,
+}
+
+/// One side of a comparison: a subtree and its own level, which may be lower than the place it is compared at.
+#[derive(Clone, Copy)]
+struct Side {
+    entry: Entry,
+    level: u8,
+}
+
+/// A pair of subtrees still to be compared at one place.
+#[derive(Clone, Copy)]
+struct Pair {
+    from: Side,
+    to: Side,
+    level: u8,
+    first: u64,
+}
+
+impl<S: Storage> Pool<S> {
+    /// The ranges in which `to` differs from `from`, in order. Content is not compared: a block that was written anew
+    /// counts as changed.
+    pub async fn changed_ranges(&self, from: VolumeId, to: VolumeId) -> Result<Vec<ChangedRange>> {
+        let _stay = self.enter();
+        let mut ranges: Vec<ChangedRange> = Vec::new();
+        let (mut waiting, end) = {
+            let state = self.inner.state.borrow();
+            let (from, to) = (&state.volume(from)?.record, &state.volume(to)?.record);
+            let level = from.root.level.max(to.root.level);
+            let side = |root: Root| Side { entry: root.entry, level: root.level };
+            let pair = Pair { from: side(from.root), to: side(to.root), level, first: 0 };
+            (vec![pair], from.size_bytes.max(to.size_bytes).div_ceil(BLOCK_BYTES))
+        };
+        while let Some(pair) = waiting.pop() {
+            if same(pair.from, pair.to) || pair.first >= end {
+                continue;
+            }
+            let children = self.attempt(|state| state.compare(pair)).await?;
+            if pair.level > 0 {
+                waiting.extend(children.into_iter().rev());
+                continue;
+            }
+            for child in children.into_iter().filter(|child| child.first < end) {
+                let mapped = child.to.entry.kind == EntryKind::Block;
+                let offset_bytes = child.first * BLOCK_BYTES;
+                match ranges.last_mut() {
+                    Some(last) if last.mapped == mapped && last.offset_bytes + last.length_bytes == offset_bytes => {
+                        last.length_bytes += BLOCK_BYTES;
+                    }
+                    _ => ranges.push(ChangedRange { offset_bytes, length_bytes: BLOCK_BYTES, mapped }),
+                }
+            }
+        }
+        Ok(ranges)
+    }
+}
+
+fn same(from: Side, to: Side) -> bool {
+    let (one, other) = (from.entry, to.entry);
+    one.kind == other.kind && (one.kind == EntryKind::Hole || (one.address == other.address && from.level == to.level))
+}
+
+impl State {
+    /// The children of two nodes of one place that differ.
+    fn compare(&mut self, pair: Pair) -> Try<Vec<Pair>> {
+        let from = self.children(pair.from, pair.level, pair.first)?;
+        let to = self.children(pair.to, pair.level, pair.first)?;
+        let span = entry_span(pair.level);
+        let pairs = from.into_iter().zip(to).enumerate().map(|(index, (from, to))| Pair {
+            from,
+            to,
+            level: pair.level.saturating_sub(1),
+            first: pair.first + index as u64 * span,
+        });
+        Ok(pairs.filter(|child| !same(child.from, child.to)).collect())
+    }
+
+    /// What a subtree has below one place of `level`. A lower tree is the first child of what would be above it.
+    fn children(&mut self, side: Side, level: u8, first: u64) -> Try<Vec<Side>> {
+        let below = level.saturating_sub(1);
+        let mut children = vec![Side { entry: Entry::hole(Clock(0)), level: below }; ENTRIES_PER_NODE];
+        let entry = side.entry;
+        if entry.kind != EntryKind::Node {
+            return Ok(children);
+        }
+        if side.level < level {
+            if let Some(child) = children.first_mut() {
+                *child = side;
+            }
+            return Ok(children);
+        }
+        let place = Place::Node { level, first: VirtualBlock(first) };
+        let need = Need::Node { address: entry.address, mirrored: entry.mirrored, checksum: entry.checksum, place };
+        let node = self.cache.node(entry.address).ok_or(need)?;
+        for (index, child) in children.iter_mut().enumerate() {
+            child.entry = node.entry(index);
+        }
+        Ok(children)
+    }
+}

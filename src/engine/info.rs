@@ -1,0 +1,185 @@
+//! What a pool and its volumes say of themselves.
+
+use uuid::Uuid;
+
+use super::Storage;
+use super::pool::Pool;
+use super::state::State;
+use crate::error::{Error, Result};
+use crate::units::{BLOCK_BYTES, Clock, Generation, Lsn, VolumeId};
+
+/// A volume, snapshot or clone.
+#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+pub struct VolumeInfo {
+    /// Identity within the pool.
+    pub id: VolumeId,
+    /// Identity everywhere.
+    pub uuid: Uuid,
+    /// Name.
+    pub name: String,
+    /// Size it shows, in bytes.
+    pub size_bytes: u64,
+    /// 512 or 4096.
+    pub sector_size: u32,
+    /// It is a snapshot.
+    pub read_only: bool,
+    /// It is protected from deletion.
+    pub protected: bool,
+    /// What it was made from.
+    pub origin: Option<Origin>,
+    /// Length of its line of origins.
+    pub depth: u32,
+    /// Bytes born in it since its creation and still mapped.
+    pub own_bytes: u64,
+    /// Bytes mapped, shared ones included.
+    pub mapped_bytes: u64,
+    /// Most own bytes; 0 for no limit.
+    pub quota_bytes: u64,
+    /// Time of creation in nanoseconds since 1970.
+    pub created: u64,
+    /// It is in use.
+    pub open: bool,
+    /// Own and mapped bytes are exact: nothing that was cut out of it still waits to be counted.
+    pub settled: bool,
+}
+
+/// What a volume was made from.
+#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+pub struct Origin {
+    /// Its id.
+    pub id: VolumeId,
+    /// Its uuid.
+    pub uuid: Uuid,
+    /// Its name; none when it has been deleted.
+    pub name: Option<String>,
+}
+
+/// A pool in use.
+#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+pub struct PoolInfo {
+    /// Identity.
+    pub uuid: Uuid,
+    /// Name.
+    pub name: String,
+    /// Size of the pool in bytes.
+    pub size_bytes: u64,
+    /// Bytes of blocks in use as of the last checkpoint, the layout of the groups in use included.
+    pub used_bytes: u64,
+    /// Bytes taken by superblocks, journal and the groups' layout.
+    pub layout_bytes: u64,
+    /// Bytes of the journal ring.
+    pub journal_bytes: u64,
+    /// Bytes of the ring in use.
+    pub journal_used_bytes: u64,
+    /// Bytes free in the groups in memory, ready to be handed out.
+    pub ready_bytes: u64,
+    /// Bytes kept back for metadata.
+    pub reserve_bytes: u64,
+    /// Groups in use, and groups there can be.
+    pub groups_in_use: u64,
+    /// Groups there can be.
+    pub groups: u64,
+    /// Number of the last checkpoint.
+    pub generation: Generation,
+    /// The counter of sharings.
+    pub clock: Clock,
+    /// Last change made.
+    pub last_lsn: Lsn,
+    /// Last change that is durable.
+    pub durable_lsn: Lsn,
+    /// Volumes, snapshots and clones.
+    pub volumes: u64,
+    /// Sum of their virtual sizes in bytes.
+    pub virtual_bytes: u64,
+    /// Subtrees that wait to be taken apart.
+    pub carcasses: u64,
+    /// Nodes in memory that the next checkpoint writes.
+    pub dirty_nodes: u64,
+    /// Why nothing is written any more, if so.
+    pub poisoned: Option<String>,
+}
+
+impl<S: Storage> Pool<S> {
+    /// The pool in figures.
+    pub fn info(&self) -> PoolInfo {
+        let state = self.inner.state.borrow();
+        let geometry = &state.geometry;
+        let layout: u64 = (0..state.groups_in_use).map(|group| geometry.layout_blocks(group)).sum();
+        PoolInfo {
+            uuid: state.uuid,
+            name: state.name.clone(),
+            size_bytes: geometry.pool_blocks * BLOCK_BYTES,
+            used_bytes: state.used_blocks * BLOCK_BYTES,
+            layout_bytes: (layout + geometry.first_group().0) * BLOCK_BYTES,
+            journal_bytes: geometry.journal_blocks * BLOCK_BYTES,
+            journal_used_bytes: state.journal.used() * BLOCK_BYTES,
+            ready_bytes: state.allocator.free() * BLOCK_BYTES,
+            reserve_bytes: state.data_reserve_blocks() * BLOCK_BYTES,
+            groups_in_use: state.groups_in_use,
+            groups: geometry.group_count(),
+            generation: state.generation,
+            clock: state.clock,
+            last_lsn: state.journal.last(),
+            durable_lsn: state.journal.durable(),
+            volumes: state.volumes.len() as u64,
+            virtual_bytes: state.volumes.values().map(|volume| volume.record.size_bytes).sum(),
+            carcasses: state.carcasses.len() as u64,
+            dirty_nodes: state.cache.dirty() as u64,
+            poisoned: state.poisoned.clone(),
+        }
+    }
+
+    /// All volumes, in the order of their creation.
+    pub fn volumes(&self) -> Vec<VolumeInfo> {
+        let state = self.inner.state.borrow();
+        state.volumes.keys().filter_map(|id| state.volume_info(*id).ok()).collect()
+    }
+
+    /// At most `count` ids above `after`, in order.
+    pub fn volume_ids(&self, after: VolumeId, count: usize) -> Vec<VolumeId> {
+        let state = self.inner.state.borrow();
+        state.volumes.range(VolumeId(after.0.saturating_add(1))..).map(|(id, _)| *id).take(count).collect()
+    }
+
+    /// The volume named `name`.
+    pub fn volume(&self, name: &str) -> Result<VolumeInfo> {
+        let state = self.inner.state.borrow();
+        let id = state.names.get(name).copied();
+        let id = id.ok_or_else(|| Error::NotFound(format!("there is no volume named {name}")))?;
+        state.volume_info(id)
+    }
+
+    /// The volume with id `id`.
+    pub fn volume_by_id(&self, id: VolumeId) -> Result<VolumeInfo> {
+        self.inner.state.borrow().volume_info(id)
+    }
+}
+
+impl State {
+    fn volume_info(&self, id: VolumeId) -> Result<VolumeInfo> {
+        let volume = self.volume(id)?;
+        let record = &volume.record;
+        let origin = record.origin.map(|origin| Origin {
+            id: origin.id,
+            uuid: origin.uuid,
+            name: self.volumes.get(&origin.id).map(|volume| volume.record.name.clone()),
+        });
+        Ok(VolumeInfo {
+            id,
+            uuid: record.uuid,
+            name: record.name.clone(),
+            size_bytes: record.size_bytes,
+            sector_size: record.sector_size,
+            read_only: record.flags.read_only,
+            protected: record.flags.protected,
+            origin,
+            depth: record.depth,
+            own_bytes: record.own_blocks * BLOCK_BYTES,
+            mapped_bytes: record.mapped_blocks * BLOCK_BYTES,
+            quota_bytes: record.quota_bytes,
+            created: record.created_time,
+            open: volume.open > 0,
+            settled: !self.carcasses.values().any(|waiting| waiting.carcass.account),
+        })
+    }
+}

@@ -1,0 +1,565 @@
+//! Opening a pool: superblock, indexes, tables, then the journal and what a predecessor left in the pending log.
+//!
+//! Replay has two passes. The first marks every block that any record names, so that a node is never allocated on data
+//! that an acknowledged change maps; the second applies the changes, with nodes allocated afresh. What was read is made
+//! durable by one fdatasync before anything acts on it (rule O9).
+
+use std::collections::{BTreeMap, HashMap, VecDeque};
+
+use rustc_hash::FxHashMap;
+
+use super::cache::NodeCache;
+use super::checkpoint::CARCASS_TABLE;
+use super::epoch::Epochs;
+use super::journal::{Journal, JournalPosition};
+use super::pool::{Pool, read_bytes, to_memory};
+use super::space::{Allocator, Deltas};
+use super::state::{State, Volume, Waiting};
+use super::tree::entry_span;
+use super::{Counters, PendingLog, Storage};
+use crate::error::{Check, Corrupt, Error, Result, Structure};
+use crate::format::{
+    self, BATCH_BLOCKS_MAX, BatchFault, ENTRIES_PER_NODE, Entry, EntryKind, JOURNAL_FIRST, Node, Place, Record, Root,
+    SUPERBLOCK_COPIES, Slot, Superblock, VolumeRecord,
+};
+use crate::units::{BLOCK_SIZE, Lsn, PoolBlock, VolumeId};
+
+/// How a pool is to be opened.
+#[derive(Clone, Debug)]
+pub struct OpenOptions {
+    /// Bytes of memory for mapping nodes.
+    pub cache_bytes: usize,
+}
+
+impl Default for OpenOptions {
+    fn default() -> Self {
+        Self { cache_bytes: 64 << 20 }
+    }
+}
+
+/// What the journal holds above the checkpoint.
+#[derive(Default)]
+struct Tail {
+    records: Vec<(Lsn, Record)>,
+    position: JournalPosition,
+    last: Lsn,
+}
+
+impl<S: Storage> Pool<S> {
+    /// Opens a pool, replaying its journal and what `log` holds of a predecessor. Nobody else may have it open: the caller
+    /// holds the lock.
+    ///
+    /// # Errors
+    /// `InvalidInput` when it is no pool, `Incompatible`, `Corrupt`, `Poisoned` when the log says that a predecessor
+    /// poisoned it, `Io`.
+    pub async fn open(storage: S, log: Box<dyn PendingLog>, options: OpenOptions) -> Result<Self> {
+        if log.is_poisoned() {
+            return Err(Error::Poisoned("the engine before this one stopped; start the pool anew".into()));
+        }
+        let (superblock, slot, stale) = read_superblock(&storage).await?;
+        if storage.size_bytes() < superblock.geometry.pool_blocks * BLOCK_SIZE as u64 {
+            return Err(Error::InvalidInput(format!(
+                "the pool is cut short: it has {} bytes of {}",
+                storage.size_bytes(),
+                superblock.geometry.pool_blocks * BLOCK_SIZE as u64
+            )));
+        }
+        if superblock.is_read_only() {
+            return Err(Error::Incompatible("the pool has features that this build cannot write".into()));
+        }
+        // A single damaged copy must never come to mean an older state.
+        for (known, copies) in stale.iter().zip(SUPERBLOCK_COPIES) {
+            for (is_stale, address) in known.iter().zip(copies) {
+                if *is_stale {
+                    let memory = to_memory(&storage, &superblock.encode());
+                    let written = storage.write_durable(address.offset_bytes(), &memory).await;
+                    written.map_err(|error| Error::io("write of the superblock's second copy", error))?;
+                }
+            }
+        }
+        let published = log.published();
+        if !published.is_empty() && superblock.session != log.session() {
+            return Err(Error::Incompatible("the pending changes are of another session of this pool".into()));
+        }
+        let session = log.session();
+        let state = new_state(&superblock, slot, log, &options);
+        let pool = Self::new(storage, state);
+        pool.load_indexes(&superblock).await?;
+        pool.load_tables(&superblock).await?;
+        let tail = pool.read_journal(&superblock).await?;
+        pool.replay(tail, &published).await?;
+        pool.inner.storage.flush().await.map_err(|error| Error::io("flush of what was replayed", error))?;
+        if session != superblock.session {
+            // Whatever is published from now on must be known to belong to this pool's present life.
+            pool.make_replay_room().await?;
+            pool.checkpoint_once().await?;
+        }
+        Ok(pool)
+    }
+
+    async fn load_indexes(&self, superblock: &Superblock) -> Result<()> {
+        for (index, reference) in superblock.group_index.iter().enumerate() {
+            let address = superblock.geometry.index_block(index as u64, reference.slot);
+            let place = Place::GroupIndex(index as u64);
+            let structure = Structure::GroupIndex;
+            let bytes = self.read_checked(address, true, reference.checksum, place, structure).await?;
+            let block = format::GroupIndex::decode(&bytes).map_err(|check| Corrupt { structure, address, check })?;
+            self.inner.state.borrow_mut().indexes.push(block);
+        }
+        Ok(())
+    }
+
+    /// Reads the volume table with every record, and the carcass table.
+    async fn load_tables(&self, superblock: &Superblock) -> Result<()> {
+        let table = self.read_table(superblock.volume_table, 0, true).await?;
+        for (number, entry) in table.leaves {
+            let id = VolumeId(number);
+            let structure = Structure::VolumeRecord;
+            let place = Place::VolumeRecord(id);
+            let bytes = self.read_checked(entry.address, entry.mirrored, entry.checksum, place, structure).await?;
+            let damage = |check| Corrupt { structure, address: entry.address, check };
+            let record = VolumeRecord::decode(&bytes).map_err(damage)?;
+            record.check_addresses(superblock.geometry.pool_blocks).map_err(damage)?;
+            let mut state = self.inner.state.borrow_mut();
+            if record.id != id || id >= state.next_volume || state.names.contains_key(&record.name) {
+                return Err(damage(Check::Inconsistent("the record is another volume's")).into());
+            }
+            state.names.insert(record.name.clone(), id);
+            state.volumes.insert(id, Volume::new(record, superblock.lsn, false));
+        }
+        let table = self.read_table(superblock.carcass_table, CARCASS_TABLE, false).await?;
+        let mut blocks = table.nodes;
+        for (number, entry) in table.leaves {
+            let structure = Structure::CarcassPage;
+            let place = Place::CarcassPage(number);
+            let bytes = self.read_checked(entry.address, entry.mirrored, entry.checksum, place, structure).await?;
+            let carcasses = format::decode_carcasses(&bytes, superblock.geometry.pool_blocks)
+                .map_err(|check| Corrupt { structure, address: entry.address, check })?;
+            blocks.push(entry.address);
+            let mut state = self.inner.state.borrow_mut();
+            state.counters.carcasses_resumed += carcasses.len() as u64;
+            for carcass in carcasses {
+                state.carcasses.insert(carcass.id, Waiting { carcass, made: Lsn(0) });
+            }
+        }
+        self.inner.state.borrow_mut().carcass_blocks = blocks;
+        Ok(())
+    }
+
+    /// Reads a table's nodes. With `keep` they stay in memory.
+    async fn read_table(&self, root: Root, base: u64, keep: bool) -> Result<Table> {
+        let mut table = Table::default();
+        let mut waiting = vec![(root.entry, root.level, 0u64)];
+        while let Some((entry, level, first)) = waiting.pop() {
+            if entry.kind != EntryKind::Node {
+                continue;
+            }
+            let structure = Structure::Node;
+            let place = Place::TableNode { level, first: base + first };
+            let bytes = self.read_checked(entry.address, entry.mirrored, entry.checksum, place, structure).await?;
+            let mut state = self.inner.state.borrow_mut();
+            let node = Node::decode_table(&bytes, level, state.geometry.pool_blocks).map_err(|check| Corrupt {
+                structure,
+                address: entry.address,
+                check,
+            })?;
+            table.nodes.push(entry.address);
+            for index in (0..ENTRIES_PER_NODE).rev() {
+                let child = node.entry(index);
+                let at = first + index as u64 * entry_span(level);
+                match (child.kind, level) {
+                    (EntryKind::Hole, _) => {}
+                    (_, 0) => table.leaves.push((at, child)),
+                    _ => waiting.push((child, level - 1, at)),
+                }
+            }
+            if keep {
+                state.cache.insert_clean(entry.address, node, place, entry.mirrored);
+            }
+        }
+        table.leaves.sort_unstable_by_key(|(number, _)| *number);
+        Ok(table)
+    }
+
+    /// Follows the chain of batches from the superblock's position.
+    async fn read_journal(&self, superblock: &Superblock) -> Result<Tail> {
+        let ring = superblock.geometry.journal_blocks;
+        let uuid = superblock.uuid;
+        let mut tail = Tail {
+            records: Vec::new(),
+            position: JournalPosition { append: superblock.journal_append, chain: superblock.journal_chain, total: 0 },
+            last: superblock.lsn,
+        };
+        let mut expected: Option<Lsn> = None;
+        loop {
+            let mut found = self.read_batch(&uuid, tail.position.append, ring, &tail, expected).await;
+            let mut skipped = 0;
+            // A batch that did not fit before the ring's end starts at its beginning.
+            let may_wrap = tail.position.append > 0 && tail.position.append + BATCH_BLOCKS_MAX as u64 > ring;
+            if may_wrap && !matches!(found, Ok(Some(_))) {
+                match self.read_batch(&uuid, 0, ring, &tail, expected).await {
+                    // Then what stands behind the last batch is dead, whatever it looks like.
+                    Ok(Some(wrapped)) => (found, skipped) = (Ok(Some(wrapped)), ring - tail.position.append),
+                    Ok(None) => {}
+                    Err(error) => found = found.and(Err(error)),
+                }
+            }
+            let found = found?;
+            let Some((header, bytes, at)) = found else { break };
+            let address = PoolBlock(JOURNAL_FIRST.0 + at);
+            let damage = |check| Corrupt { structure: Structure::Batch, address, check };
+            if header.generation > superblock.generation {
+                return Err(damage(Check::NewerGeneration(header.generation.0)).into());
+            }
+            let mut lsn = header.first;
+            let mut rest = &bytes[..];
+            while !rest.is_empty() {
+                let (record, used) =
+                    Record::decode(rest).map_err(|check| Corrupt { structure: Structure::Record, address, check })?;
+                rest = rest.get(used..).unwrap_or_default();
+                if lsn > superblock.lsn {
+                    tail.records.push((lsn, record));
+                }
+                lsn = lsn.next();
+            }
+            if lsn != header.last.next() {
+                return Err(damage(Check::Inconsistent("it holds another number of records than it says")).into());
+            }
+            expected = Some(lsn);
+            tail.last = tail.last.max(header.last);
+            let total = tail.position.total + skipped + header.blocks;
+            tail.position = JournalPosition { append: at + header.blocks, chain: header.checksum, total };
+        }
+        self.check_journal_end(superblock, &tail).await?;
+        Ok(tail)
+    }
+
+    /// The batch at `at` of the ring, if it goes on where `tail` ends.
+    async fn read_batch(
+        &self,
+        uuid: &uuid::Uuid,
+        at: u64,
+        ring: u64,
+        tail: &Tail,
+        expected: Option<Lsn>,
+    ) -> Result<Option<(format::BatchHeader, Vec<u8>, u64)>> {
+        if at >= ring {
+            return Ok(None);
+        }
+        let address = PoolBlock(JOURNAL_FIRST.0 + at);
+        let first = self.read_block(address).await?;
+        // A destroyed header is damage, not the end: the newest batch must not vanish with it.
+        let damage = |check| Corrupt { structure: Structure::Batch, address, check };
+        let Some(header) = format::batch_start(uuid, &first).map_err(damage)? else { return Ok(None) };
+        let fits = at + header.blocks <= ring;
+        let follows = match expected {
+            Some(lsn) => header.first == lsn,
+            // The first batch may hold records that the checkpoint has already.
+            None => header.first <= tail.last.next(),
+        };
+        if !fits || !follows || header.previous != tail.position.chain {
+            return Ok(None);
+        }
+        let bytes = read_bytes(&self.inner.storage, address, header.blocks as usize).await?;
+        match format::decode_batch(uuid, &bytes) {
+            Ok((header, records)) => Ok(Some((header, records, at))),
+            Err(BatchFault::Absent | BatchFault::Torn) => Ok(None),
+            Err(BatchFault::Damaged(check)) => Err(damage(check).into()),
+        }
+    }
+
+    /// After the chain's end nothing of it may be found: a later batch would prove that it went on and was damaged.
+    async fn check_journal_end(&self, superblock: &Superblock, tail: &Tail) -> Result<()> {
+        const STEP: u64 = 256;
+        let ring = superblock.geometry.journal_blocks;
+        let mut at = 0;
+        while at < ring {
+            let count = STEP.min(ring - at);
+            let bytes = read_bytes(&self.inner.storage, PoolBlock(JOURNAL_FIRST.0 + at), count as usize).await?;
+            for (offset, block) in bytes.chunks(BLOCK_SIZE).enumerate() {
+                let Some(header) = format::decode_batch_header(&superblock.uuid, block) else { continue };
+                if header.first <= tail.last.next() {
+                    continue;
+                }
+                let start = at + offset as u64;
+                if start + header.blocks > ring {
+                    continue;
+                }
+                let address = PoolBlock(JOURNAL_FIRST.0 + start);
+                let whole = read_bytes(&self.inner.storage, address, header.blocks as usize).await?;
+                if format::decode_batch(&superblock.uuid, &whole).is_ok() {
+                    let check = Check::JournalGap(tail.last.next().0);
+                    return Err(Corrupt { structure: Structure::Batch, address, check }.into());
+                }
+            }
+            at += count;
+        }
+        Ok(())
+    }
+
+    async fn replay(&self, tail: Tail, published: &[(Lsn, Vec<u8>)]) -> Result<()> {
+        let Tail { mut records, position, last } = tail;
+        let durable = last;
+        let mut adopted = Vec::new();
+        let mut next = durable.next();
+        for (lsn, bytes) in published {
+            if *lsn <= durable {
+                continue;
+            }
+            let damage = |check| Corrupt { structure: Structure::Record, address: PoolBlock(0), check };
+            if *lsn != next {
+                return Err(damage(Check::JournalGap(next.0)).into());
+            }
+            let (record, _) = Record::decode(bytes).map_err(damage)?;
+            records.push((*lsn, record));
+            adopted.push((*lsn, bytes));
+            next = lsn.next();
+        }
+        let geometry = {
+            let mut state = self.inner.state.borrow_mut();
+            let ring = state.geometry.journal_blocks;
+            state.journal = Journal::new(ring, durable, position);
+            state.counters.records_recovered = adopted.len() as u64;
+            state.counters.records_replayed = records.len() as u64;
+            state.replaying = true;
+            state.geometry
+        };
+        // What the log holds of changes that are durable already goes now.
+        self.inner.state.borrow_mut().log.release(durable);
+        let outside = |address: PoolBlock, count: u64| {
+            let end = address.0.checked_add(count).is_none_or(|end| end > geometry.pool_blocks);
+            end || geometry.group_of(address).is_none()
+        };
+        let mut groups = std::collections::BTreeSet::new();
+        for (lsn, record) in &records {
+            let mut bad = None;
+            record.named_blocks(|address, count| {
+                if outside(address, count) {
+                    bad = Some(address);
+                } else if let Some((group, _)) = geometry.group_of(address) {
+                    groups.insert(group);
+                    groups.insert(geometry.group_of(address.plus(count - 1)).map_or(group, |(last, _)| last));
+                }
+            });
+            if let Some(address) = bad {
+                let check = Check::OutOfBounds { field: "pool_block", value: address.0 };
+                tracing::error!("change {lsn} names a block outside the groups");
+                return Err(Corrupt { structure: Structure::Record, address, check }.into());
+            }
+        }
+        for group in groups {
+            if group < self.inner.state.borrow().groups_in_use {
+                self.load_group(group).await?;
+            }
+        }
+        self.claim_named(&records);
+        for (lsn, record) in records {
+            self.make_replay_room().await?;
+            self.inner.state.borrow_mut().journal_reached(lsn);
+            self.apply(record, lsn).await?;
+        }
+        let mut state = self.inner.state.borrow_mut();
+        state.replaying = false;
+        state.journal = Journal::new(geometry.journal_blocks, durable, position);
+        // The head is where the superblock says: all that was read is still in use.
+        state.journal.set_used(position.total);
+        for (lsn, bytes) in adopted {
+            state.journal.adopt(lsn, bytes);
+        }
+        Ok(())
+    }
+
+    /// First pass: no block that a record names is handed out before a checkpoint has looked at it.
+    fn claim_named(&self, records: &[(Lsn, Record)]) {
+        let mut state = self.inner.state.borrow_mut();
+        for (_, record) in records {
+            record.named_blocks(|address, count| {
+                for offset in 0..count {
+                    state.count(address.plus(offset), 0);
+                    state.allocator.claim(address.plus(offset));
+                }
+            });
+        }
+    }
+
+    /// Replay takes nodes from blocks that were free in the checkpoint; groups are read until there are enough.
+    async fn make_replay_room(&self) -> Result<()> {
+        while self.inner.state.borrow().allocator.fresh() < 128 {
+            let group = {
+                let state = self.inner.state.borrow();
+                (0..state.groups_in_use)
+                    .find(|group| !state.allocator.has_group(*group) && state.index_entry(*group).free_blocks > 0)
+            };
+            let Some(group) = group else { return Ok(()) };
+            self.load_group(group).await?;
+            // Groups that come in later hold named blocks as well: they have deltas, so they are not taken for free.
+        }
+        Ok(())
+    }
+
+    /// Second pass: one change.
+    async fn apply(&self, record: Record, lsn: Lsn) -> Result<()> {
+        let missing = |id: VolumeId| {
+            let check = Check::OutOfBounds { field: "volume", value: id.0 };
+            Error::from(Corrupt { structure: Structure::Record, address: PoolBlock(0), check })
+        };
+        let known = |id: VolumeId| {
+            let state = self.inner.state.borrow();
+            if state.volumes.contains_key(&id) { Ok(()) } else { Err(missing(id)) }
+        };
+        match record {
+            Record::Map { volume, virtual_block, pool_block, count } => {
+                known(volume)?;
+                let count = u64::from(count);
+                self.attempt(|state| {
+                    state.check_map(volume, virtual_block, count)?;
+                    state.map(volume, virtual_block, pool_block, count, lsn);
+                    Ok(())
+                })
+                .await?;
+            }
+            Record::Unmap { volume, virtual_block, count } => {
+                known(volume)?;
+                let (start, end) = (virtual_block.0, virtual_block.0.saturating_add(count));
+                self.attempt(|state| {
+                    state.check_unmap(volume, start, end)?;
+                    state.unmap(volume, start, end, lsn);
+                    Ok(())
+                })
+                .await?;
+            }
+            Record::VolumeCreated(record) => {
+                let mut state = self.inner.state.borrow_mut();
+                let blocks = record.attributes.clone();
+                state.adopt_attributes(&blocks);
+                let clock = state.clock;
+                state.add_volume(VolumeRecord { root: Root { entry: Entry::hole(clock), level: 0 }, ..*record }, lsn);
+            }
+            Record::VolumeChanged(record) => {
+                known(record.id)?;
+                let start = record.size_bytes.div_ceil(BLOCK_SIZE as u64);
+                self.attempt(|state| {
+                    state.check_unmap(record.id, start, format::VOLUME_BLOCKS_MAX)?;
+                    state.change_volume(&record, lsn);
+                    Ok(())
+                })
+                .await?;
+            }
+            Record::VolumeDeleted { volume } => {
+                known(volume)?;
+                self.inner.state.borrow_mut().remove_volume(volume, lsn);
+            }
+            Record::VolumeShared { origin, clock, created } => {
+                known(origin)?;
+                let mut state = self.inner.state.borrow_mut();
+                state.clock = state.clock.max(clock);
+                let blocks = created.attributes.clone();
+                state.adopt_attributes(&blocks);
+                state.share_volume(origin, *created, lsn);
+            }
+            Record::VolumeRolledBack { volume, snapshot, clock } => {
+                known(volume)?;
+                known(snapshot)?;
+                let mut state = self.inner.state.borrow_mut();
+                state.clock = state.clock.max(clock);
+                state.roll_back_volume(volume, snapshot, clock, lsn);
+            }
+            Record::PoolGrown { groups_in_use } => {
+                let new = self.inner.state.borrow_mut().grow_to(groups_in_use);
+                for group in new {
+                    self.load_group(group).await?;
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+/// A table as read: its nodes' blocks, and its leaves' entries by number.
+#[derive(Default)]
+struct Table {
+    nodes: Vec<PoolBlock>,
+    leaves: Vec<(u64, Entry)>,
+}
+
+async fn read_superblock<S: Storage>(storage: &S) -> Result<(Superblock, Slot, [[bool; 2]; 2])> {
+    let too_small = || Error::InvalidInput("not a plywood pool: it is too small".into());
+    let least = (SUPERBLOCK_COPIES[1][1].0 + 1) * BLOCK_SIZE as u64;
+    if storage.size_bytes() < least {
+        return Err(too_small());
+    }
+    let mut copies = Vec::new();
+    for address in SUPERBLOCK_COPIES.into_iter().flatten() {
+        copies.push(match read_bytes(storage, address, 1).await {
+            Ok(bytes) => Superblock::decode(&bytes),
+            Err(error) => Err(error),
+        });
+    }
+    let mut copies = copies.into_iter();
+    let mut next = || copies.next().unwrap_or_else(|| Err(too_small()));
+    let copies = [[next(), next()], [next(), next()]];
+    format::choose_superblock(copies)
+}
+
+fn new_state(superblock: &Superblock, slot: Slot, log: Box<dyn PendingLog>, options: &OpenOptions) -> State {
+    let geometry = superblock.geometry;
+    let position = JournalPosition { append: superblock.journal_append, chain: superblock.journal_chain, total: 0 };
+    State {
+        uuid: superblock.uuid,
+        name: superblock.name.clone(),
+        geometry,
+        generation: superblock.generation,
+        slot,
+        clock: superblock.clock,
+        groups_in_use: superblock.groups_in_use,
+        next_volume: superblock.next_volume,
+        next_carcass: superblock.next_carcass,
+        transaction_id: superblock.transaction_id,
+        table: superblock.volume_table,
+        volumes: BTreeMap::new(),
+        names: HashMap::new(),
+        deleted: Vec::new(),
+        used_blocks: superblock.used_blocks,
+        carcasses: BTreeMap::new(),
+        carcass_root: superblock.carcass_table,
+        carcass_blocks: Vec::new(),
+        carcasses_dirty: false,
+        cache: NodeCache::new(options.cache_bytes / BLOCK_SIZE),
+        deltas: Deltas::default(),
+        frozen: Deltas::default(),
+        pages: FxHashMap::default(),
+        descriptors: FxHashMap::default(),
+        indexes: Vec::new(),
+        index_refs: superblock.group_index.clone(),
+        allocator: Allocator::new(geometry),
+        groups_freed_in: std::collections::BTreeSet::new(),
+        epochs: Epochs::new(),
+        unrecorded_frees: VecDeque::new(),
+        draining_frees: VecDeque::new(),
+        journal: Journal::new(geometry.journal_blocks, superblock.lsn, position),
+        log,
+        log_promised: 0,
+        metadata_promised: 0,
+        replaying: false,
+        checkpointing: false,
+        eaten_in_image: 0,
+        poisoned: None,
+        closing: false,
+        counters: Counters::default(),
+    }
+}
+
+impl State {
+    /// During replay: more groups are in use. Answers which.
+    fn grow_to(&mut self, groups_in_use: u64) -> std::ops::Range<u64> {
+        let before = self.groups_in_use;
+        self.groups_in_use = before.max(groups_in_use.min(self.geometry.group_count()));
+        before..self.groups_in_use
+    }
+
+    /// During replay: the change about to be applied has this LSN.
+    fn journal_reached(&mut self, lsn: Lsn) {
+        let position = self.journal.position();
+        self.journal = Journal::new(self.geometry.journal_blocks, Lsn(lsn.0.saturating_sub(1)), position);
+    }
+}

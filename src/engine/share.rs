@@ -1,0 +1,250 @@
+//! Snapshots, clones and rollback: sharing a tree in O(1).
+//!
+//! The clock ticks first, the new value becomes `shared_at` of everybody who may still write (design, section 4), the root
+//! node's count goes up by one. A snapshot is acknowledged, and may be read, when every plan made before the tick has left
+//! (an in-place write planned earlier may still land in both), and then data and record are durable (rule O2).
+
+use std::collections::BTreeMap;
+
+use uuid::Uuid;
+
+use super::Storage;
+use super::control::{VOLUME_RECORD_BYTES, check_size};
+use super::info::VolumeInfo;
+use super::pool::{Pool, until};
+use super::state::State;
+use crate::error::{Error, Result};
+use crate::format::{EntryKind, OriginRef, Record, Root, VolumeFlags, VolumeRecord};
+use crate::units::{Clock, Lsn, VolumeId};
+
+/// A snapshot to be taken.
+#[derive(Clone, Debug)]
+pub struct NewSnapshot {
+    /// Its uuid, chosen by the caller.
+    pub uuid: Uuid,
+    /// Its name, in the same name space as all volumes.
+    pub name: String,
+    /// Time of creation in nanoseconds since 1970.
+    pub created: u64,
+    /// Key and value pairs.
+    pub attributes: BTreeMap<String, Vec<u8>>,
+}
+
+/// A clone to be made.
+#[derive(Clone, Debug)]
+pub struct NewClone {
+    /// Its uuid, chosen by the caller.
+    pub uuid: Uuid,
+    /// Its name.
+    pub name: String,
+    /// Time of creation in nanoseconds since 1970.
+    pub created: u64,
+    /// Size in bytes if it is to be larger than the snapshot.
+    pub size_bytes: Option<u64>,
+    /// Key and value pairs.
+    pub attributes: BTreeMap<String, Vec<u8>>,
+}
+
+impl<S: Storage> Pool<S> {
+    /// Takes a snapshot of a volume, in use or not. I/O goes on meanwhile.
+    pub async fn create_snapshot(&self, origin: VolumeId, new: NewSnapshot) -> Result<VolumeInfo> {
+        let made = Made { read_only: true, size_bytes: None, name: new.name, uuid: new.uuid, created: new.created };
+        self.share(origin, made, &new.attributes).await
+    }
+
+    /// Makes a writable volume that starts with a snapshot's content. The snapshot and its origin are not touched.
+    pub async fn create_clone(&self, snapshot: VolumeId, new: NewClone) -> Result<VolumeInfo> {
+        if let Some(size_bytes) = new.size_bytes {
+            check_size(size_bytes)?;
+        }
+        {
+            let state = self.inner.state.borrow();
+            let record = &state.volume(snapshot)?.record;
+            if !record.flags.read_only {
+                return Err(Error::InvalidInput(format!(
+                    "{} is not a snapshot; take one first (`plywood snapshot create`)",
+                    record.name
+                )));
+            }
+            if new.size_bytes.is_some_and(|size| size < record.size_bytes) {
+                return Err(Error::InvalidInput(format!(
+                    "a clone of {} is at least its {} bytes large",
+                    record.name, record.size_bytes
+                )));
+            }
+        }
+        let made =
+            Made { read_only: false, size_bytes: new.size_bytes, name: new.name, uuid: new.uuid, created: new.created };
+        self.share(snapshot, made, &new.attributes).await
+    }
+
+    async fn share(&self, origin: VolumeId, made: Made, attributes: &BTreeMap<String, Vec<u8>>) -> Result<VolumeInfo> {
+        if let Some(known) = self.check_new(made.uuid, &made.name)? {
+            return Ok(known);
+        }
+        let attributes = self.write_attributes(attributes).await?;
+        let promise = self.promise(1, VOLUME_RECORD_BYTES).await?;
+        let (id, lsn, epoch) = {
+            let mut state = self.inner.state.borrow_mut();
+            let refused = state.check_name_free(&made.name).err().or_else(|| match state.volume(origin) {
+                Ok(volume) if volume.unready => Some(Error::Busy(format!("{} is being changed", volume.record.name))),
+                Ok(_) => None,
+                Err(error) => Some(error),
+            });
+            if let Some(error) = refused {
+                state.drop_attributes(&attributes.blocks);
+                return Err(error);
+            }
+            let clock = state.tick_clock();
+            let id = state.next_volume;
+            let from = &state.volume(origin)?.record;
+            let record = VolumeRecord {
+                id,
+                uuid: made.uuid,
+                name: made.name,
+                size_bytes: made.size_bytes.unwrap_or(from.size_bytes),
+                flags: VolumeFlags { read_only: made.read_only, ..VolumeFlags::default() },
+                created_at: if made.read_only { from.created_at } else { clock },
+                shared_at: clock,
+                rolled_at: if made.read_only { from.rolled_at } else { Clock(0) },
+                rolled_to: if made.read_only { from.rolled_to } else { Clock(0) },
+                origin: Some(OriginRef { id: origin, uuid: from.uuid, clock }),
+                received_from: None,
+                own_blocks: if made.read_only { from.own_blocks } else { 0 },
+                quota_bytes: 0,
+                reservation_bytes: 0,
+                digest: None,
+                created_time: made.created,
+                depth: from.depth + 1,
+                attributes: attributes.blocks,
+                attributes_bytes: attributes.length,
+                ..from.clone()
+            };
+            let change = Record::VolumeShared { origin, clock, created: Box::new(record.clone()) };
+            let lsn = state.publish(None, &change);
+            state.share_volume(origin, record, lsn);
+            // Not to be read, cloned or rolled back to before it is acknowledged.
+            state.volume_mut(id)?.unready = true;
+            (id, lsn, state.epochs.advance())
+        };
+        drop(promise);
+        self.wait_for_epoch(epoch).await;
+        let durable = self.flush_through(lsn).await;
+        self.put_back_in_use(id);
+        durable?;
+        self.volume_by_id(id)
+    }
+
+    /// Waits until every plan made before has left.
+    pub(super) async fn wait_for_epoch(&self, epoch: super::epoch::EpochId) {
+        until(&self.inner.signals.epoch, || {
+            let state = self.inner.state.borrow();
+            state.epochs.is_over(epoch) || state.poisoned.is_some()
+        })
+        .await;
+    }
+
+    /// Gives a volume that is not in use the content of one of its snapshots again. With `keep` its present content is
+    /// first kept as a snapshot of that name.
+    pub async fn roll_back(&self, volume: VolumeId, snapshot: VolumeId, keep: Option<NewSnapshot>) -> Result<()> {
+        {
+            let state = self.inner.state.borrow();
+            let (target, source) = (&state.volume(volume)?.record, &state.volume(snapshot)?.record);
+            if target.flags.read_only {
+                return Err(Error::ReadOnly(format!("{} is a snapshot", target.name)));
+            }
+            let of_it = source.origin.is_some_and(|origin| origin.id == volume);
+            let from_it = target.origin.is_some_and(|origin| origin.id == snapshot);
+            if !source.flags.read_only || !(of_it || from_it) {
+                return Err(Error::InvalidInput(format!("{} is not a snapshot of {}", source.name, target.name)));
+            }
+            if state.volume(volume)?.open > 0 {
+                return Err(Error::Busy(format!("{} is in use; detach it first", target.name)));
+            }
+        }
+        if let Some(keep) = keep {
+            self.create_snapshot(volume, keep).await?;
+        }
+        self.take_out_of_use(volume).await?;
+        let done = self.roll_back_idle(volume, snapshot).await;
+        self.put_back_in_use(volume);
+        self.inner.signals.carcass.notify(usize::MAX);
+        done
+    }
+
+    async fn roll_back_idle(&self, volume: VolumeId, snapshot: VolumeId) -> Result<()> {
+        let promise = self.promise(1, 64).await?;
+        let lsn = {
+            let mut state = self.inner.state.borrow_mut();
+            if state.volume(snapshot)?.unready {
+                return Err(Error::Busy("the snapshot is not complete yet".into()));
+            }
+            let clock = state.tick_clock();
+            let lsn = state.publish(Some(volume), &Record::VolumeRolledBack { volume, snapshot, clock });
+            state.roll_back_volume(volume, snapshot, clock, lsn);
+            lsn
+        };
+        drop(promise);
+        self.flush_through(lsn).await
+    }
+}
+
+/// What a snapshot and a clone are made of.
+struct Made {
+    read_only: bool,
+    size_bytes: Option<u64>,
+    name: String,
+    uuid: Uuid,
+    created: u64,
+}
+
+impl State {
+    /// Adds `record` as a sharer of `origin`'s tree. A snapshot stops the origin from overwriting in place; a clone of a
+    /// snapshot touches nobody.
+    pub(super) fn share_volume(&mut self, origin: VolumeId, mut record: VolumeRecord, lsn: Lsn) {
+        let Some(from) = self.volumes.get_mut(&origin) else { return };
+        if record.flags.read_only {
+            from.record.shared_at = record.shared_at;
+            from.dirty = true;
+            from.last = lsn;
+        }
+        record.root = from.record.root;
+        record.mapped_blocks = from.record.mapped_blocks;
+        if record.flags.read_only {
+            record.own_blocks = from.record.own_blocks;
+        }
+        self.share_root(record.root);
+        self.add_volume(record, lsn);
+    }
+
+    fn share_root(&mut self, root: Root) {
+        if root.entry.kind == EntryKind::Node {
+            self.count(root.entry.address, 1);
+        }
+    }
+
+    /// Gives `volume` the tree, size and accounts of `snapshot`; its own tree becomes a carcass.
+    pub(super) fn roll_back_volume(&mut self, volume: VolumeId, snapshot: VolumeId, clock: Clock, lsn: Lsn) {
+        let (Some(old), Some(from)) = (self.volumes.get(&volume), self.volumes.get(&snapshot)) else { return };
+        let old_root = old.record.root;
+        let from = from.record.clone();
+        let taken_at = from.origin.map_or(Clock(0), |origin| origin.clock);
+        self.add_carcass(volume, old_root.entry, old_root.level, 0, false, lsn);
+        self.share_root(from.root);
+        if let Some(volume) = self.volumes.get_mut(&volume) {
+            let record = &mut volume.record;
+            // A clone rolled back to the snapshot it came from owns nothing again.
+            let of_it = from.origin.is_some_and(|origin| origin.id == record.id);
+            record.root = from.root;
+            record.size_bytes = from.size_bytes;
+            record.mapped_blocks = from.mapped_blocks;
+            record.own_blocks = if of_it { from.own_blocks } else { 0 };
+            record.created_at = if of_it { from.created_at } else { clock };
+            record.shared_at = clock;
+            record.rolled_at = clock;
+            record.rolled_to = taken_at;
+            volume.dirty = true;
+            volume.last = lsn;
+        }
+    }
+}

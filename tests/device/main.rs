@@ -1,0 +1,90 @@
+//! Device tests: real block devices, file systems and programs, driven through the `plywood` binary. They want root.
+//!
+//! A test that cannot run says why and is counted as ignored. With `PLYWOOD_REQUIRE_DEVICE` set that is a failure,
+//! unless it is the kernel that lacks what is needed. Tests run one after the other: they share the machine's loop
+//! devices and its `fuse.enable_uring`.
+
+mod containers;
+mod fio;
+mod growth;
+mod kill;
+mod refusals;
+mod space;
+mod story;
+#[path = "../support/mod.rs"]
+mod support;
+
+use libtest_mimic::{Arguments, Completion, Failed, Trial};
+use support::machine::{Need, missing};
+use support::pool::Transport;
+
+/// One test: it runs when the machine has what it needs.
+fn trial(name: &str, needs: &'static [Need], body: impl FnOnce() + Send + 'static) -> Trial {
+    let shown = name.to_owned();
+    Trial::ignorable_test(name, move || {
+        if let Some(skip) = missing(needs) {
+            let required = std::env::var_os("PLYWOOD_REQUIRE_DEVICE").is_some();
+            if required && !skip.excusable {
+                return Err(Failed::from(format!("{}, and PLYWOOD_REQUIRE_DEVICE is set", skip.reason)));
+            }
+            println!("skipped: {shown}: {}", skip.reason);
+            return Ok(Completion::ignored_with(skip.reason));
+        }
+        body();
+        Ok(Completion::Completed)
+    })
+}
+
+const EXT4: &[Need] = &[Need::FileSystem("ext4"), Need::Program("fio"), Need::Program("e2fsck")];
+const EXT4_URING: &[Need] = &[Need::FuseUring, Need::FileSystem("ext4"), Need::Program("fio"), Need::Program("e2fsck")];
+const XFS: &[Need] = &[Need::FileSystem("xfs"), Need::Program("fio"), Need::Program("xfs_repair")];
+const BTRFS: &[Need] = &[Need::FileSystem("btrfs"), Need::Program("fio"), Need::Program("btrfs")];
+const CONTAINERS: &[Need] = &[Need::FileSystem("ext4"), Need::Program("runc")];
+
+fn main() {
+    use story::{FileSystem, Story};
+
+    let mut arguments = Arguments::from_args();
+    arguments.test_threads = Some(1);
+    let full = |transport| Story { file_system: FileSystem::Ext4, transport, sector_size: 4096, layers: 20 };
+    let short = |file_system, transport, sector_size| Story { file_system, transport, sector_size, layers: 3 };
+    let tests = vec![
+        trial("whole_story_on_ext4_over_io_uring", EXT4_URING, move || full(Transport::Uring).tell()),
+        trial("whole_story_on_ext4_on_what_the_kernel_has", EXT4, move || {
+            // Where the kernel has io_uring for FUSE, the test above has told all of it.
+            let layers = if missing(&[Need::FuseUring]).is_some() { 20 } else { 2 };
+            Story { layers, ..full(Transport::Auto) }.tell();
+        }),
+        trial("short_story_on_ext4_over_classic_fuse", EXT4, move || {
+            short(FileSystem::Ext4, Transport::Classic, 4096).tell();
+        }),
+        trial("short_story_on_ext4_with_sectors_of_512", EXT4, move || {
+            short(FileSystem::Ext4, Transport::Auto, 512).tell();
+        }),
+        trial("short_story_on_xfs", XFS, move || short(FileSystem::Xfs, Transport::Auto, 4096).tell()),
+        trial("short_story_on_btrfs", BTRFS, move || short(FileSystem::Btrfs, Transport::Auto, 4096).tell()),
+        trial("fio_verifies_while_snapshots_come_and_go", EXT4, || fio::under_snapshots(Transport::Auto, 4096)),
+        trial("fio_verifies_with_sectors_of_512", EXT4, || fio::under_snapshots(Transport::Classic, 512)),
+        trial("engine_killed_under_fio_over_io_uring", EXT4_URING, || kill::under_fio(Transport::Uring)),
+        trial("engine_killed_under_fio_over_classic_fuse", EXT4, || kill::under_fio(Transport::Classic)),
+        trial("engine_killed_under_mounted_ext4", EXT4, || kill::under_ext4(Transport::Auto)),
+        trial("deleted_files_give_space_back", EXT4, space::deleted_files_give_space_back),
+        trial("fstrim_gives_space_back", EXT4, space::fstrim_gives_space_back),
+        trial("deleted_volume_gives_space_back", EXT4, space::deleted_volume_gives_space_back),
+        trial("attached_volume_grows", EXT4, growth::attached_volume_grows),
+        trial("untouched_container_owns_next_to_nothing", CONTAINERS, containers::untouched_owns_next_to_nothing),
+        trial("container_runs_and_is_dropped", CONTAINERS, containers::runs_and_is_dropped),
+        trial("detach_of_mounted_volume_names_who_and_where", EXT4, refusals::detach_of_mounted),
+        trial("detach_sees_other_mount_namespaces", EXT4, refusals::detach_in_other_namespace),
+        trial("attached_volume_is_not_deleted_or_rolled_back", EXT4, refusals::attached_is_kept),
+        trial("shrinking_below_the_file_system_is_refused", EXT4, refusals::shrink_below_file_system),
+        trial("ordinary_user_is_refused", EXT4, refusals::not_root),
+        trial("missing_fuse_and_loop_are_named", EXT4, refusals::without_devices),
+        trial("host_without_direct_io_is_refused", EXT4, refusals::without_direct_io),
+        trial("pool_in_use_is_not_created_over", EXT4, refusals::pool_in_use),
+        trial("full_host_leaves_no_half_image", EXT4, refusals::full_host_while_importing),
+        trial("sigterm_says_what_is_still_mounted", EXT4, refusals::sigterm_while_mounted),
+        trial("attach_all_brings_back_what_was_attached", EXT4, growth::attach_all_remembers),
+    ];
+    libtest_mimic::run(&arguments, tests).exit();
+}

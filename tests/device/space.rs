@@ -1,0 +1,95 @@
+//! What is freed above goes back to the host below.
+
+use std::fs;
+use std::path::Path;
+use std::time::Duration;
+
+use crate::support::command::{run, wait_until};
+use crate::support::pool::{TestPool, Transport};
+
+const FILE_BYTES: u64 = 256 << 20;
+/// Of what was freed, the part that must be back: the rest is slack for what is kept allocated for reuse (design, P5).
+const BACK_BYTES: u64 = FILE_BYTES - (96 << 20);
+/// 10 s, and 1 s for each GiB freed, is promised; machines under test are slower.
+const LIMIT: Duration = Duration::from_secs(60);
+
+fn write_large(path: &Path) {
+    let mut random = fastrand::Rng::with_seed(7);
+    let mut bytes = vec![0; 1 << 20];
+    let mut file = fs::File::create(path).expect("a large file");
+    for _ in 0..FILE_BYTES >> 20 {
+        random.fill(&mut bytes);
+        std::io::Write::write_all(&mut file, &bytes).expect("writing it");
+    }
+    file.sync_all().expect("syncing it");
+}
+
+fn wait_for_space(pool: &TestPool, full: u64) {
+    wait_until("space goes back to the host", LIMIT, || pool.host_bytes() + BACK_BYTES <= full);
+}
+
+fn with_file_system() -> (TestPool, String) {
+    let pool = TestPool::create("10G", Transport::Auto);
+    pool.done("volume create files --size 2G --sector-size 4096");
+    let device = pool.attach("files");
+    run("mkfs.ext4", ["-q", &device]).expect();
+    (pool, device)
+}
+
+/// `plywood mount` mounts with discard: rm alone is enough.
+pub fn deleted_files_give_space_back() {
+    let (pool, _) = with_file_system();
+    let point = pool.mount("files");
+    let empty = pool.host_bytes();
+    write_large(&point.join("large"));
+    let full = pool.host_bytes();
+    assert!(full >= empty + FILE_BYTES - (64 << 20), "the file takes space: {empty}, then {full}");
+    fs::remove_file(point.join("large")).expect("deleting it");
+    run("sync", ["-f", point.to_str().expect("a path")]).expect();
+    wait_for_space(&pool, full);
+    pool.unmount(&point);
+    pool.done("detach --all");
+    pool.stop();
+    pool.check();
+}
+
+/// Without the discard option fstrim does it.
+pub fn fstrim_gives_space_back() {
+    let (pool, device) = with_file_system();
+    let point = pool.mount_point("plain");
+    run("mount", [device.as_ref(), point.as_os_str()]).expect();
+    write_large(&point.join("large"));
+    let full = pool.host_bytes();
+    fs::remove_file(point.join("large")).expect("deleting it");
+    run("sync", ["-f", point.to_str().expect("a path")]).expect();
+    run("fstrim", [point.as_os_str()]).expect();
+    wait_for_space(&pool, full);
+    run("umount", [point.as_os_str()]).expect();
+    pool.done("detach files");
+    pool.stop();
+    pool.check();
+}
+
+/// A volume and its snapshot: only when both are gone is the space.
+pub fn deleted_volume_gives_space_back() {
+    let (pool, _) = with_file_system();
+    let point = pool.mount("files");
+    write_large(&point.join("large"));
+    pool.unmount(&point);
+    pool.done("snapshot create files kept");
+    let _ = pool.plywood(["detach", "files"]);
+    let full = pool.host_bytes();
+    pool.done("volume delete files --yes");
+    std::thread::sleep(Duration::from_secs(3));
+    assert!(pool.host_bytes() + (64 << 20) > full, "the snapshot still holds the blocks");
+    let used = pool.info()["used_bytes"].as_u64().expect("a number");
+    assert!(used >= FILE_BYTES, "the snapshot still holds the blocks: {used} bytes used");
+    pool.done("snapshot delete kept --yes");
+    // Somebody has to have the pool open for the background worker to go on.
+    pool.done("volume create other --size 1M");
+    pool.attach("other");
+    wait_for_space(&pool, full);
+    pool.done("detach other");
+    pool.stop();
+    pool.check();
+}
