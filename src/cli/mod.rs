@@ -7,11 +7,15 @@
 mod attach;
 mod clone;
 mod context;
+mod demo;
 mod diff;
+pub mod image;
 pub mod mount;
 mod name;
 pub mod output;
 mod pool;
+pub mod run;
+mod serve;
 pub mod size;
 mod snapshot;
 mod volume;
@@ -24,6 +28,9 @@ use clap::{Parser, Subcommand};
 
 pub use context::Context;
 pub use name::Name;
+
+use crate::daemon::{self, EngineArguments};
+use crate::export::loopdev::helper;
 
 /// Thin volumes, snapshots and clones in one sparse file, as block devices
 #[derive(Debug, Parser)]
@@ -58,8 +65,25 @@ enum Command {
     /// Unmount a volume, and undo what mount did besides
     #[command(visible_alias = "umount")]
     Unmount(mount::UnmountArguments),
+    /// Images: root file systems as chains of snapshots
+    #[command(subcommand)]
+    Image(image::ImageCommand),
+    /// Run a command in a container on a clone of an image
+    Run(run::RunArguments),
+    /// Show the whole story on one screen, with overlayfs beside it
+    Demo(demo::DemoArguments),
     /// Show the ranges that differ between two volumes of one family
     Diff(diff::DiffArguments),
+    /// Run a pool's daemon in the foreground
+    Serve(serve::ServeArguments),
+    /// Stop a pool's daemon
+    Stop(serve::StopArguments),
+    /// The engine process; started by the front
+    #[command(hide = true)]
+    Engine(EngineArguments),
+    /// Does one thing with a loop device; started by the engine process
+    #[command(hide = true, name = daemon::LOOP_HELPER)]
+    LoopHelper,
 }
 
 /// Runs the command line.
@@ -73,7 +97,7 @@ pub fn main() -> ExitCode {
         }
     };
     match run(&arguments.context, arguments.command) {
-        Ok(()) => ExitCode::SUCCESS,
+        Ok(code) => code,
         Err(error) if is_broken_pipe(&error) => ExitCode::SUCCESS,
         Err(error) => {
             let message = format!("{error:#}").replace('\n', " ");
@@ -83,7 +107,7 @@ pub fn main() -> ExitCode {
     }
 }
 
-fn run(context: &Context, command: Command) -> Result<()> {
+fn run(context: &Context, command: Command) -> Result<ExitCode> {
     match command {
         Command::Pool(command) => pool::run(context, command),
         Command::Volume(command) => volume::run(context, command),
@@ -93,8 +117,16 @@ fn run(context: &Context, command: Command) -> Result<()> {
         Command::Detach(arguments) => attach::detach(context, arguments),
         Command::Mount(arguments) => mount::mount(context, &arguments),
         Command::Unmount(arguments) => mount::unmount(context, &arguments),
+        Command::Image(command) => image::run(context, command),
+        Command::Run(arguments) => return run::run(context, &arguments),
+        Command::Demo(arguments) => return demo::demo(context, &arguments),
         Command::Diff(arguments) => diff::run(context, &arguments),
-    }
+        Command::Serve(arguments) => serve::serve(context, &arguments),
+        Command::Stop(arguments) => serve::stop(context, &arguments),
+        Command::Engine(arguments) => return serve::engine(context, &arguments),
+        Command::LoopHelper => Ok(helper::serve_one()?),
+    }?;
+    Ok(ExitCode::SUCCESS)
 }
 
 /// A command line that cannot be understood, found after parsing: exit 2.

@@ -155,7 +155,13 @@ pub async fn execute<S: Medium>(control: &Control<S>, command: Command) -> Resul
             Ok(Reply::Done)
         }
         Command::AttachList => Ok(Reply::Attached(control.devices.borrow().values().cloned().collect())),
-        Command::Attach { .. } | Command::AttachAll | Command::Detach { .. } | Command::DetachAll | Command::Stop => {
+        // Without a daemon nothing is attached; with one, this is not the way to detach.
+        Command::DetachAll if control.daemon.is_none() => Ok(Reply::Detached(protocol::Detached::default())),
+        Command::Attach { .. }
+        | Command::AttachAll
+        | Command::Detach { .. }
+        | Command::DetachAll
+        | Command::Stop { .. } => {
             Err(Error::InvalidInput(format!("{}: only a daemon can do this", command.describe())))
         }
     }

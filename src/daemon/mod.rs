@@ -8,8 +8,11 @@
 pub mod attributes;
 mod client;
 mod create;
+mod devices;
+mod engine_process;
 mod execute;
 pub mod filesystem;
+mod front_process;
 mod logging;
 mod lookup;
 pub mod mounts;
@@ -23,8 +26,11 @@ mod start;
 
 pub use client::Client;
 pub use create::{NewPool, create_pool};
+pub use devices::LOOP_HELPER;
+pub use engine_process::{EngineArguments, run_engine};
+pub use front_process::{ServeOptions, serve};
 pub use lookup::{FoundPool, find_pool, identify, running_daemons};
-pub use start::{start, wait_until_gone};
+pub use start::{running, start, wait_until_gone};
 
 /// `10.0 GiB`, for messages.
 fn size_words(bytes: u64) -> String {
