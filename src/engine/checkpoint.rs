@@ -549,13 +549,15 @@ impl State {
         let counts = self.pages.get_mut(&key).expect("loaded by the caller");
         let first = self.geometry.group_start(group).plus(u64::from(page) * COUNTS_PER_PAGE);
         let changed = Rc::make_mut(counts);
-        for (index, change) in deltas {
+        let mut damage = None;
+        deltas.for_each(|index, change| {
             let count = &mut changed[usize::from(index)];
             let block = first.plus(u64::from(index));
             let Some(new) = count.checked_add_signed(change) else {
                 let found = i64::from(*count) + i64::from(change);
                 let check = Check::Count { recorded: u64::from(*count), found: found.unsigned_abs() };
-                return Err(Corrupt { structure: Structure::SpaceMapPage, address: block, check }.into());
+                damage.get_or_insert(Corrupt { structure: Structure::SpaceMapPage, address: block, check });
+                return;
             };
             match (*count, new) {
                 (0, 1..) => image.free_blocks = image.free_blocks.saturating_sub(1),
@@ -566,6 +568,9 @@ impl State {
             if new == 0 {
                 freed.push(block);
             }
+        });
+        if let Some(damage) = damage {
+            return Err(damage.into());
         }
         Ok(Rc::clone(counts))
     }
