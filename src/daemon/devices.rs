@@ -6,8 +6,6 @@
 
 use std::collections::BTreeMap;
 use std::ffi::OsStr;
-use std::fs;
-use std::os::unix::fs::MetadataExt;
 use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -316,11 +314,9 @@ impl Daemon {
 
     fn find_devices(&self) -> Result<()> {
         let _devices = self.lock();
-        let found = helped(&LoopCommand::List { pool: self.pool })?;
-        let own =
-            fs::metadata(&self.directory).map_err(|error| Error::io("looking at the front's directory", error))?;
-        for Attached { device, number, volume, read_only, file_system } in found {
-            if file_system != own.dev() {
+        let found = helped(&LoopCommand::List { pool: self.pool, directory: self.directory.clone() })?;
+        for Attached { device, number, volume, read_only, stale } in found {
+            if stale {
                 // The front that served it has died, and it gives nothing but errors.
                 match helped(&LoopCommand::Detach { number }) {
                     Ok(_) => tracing::info!(%volume, device = %device.display(), "a dead daemon's device is gone"),

@@ -112,7 +112,7 @@ impl<S: Storage> Pool<S> {
                 Wanting::Commit => self.want_commit(),
                 Wanting::Checkpoint => self.want_checkpoint(),
                 Wanting::Metadata => {
-                    self.make_room(metadata_blocks(blocks), true).await?;
+                    self.make_room(metadata_blocks(blocks), true, 0).await?;
                     continue;
                 }
             }
@@ -229,7 +229,7 @@ impl<S: Storage> VolumeHandle<S> {
                     if refusals > 100_000 {
                         return Err(Error::NoSpace("the pool is full".into()));
                     }
-                    pool.make_room(blocks, false).await?;
+                    pool.make_room(blocks, false, metadata_blocks(end - first)).await?;
                     futures_lite::future::yield_now().await;
                     continue;
                 }

@@ -42,7 +42,7 @@ const DISK_SECTOR_SIZE: u32 = 512;
 /// Imports an image.
 #[derive(Debug, Args)]
 pub struct ImportArguments {
-    /// oci:DIR[:TAG], docker-archive:FILE, tar:FILE, dir:DIR, raw:FILE or qcow2:FILE
+    /// `oci:DIR[:TAG]`, `docker-archive:FILE`, `tar:FILE`, `dir:DIR`, `raw:FILE` or `qcow2:FILE`
     #[arg(value_parser = OsStringValueParser::new().try_map(|typed| Source::parse(&typed)))]
     source: Source,
     /// Name of the image
