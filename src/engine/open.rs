@@ -392,6 +392,9 @@ impl<S: Storage> Pool<S> {
     /// Replay takes nodes from blocks that were free in the checkpoint; groups are read until there are enough.
     async fn make_replay_room(&self) -> Result<()> {
         while self.inner.state.borrow().allocator.fresh() < 128 {
+            if self.prepare().await? {
+                continue;
+            }
             let group = {
                 let state = self.inner.state.borrow();
                 (0..state.groups_in_use)
