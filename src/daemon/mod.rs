@@ -25,12 +25,12 @@ mod server;
 mod start;
 
 pub use client::Client;
-pub use places::log as log_path;
 pub use create::{NewPool, create_pool};
 pub use devices::LOOP_HELPER;
 pub use engine_process::{EngineArguments, run_engine};
 pub use front_process::{ServeOptions, serve};
 pub use lookup::{FoundPool, find_pool, identify, running_daemons};
+pub use places::log as log_path;
 pub use start::{running, start, wait_until_gone};
 
 /// `10.0 GiB`, for messages.
