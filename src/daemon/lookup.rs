@@ -29,7 +29,7 @@ pub struct FoundPool {
 }
 
 /// Finds a pool. What has a `/` is a path; else it is the name of a pool in use, of an entry of
-/// [`POOLS_DIRECTORY`](places::POOLS_DIRECTORY), or of a file in the current directory, in this order.
+/// `/etc/plywood/pools.d`, or of a file in the current directory, in this order.
 ///
 /// # Errors
 /// [`Error::NotFound`], and those of [`identify`].

@@ -219,7 +219,7 @@ impl World {
         let storage = self.shared.storage.clone();
         let log: Box<dyn PendingLog> = Box::new(self.log.clone());
         // Room for little, so that lookups miss.
-        let options = OpenOptions { cache_bytes: 1 << 20, ..OpenOptions::default() };
+        let options = OpenOptions { cache_bytes: 1 << 20 };
         let pool = self.finish(async move { Pool::open(storage, log, options).await.expect("open of the pool") });
         let background = pool.clone();
         let shared = Rc::clone(&self.shared);

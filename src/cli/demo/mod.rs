@@ -33,7 +33,7 @@ const RATIO_CLAIMED: f64 = 200.0;
 /// Shows the whole story.
 #[derive(Clone, Debug, Args)]
 pub struct DemoArguments {
-    /// A root file system instead of one made by mmdebstrap: an archive, or oci:DIR[:TAG]
+    /// A root file system instead of one made by mmdebstrap: an archive, or `oci:DIR[:TAG]`
     #[arg(long, value_name = "TAR|oci:DIR")]
     rootfs: Option<std::ffi::OsString>,
     /// How many containers to start

@@ -81,7 +81,7 @@ pub enum End {
     Unmarked,
 }
 
-/// A tar stream. [`Archive::next`] goes to the next entry; reading gives the content of the present one.
+/// A tar stream. `next` goes to the next entry; reading gives the content of the present one.
 #[derive(Debug)]
 pub struct Archive<R> {
     reader: R,
