@@ -29,7 +29,7 @@ use clap::{Parser, Subcommand};
 pub use context::Context;
 pub use name::Name;
 
-use crate::daemon::{self, EngineArguments};
+use crate::daemon::{self, EngineArguments, logging};
 use crate::export::loopdev::helper;
 
 /// Thin volumes, snapshots and clones in one sparse file, as block devices
@@ -100,14 +100,16 @@ pub fn main() -> ExitCode {
         Ok(code) => code,
         Err(error) if is_broken_pipe(&error) => ExitCode::SUCCESS,
         Err(error) => {
-            let message = format!("{error:#}").replace('\n', " ");
-            let _ = writeln!(io::stderr(), "plywood: {message}");
+            let _ = writeln!(io::stderr(), "plywood: {}", one_line(&error));
             ExitCode::from(if error.is::<Usage>() { 2 } else { 1 })
         }
     }
 }
 
 fn run(context: &Context, command: Command) -> Result<ExitCode> {
+    if !matches!(command, Command::Serve(_) | Command::Engine(_)) {
+        logging::start(logging::COMMAND);
+    }
     match command {
         Command::Pool(command) => pool::run(context, command),
         Command::Volume(command) => volume::run(context, command),
@@ -134,6 +136,20 @@ fn run(context: &Context, command: Command) -> Result<ExitCode> {
 #[error("{0}")]
 pub struct Usage(pub &'static str);
 
+/// An error and its causes on one line. A cause that its error has told already is not told again.
+fn one_line(error: &anyhow::Error) -> String {
+    let mut told = String::new();
+    for cause in error.chain() {
+        let cause = cause.to_string();
+        if told.is_empty() {
+            told = cause;
+        } else if !told.contains(&cause) {
+            told = format!("{told}: {cause}");
+        }
+    }
+    told.replace('\n', " ")
+}
+
 /// Whoever reads our output has seen enough: `plywood volume list | head -1`.
 fn is_broken_pipe(error: &anyhow::Error) -> bool {
     let broken = |error: &io::Error| error.kind() == io::ErrorKind::BrokenPipe;
@@ -145,6 +161,15 @@ mod tests {
     use clap::CommandFactory;
 
     use super::*;
+
+    #[test]
+    fn cause_is_told_once_and_on_one_line() {
+        let cause = || io::Error::from_raw_os_error(13);
+        let told = crate::error::Error::io("opening x", cause());
+        assert_eq!(one_line(&told.into()), "opening x: Permission denied (os error 13)");
+        let untold = anyhow::Error::new(cause()).context("opening\nx");
+        assert_eq!(one_line(&untold), "opening x: Permission denied (os error 13)");
+    }
 
     #[test]
     fn definitions_are_consistent() {

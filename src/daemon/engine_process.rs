@@ -1,7 +1,7 @@
 //! The engine process: the pool, its volumes for the front, and the control socket.
 //!
 //! The main thread is the engine's: it runs tasks and sleeps in its ring. Threads beside it speak with clients, listen to
-//! signals and see to devices; what they want of the engine they hand over by a [`Remote`]. None of them outlives the
+//! signals and see to devices; what they want of the engine they hand over by a `Remote`. None of them outlives the
 //! process, and none has to: what was acknowledged is durable or in the memory that the front holds.
 
 use std::cell::RefCell;

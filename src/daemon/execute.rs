@@ -351,12 +351,16 @@ async fn set_attributes<S: Medium>(
     volume: &VolumeInfo,
     changes: BTreeMap<String, Option<Bytes>>,
 ) -> Result<()> {
-    let mut after = control.pool.attributes(volume.id).await?;
+    let before = control.pool.attributes(volume.id).await?;
+    let mut after = before.clone();
     for (key, value) in &changes {
         match value {
             Some(value) => after.insert(key.clone(), value.0.clone()),
             None => after.remove(key),
         };
+    }
+    if after == before {
+        return Ok(());
     }
     check_attributes(&after)?;
     let changes = changes.into_iter().map(|(key, value)| (key, value.map(|value| value.0))).collect();

@@ -1,6 +1,6 @@
 //! One front and one engine process for a pool in use, and the commands both understand.
 //!
-//! [`protocol`] is what is said on the control socket, [`execute`] does it on an open pool, [`Client`] is the caller's
+//! [`protocol`] is what is said on the control socket, `execute` does it on an open pool, [`Client`] is the caller's
 //! side: it reaches the engine process of a pool in use, or opens the pool file itself when nobody holds it. The same
 //! commands run through the same code either way.
 #![forbid(unsafe_code)]
@@ -13,7 +13,7 @@ mod engine_process;
 mod execute;
 pub mod filesystem;
 mod front_process;
-mod logging;
+pub mod logging;
 mod lookup;
 pub mod mounts;
 mod offline;
@@ -30,6 +30,7 @@ pub use devices::LOOP_HELPER;
 pub use engine_process::{EngineArguments, run_engine};
 pub use front_process::{ServeOptions, serve};
 pub use lookup::{FoundPool, find_pool, identify, running_daemons};
+pub use places::log as log_path;
 pub use start::{running, start, wait_until_gone};
 
 /// `10.0 GiB`, for messages.

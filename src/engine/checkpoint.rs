@@ -109,8 +109,15 @@ impl<S: Storage> Pool<S> {
         let inner = &self.inner;
         // Table nodes stay in memory; should one have been dropped, it is read before the instant.
         let dirty: Vec<VolumeId> = inner.state.borrow().volumes_to_write();
-        for id in &dirty {
-            self.attempt(|state| state.check_path(TreeKey::Table, id.0)).await?;
+        loop {
+            self.prepare_enlargement().await?;
+            for id in &dirty {
+                self.attempt(|state| state.check_path(TreeKey::Table, id.0)).await?;
+            }
+            // From here to the instant nothing waits, so what is in memory stays there.
+            if inner.state.borrow().page_missing_for_enlargement().is_none() {
+                break;
+            }
         }
         inner.checkpoints_begun.set(inner.checkpoints_begun.get() + 1);
         let mut image = inner.state.borrow_mut().take_image()?;
@@ -148,6 +155,7 @@ impl<S: Storage> Pool<S> {
                     state.groups_freed_in.insert(group);
                 }
             }
+            state.allocator.enlarge(state.geometry);
             state.checkpointing = false;
             state.counters.checkpoints += 1;
             self.after_durable(state);
@@ -474,6 +482,7 @@ impl State {
         let carcasses = self.take_carcass_image();
         let nodes = self.cache.freeze();
         debug_assert!(self.frozen.is_empty());
+        self.begin_enlargement();
         self.frozen = std::mem::take(&mut self.deltas);
         let position = self.journal.position();
         let superblock = Superblock {

@@ -83,6 +83,8 @@ pub(super) struct State {
     pub(super) uuid: Uuid,
     pub(super) name: String,
     pub(super) geometry: Geometry,
+    /// The geometry that the next checkpoint shall give the pool.
+    pub(super) enlargement: Option<Geometry>,
     pub(super) generation: Generation,
     pub(super) slot: Slot,
     pub(super) clock: Clock,

@@ -364,7 +364,9 @@ impl State {
         } else {
             self.unmap_in(volume, root.entry, root.level, 0, start, end, lsn)
         };
-        self.set_root(key, Root { entry, level: root.level });
+        // A tree that became empty has no height: the format refuses one.
+        let level = if entry.kind == EntryKind::Hole { 0 } else { root.level };
+        self.set_root(key, Root { entry, level });
     }
 
     #[expect(clippy::too_many_arguments, reason = "one recursive step: a node, where it is, and what of it goes")]

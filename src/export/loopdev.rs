@@ -61,8 +61,8 @@ pub struct Attached {
     pub volume: VolumeId,
     /// Writes are refused.
     pub read_only: bool,
-    /// Device number of the file system that its file is in: another than the front's own is a dead front's.
-    pub file_system: u64,
+    /// Its file is in the file system of another front, which must have died: it gives nothing but errors.
+    pub stale: bool,
 }
 
 fn label(pool: Uuid, volume: VolumeId) -> String {
@@ -133,14 +133,13 @@ pub fn attach(request: &AttachRequest) -> Result<Attached> {
             return Err(error);
         }
         tune(number);
-        let file_system = file.metadata().map_err(|error| Error::io("looking at the volume's file", error))?.dev();
         tracing::info!(volume = %request.volume, device = %device_path(number).display(), "attached");
         return Ok(Attached {
             device: device_path(number),
             number,
             volume: request.volume,
             read_only: request.read_only,
-            file_system,
+            stale: false,
         });
     }
     Err(Error::Busy("every free loop device was taken by somebody else first; try again".into()))
@@ -192,11 +191,7 @@ pub fn detach(number: u32) -> Result<()> {
     // O_EXCL fails while the device is mounted anywhere, or otherwise claimed, and keeps it from being mounted until it is
     // detached. Without it the kernel would accept, and detach whenever the last user goes.
     let deadline = Instant::now() + DETACH_PATIENCE;
-    let device = match OpenOptions::new().read(true).custom_flags(libc::O_EXCL | libc::O_CLOEXEC).open(&path) {
-        Ok(device) => device,
-        Err(error) if error.raw_os_error() == Some(libc::EBUSY) => return Err(busy(number)),
-        Err(error) => return Err(Error::io(format!("opening {}", path.display()), error)),
-    };
+    let Some(device) = claim(number, deadline)? else { return Ok(()) };
     // Somebody who has it open keeps it attached too, whatever the driver answers: probes go after a moment.
     while !in_use::users(number).is_empty() {
         if Instant::now() > deadline {
@@ -224,6 +219,27 @@ pub fn detach(number: u32) -> Result<()> {
     Ok(())
 }
 
+/// Opens a device so that nobody can mount it. None when it is not attached any more.
+fn claim(number: u32, deadline: Instant) -> Result<Option<File>> {
+    let path = device_path(number);
+    loop {
+        match OpenOptions::new().read(true).custom_flags(libc::O_EXCL | libc::O_CLOEXEC).open(&path) {
+            Ok(device) => return Ok(Some(device)),
+            Err(error) if matches!(error.raw_os_error(), Some(libc::ENXIO | libc::ENOENT)) => return Ok(None),
+            Err(error) if error.raw_os_error() != Some(libc::EBUSY) => {
+                return Err(Error::io(format!("opening {}", path.display()), error));
+            }
+            Err(_) => {}
+        }
+        // The mounts of a namespace whose last process has ended are undone a moment later.
+        let mounted = in_use::users(number).iter().any(|user| matches!(user, Use::Mounted { .. }));
+        if mounted || Instant::now() > deadline {
+            return Err(busy(number));
+        }
+        sleep(Duration::from_millis(20));
+    }
+}
+
 fn busy(number: u32) -> Error {
     let users: Vec<_> = in_use::users(number).iter().map(Use::to_string).collect();
     let path = device_path(number);
@@ -248,11 +264,14 @@ pub fn grow(number: u32, file: &Path, size_bytes: u64) -> Result<()> {
     device.set_capacity().map_err(|error| Error::io(format!("growing {}", path.display()), error))
 }
 
-/// The devices that carry volumes of this pool, also those that a front left behind which has died.
+/// The devices that carry volumes of this pool, also those that a front left behind which has died: their files are not in
+/// the file system mounted on `directory`.
 ///
 /// # Errors
-/// When /sys cannot be read.
-pub fn list(pool: Uuid) -> Result<Vec<Attached>> {
+/// When /sys or the directory cannot be read.
+pub fn list(pool: Uuid, directory: &Path) -> Result<Vec<Attached>> {
+    let own =
+        fs::metadata(directory).map_err(|error| Error::io(format!("looking at {}", directory.display()), error))?.dev();
     let entries = fs::read_dir("/sys/block").map_err(|error| Error::io("listing /sys/block", error))?;
     let mut found = Vec::new();
     for entry in entries.flatten() {
@@ -270,7 +289,7 @@ pub fn list(pool: Uuid) -> Result<Vec<Attached>> {
                 number,
                 volume,
                 read_only: status.flags & abi::FLAG_READ_ONLY != 0,
-                file_system: status.device,
+                stale: status.device != own,
             });
         }
     }

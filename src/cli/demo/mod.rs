@@ -33,7 +33,7 @@ const RATIO_CLAIMED: f64 = 200.0;
 /// Shows the whole story.
 #[derive(Clone, Debug, Args)]
 pub struct DemoArguments {
-    /// A root file system instead of one made by mmdebstrap: an archive, or oci:DIR[:TAG]
+    /// A root file system instead of one made by mmdebstrap: an archive, or `oci:DIR[:TAG]`
     #[arg(long, value_name = "TAR|oci:DIR")]
     rootfs: Option<std::ffi::OsString>,
     /// How many containers to start
@@ -134,7 +134,7 @@ fn claims(plywood: &Side, overlay: &Side, story: &sides::PlywoodStory) -> Vec<Cl
         Claim {
             holds: difference <= 0.01,
             text: format!(
-                "sizes and what the pool lists as its own add up to what du sees, within {:.2} %",
+                "sizes, space map and reserve add up to the growth of du within {:.2} % (the rest is metadata)",
                 difference * 100.0
             ),
         },

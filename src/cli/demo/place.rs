@@ -5,15 +5,16 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::thread;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail, ensure};
+use rustix::process::{Pid, Signal, kill_process};
 
 use super::Story;
 use crate::cli::Context;
 use crate::cli::image::Source;
 use crate::daemon::protocol::{Command as Ask, Hello};
-use crate::daemon::{Client, NewPool, create_pool};
+use crate::daemon::{Client, NewPool, create_pool, log_path, wait_until_gone};
 
 /// The pool is sparse: its size costs nothing.
 const POOL_BYTES: u64 = 64 << 30;
@@ -87,15 +88,11 @@ impl Drop for DemoPool {
             tracing::warn!(%error, "the demo's daemon could not be stopped");
             return;
         }
-        let began = Instant::now();
-        let alive = |pid: u32| {
-            let state = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
-            !state.is_empty() && !state.contains(") Z ")
-        };
-        while (alive(self.hello.front_pid) || alive(self.hello.engine_pid)) && began.elapsed() < Duration::from_secs(20)
-        {
-            thread::sleep(Duration::from_millis(10));
+        if let Err(error) = wait_until_gone(self.hello.front_pid) {
+            tracing::warn!(%error, "the demo's daemon has not ended");
         }
+        // Nobody will look for the log of a pool that is gone.
+        fs::remove_file(log_path(&self.hello.pool_name, self.hello.pool_uuid)).ok();
     }
 }
 
@@ -110,20 +107,34 @@ pub fn root_file_system(story: &Story, place: &Place) -> Result<Source> {
         return if path.exists() { Ok(Source::Tar(path.to_owned())) } else { Source::parse(given) };
     }
     let archive = place.path().join("rootfs.tar");
+    let log = place.path().join("mmdebstrap.log");
     let mut command = Command::new("mmdebstrap");
     command.args(["--quiet", "--variant=essential", &suite()]).arg(&archive);
-    let child = command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped()).spawn();
-    let child = match child {
+    let child = command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(fs::File::create(&log)?).spawn();
+    let mut child = match child {
         Err(error) if error.kind() == io::ErrorKind::NotFound => {
             bail!("mmdebstrap is not installed: apt-get install mmdebstrap, or give a root file system with --rootfs")
         }
         other => other.context("mmdebstrap")?,
     };
-    let output = child.wait_with_output()?;
+    let status = loop {
+        if let Some(status) = child.try_wait()? {
+            break status;
+        }
+        if let (Err(interrupted), Some(process)) =
+            (story.check(), i32::try_from(child.id()).ok().and_then(Pid::from_raw))
+        {
+            // It cleans up after itself when it is asked to end.
+            kill_process(process, Signal::TERM).ok();
+            child.wait()?;
+            return Err(interrupted);
+        }
+        thread::sleep(Duration::from_millis(50));
+    };
     story.check()?;
-    let said = String::from_utf8_lossy(&output.stderr);
+    let said = fs::read_to_string(&log).unwrap_or_default();
     let last = said.lines().rfind(|line| !line.trim().is_empty()).unwrap_or_default();
-    ensure!(output.status.success(), "mmdebstrap: {}: {last}", output.status);
+    ensure!(status.success(), "mmdebstrap: {status}: {last}");
     Ok(Source::Tar(archive))
 }
 

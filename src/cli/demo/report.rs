@@ -80,9 +80,9 @@ impl Report {
             times("root of a container made and mounted", &|side| side.start),
             times("first write + fsync", &|side| side.first),
             times("second write + fsync", &|side| side.second),
-            bytes("written to disk by the first, each", plywood.first_written_bytes, overlay.first_written_bytes),
-            bytes("written to disk by the second, each", plywood.second_written_bytes, overlay.second_written_bytes),
-            bytes("space taken by both, each", Some(plywood.taken_bytes), Some(overlay.taken_bytes)),
+            bytes("disk wrote during the first, each", plywood.first_written_bytes, overlay.first_written_bytes),
+            bytes("disk wrote during the second, each", plywood.second_written_bytes, overlay.second_written_bytes),
+            bytes("space taken, each", Some(plywood.taken_bytes), Some(overlay.taken_bytes)),
         ];
         Ok(output::table(&["", "plywood", &overlay.name, "ratio"], &["ratio"], rows)?)
     }
@@ -134,7 +134,8 @@ fn ratio(large: f64, small: f64) -> String {
     match large / small {
         ratio if !ratio.is_finite() => String::new(),
         ratio if ratio >= 10.0 => format!("{ratio:.0} x"),
-        ratio => format!("{ratio:.1} x"),
+        ratio if ratio >= 1.0 => format!("{ratio:.1} x"),
+        ratio => format!("1/{:.1} x", 1.0 / ratio),
     }
 }
 
@@ -144,6 +145,9 @@ mod tests {
 
     #[test]
     fn ratios_have_as_many_digits_as_they_deserve() {
-        assert_eq!([ratio(1759.0, 0.8), ratio(3.0, 2.0), ratio(1.0, 0.0)], ["2199 x", "1.5 x", ""]);
+        assert_eq!(
+            [ratio(1759.0, 0.8), ratio(3.0, 2.0), ratio(1.0, 2.5), ratio(1.0, 0.0)],
+            ["2199 x", "1.5 x", "1/2.5 x", ""]
+        );
     }
 }

@@ -35,7 +35,7 @@ pub struct Side {
     pub first_written_bytes: Option<u64>,
     /// And for the second.
     pub second_written_bytes: Option<u64>,
-    /// What the host's file system has less for both writes of all containers.
+    /// Space that the containers have of their own after both writes.
     pub taken_bytes: u64,
     /// What was tried.
     pub trials: Vec<Trial>,
@@ -87,9 +87,10 @@ pub struct Accounts {
 }
 
 impl Accounts {
-    /// All that is accounted for.
+    /// What `du` should see: the sizes that volumes are shown with, and what the pool lists as its own. Metadata is not
+    /// in it: it has to fit into what the sum may be off by.
     pub const fn accounted_bytes(&self) -> u64 {
-        self.own_bytes + self.metadata_bytes + self.layout_bytes + self.ahead_bytes
+        self.own_bytes + self.layout_bytes + self.ahead_bytes
     }
 }
 
@@ -162,7 +163,6 @@ pub fn on_plywood(story: &Story, place: &Place, source: &Source) -> Result<Plywo
     story.disk.written_bytes()?;
     let untouched_bytes =
         names.iter().map(|name| Ok(client.volume(name)?.own_bytes)).collect::<Result<Vec<_>>>()?.into_iter().max();
-    let before = taken_bytes(&place.pool_path())?;
     let roots: Vec<PathBuf> = running.iter().map(|one| root_of(one.process)).collect();
     let (first, first_written_bytes) = write_all(story, &roots, 1)?;
     let (second, second_written_bytes) = write_all(story, &roots, 2)?;
@@ -199,7 +199,7 @@ pub fn on_plywood(story: &Story, place: &Place, source: &Source) -> Result<Plywo
             second,
             first_written_bytes,
             second_written_bytes,
-            taken_bytes: after.saturating_sub(before),
+            taken_bytes: own,
             trials,
         },
         layers,

@@ -1,7 +1,7 @@
 //! `plywood image import`: one snapshot a layer, chained, each made on a clone of the one below.
 //!
-//! The top one gets the name that was asked for. Lower ones are named by their chain id (`sha256:...`), so that another
-//! image with the same lower layers finds them there and starts from them. Everything is done on working volumes, which
+//! The top one gets the name that was asked for, lower ones are named by their chain id (`sha256:...`). Each has its chain
+//! id as an attribute: another image with the same lower layers finds them there and starts from them. Everything is done on working volumes, which
 //! are gone at the end; when something fails, or a signal comes, the snapshots made so far are gone too.
 
 use std::io::IsTerminal;
@@ -42,7 +42,7 @@ const DISK_SECTOR_SIZE: u32 = 512;
 /// Imports an image.
 #[derive(Debug, Args)]
 pub struct ImportArguments {
-    /// oci:DIR[:TAG], docker-archive:FILE, tar:FILE, dir:DIR, raw:FILE or qcow2:FILE
+    /// `oci:DIR[:TAG]`, `docker-archive:FILE`, `tar:FILE`, `dir:DIR`, `raw:FILE` or `qcow2:FILE`
     #[arg(value_parser = OsStringValueParser::new().try_map(|typed| Source::parse(&typed)))]
     source: Source,
     /// Name of the image
@@ -111,7 +111,7 @@ pub fn import(context: &Context, arguments: &ImportArguments) -> Result<()> {
         return Ok(output::json("image", &value)?);
     }
     let layers = if layers == 1 { "1 layer".to_owned() } else { format!("{layers} layers") };
-    let reused = if reused == 0 { String::new() } else { format!(" ({reused} of them were here already)") };
+    let reused = if reused == 0 { String::new() } else { format!(" ({reused} here already)") };
     Ok(output::line(&format!(
         "{}: {layers}{reused}, {}, virtual size {}",
         image.name,
@@ -180,11 +180,12 @@ pub fn import_image(client: &Client, order: &Order, progress: &ProgressBar, inte
             Ok(imported)
         }
         Err(error) => {
-            drop(work);
-            if interrupt.load(Ordering::Relaxed) {
-                bail!("interrupted by a signal; the pool holds what it held before");
+            let left = work.take_away();
+            let error = if interrupt.load(Ordering::Relaxed) { anyhow!("interrupted by a signal") } else { error };
+            match left.as_slice() {
+                [] => Err(error),
+                left => Err(anyhow!("{error:#}; and could not be taken away again: {}", left.join(", "))),
             }
-            Err(error)
         }
     }
 }
@@ -213,28 +214,31 @@ fn import_layers(work: &mut Workshop<'_>, order: &Order, image: &Image, progress
         progress.set_message(format!("layer {} of {count}", index + 1));
         let is_top = index + 1 == count;
         let step = Step { filesystem, size_bytes, sector_size, number: index + 1, below: below.clone() };
-        let name = if is_top {
-            Some(order.name.clone())
-        } else {
-            let known = layer.diff_id().context("a lower layer without a diff id")?;
-            let chain = chain_id(chain.as_deref(), &known);
-            match work.find_layer(&chain, &step)? {
-                Found::Same(name) => {
-                    progress.inc(layer.stored_bytes().unwrap_or(0));
-                    reused += 1;
+        let known = layer.diff_id().map(|diff_id| chain_id(chain.as_deref(), &diff_id));
+        let found = match &known {
+            Some(chain) => work.find_layer(chain, &step)?,
+            None => Found::Free(String::new()),
+        };
+        let (volume, diff_id, name) = match found {
+            Found::Same(name) => {
+                progress.inc(layer.stored_bytes().unwrap_or(0));
+                reused += 1;
+                chain = known;
+                if !is_top {
                     below = Some(name);
-                    None
+                    continue;
                 }
-                Found::Free(name) => Some(name),
+                // The same content under one more name.
+                (work.begin(&Step { below: Some(name), ..step.clone() })?, layer.diff_id(), order.name.clone())
+            }
+            Found::Free(name) => {
+                let volume = work.begin(&step)?;
+                let unpacked = work.unpack(&volume, layer, &step, progress);
+                let diff_id = unpacked.map_err(|error| explain(work, error, size_bytes))?;
+                chain = diff_id.as_ref().map(|diff_id| chain_id(chain.as_deref(), diff_id));
+                (volume, diff_id, if is_top { order.name.clone() } else { name })
             }
         };
-        let Some(name) = name else {
-            chain = layer.diff_id().map(|diff_id| chain_id(chain.as_deref(), &diff_id));
-            continue;
-        };
-        let volume = work.begin(&step)?;
-        let diff_id = work.unpack(&volume, layer, &step, progress).map_err(|error| explain(work, error, size_bytes))?;
-        chain = diff_id.as_ref().map(|diff_id| chain_id(chain.as_deref(), diff_id));
         let mut attributes = attributes_of_layer(&step, diff_id.as_deref(), chain.as_deref());
         if is_top {
             let diff_ids: Vec<String> = diff_id.into_iter().collect();
@@ -317,6 +321,7 @@ fn attributes_of_image(
 }
 
 /// What is the same for all that is done about one layer.
+#[derive(Clone)]
 struct Step {
     filesystem: Filesystem,
     size_bytes: u64,
@@ -348,26 +353,30 @@ impl Workshop<'_> {
         if self.interrupt.load(Ordering::Relaxed) { Err(interrupted().into()) } else { Ok(()) }
     }
 
+    /// Looks for a layer among the snapshots, whatever they are called, and for a name to make it under.
     fn find_layer(&self, chain: &str, step: &Step) -> Result<Found> {
-        // The same layer on another file system, or of another size, is another snapshot.
-        let special = format!("{chain}.{}.{}.{}", step.filesystem, step.size_bytes, step.sector_size);
-        for name in [chain, special.as_str()] {
-            let volume = match self.client.volume(name) {
-                Err(failure) if failure.kind == Kind::NotFound => return Ok(Found::Free(name.to_owned())),
+        let snapshots = self.client.volumes()?;
+        for volume in snapshots.iter().filter(|volume| volume.snapshot) {
+            if volume.size_bytes != step.size_bytes || volume.sector_size != step.sector_size {
+                continue;
+            }
+            let attributes = match self.client.attributes(&volume.name) {
+                // Deleted meanwhile.
+                Err(failure) if failure.kind == Kind::NotFound => continue,
                 other => other?,
             };
-            let attributes = self.client.attributes(name)?;
             let same = |key, value: &str| labels::text(&attributes, key).as_deref() == Some(value);
-            if volume.snapshot
-                && volume.size_bytes == step.size_bytes
-                && volume.sector_size == step.sector_size
-                && same(labels::CHAIN_ID, chain)
-                && same(labels::FILESYSTEM, &step.filesystem.to_string())
-            {
-                return Ok(Found::Same(name.to_owned()));
+            if same(labels::CHAIN_ID, chain) && same(labels::FILESYSTEM, &step.filesystem.to_string()) {
+                return Ok(Found::Same(volume.name.clone()));
             }
         }
-        bail!("{special} exists already, and is not the layer of that name; rename it")
+        // The same layer on another file system, or of another size, is another snapshot.
+        let special = format!("{chain}.{}.{}.{}", step.filesystem, step.size_bytes, step.sector_size);
+        let is_free = |name: &&str| !snapshots.iter().any(|volume| volume.name == *name);
+        match [chain, special.as_str()].into_iter().find(is_free) {
+            Some(name) => Ok(Found::Free(name.to_owned())),
+            None => bail!("{special} exists already, and is not the layer of that name; rename it"),
+        }
     }
 
     /// A working volume that holds what is below this layer.
@@ -440,18 +449,26 @@ impl Workshop<'_> {
     }
 }
 
-impl Drop for Workshop<'_> {
-    fn drop(&mut self) {
+impl Workshop<'_> {
+    /// Deletes all that was made. Answers what could not be, with the reason.
+    fn take_away(&mut self) -> Vec<String> {
+        let mut left = Vec::new();
         for volume in self.working.drain(..) {
-            detach(self.client, &volume).ok();
-            if let Err(error) = self.client.delete(&volume) {
-                tracing::warn!(volume, %error, "a working volume of an import could not be deleted");
-            }
+            let gone = detach(self.client, &volume).and_then(|()| self.client.delete(&volume));
+            left.extend(gone.err().map(|failure| format!("{volume} ({failure})")));
         }
         for snapshot in self.made.drain(..).rev() {
-            if let Err(error) = self.client.delete(&snapshot) {
-                tracing::warn!(snapshot, %error, "a snapshot of a failed import could not be deleted");
-            }
+            left.extend(self.client.delete(&snapshot).err().map(|failure| format!("{snapshot} ({failure})")));
+        }
+        left
+    }
+}
+
+/// For a panic; otherwise there is nothing left by then.
+impl Drop for Workshop<'_> {
+    fn drop(&mut self) {
+        for volume in self.take_away() {
+            tracing::warn!(volume, "left behind by an import");
         }
     }
 }

@@ -113,7 +113,7 @@ impl RingQueue {
             return;
         }
         if let Err(error) = self.serve() {
-            tracing::error!(queue = self.front.queue(), %error, "a FUSE queue ended");
+            super::give_out(self.front.queue(), &error);
         }
     }
 
@@ -219,7 +219,7 @@ impl RingQueue {
                     let again = command(self.qid(), u64::from(entry), ring_command::COMMIT_AND_FETCH, commit_id);
                     self.push(&again)?;
                 }
-                libc::ENOTCONN | libc::ECANCELED => ended = true,
+                libc::ENOTCONN | libc::ECONNABORTED | libc::ECANCELED => ended = true,
                 // The kernel gave up this entry: the queue goes on with one less.
                 errno => tracing::error!(queue = self.front.queue(), entry, errno, "FUSE entry lost"),
             }
