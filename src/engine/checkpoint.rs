@@ -29,6 +29,8 @@ use crate::units::{BLOCK_SIZE, Clock, Lsn, PoolBlock, VolumeId};
 pub(super) const CARCASS_TABLE: u64 = 1 << 62;
 /// Blocks written in one operation at most.
 const RUN_BLOCKS: usize = 64;
+/// Blocks gathered before they are written and requests get their turn: bounds both the memory for them and the delay.
+const BLOCKS_AT_A_TIME: usize = 256;
 /// Operations under way at a time.
 const WRITES_MAX: usize = 16;
 
@@ -178,7 +180,8 @@ impl<S: Storage> Pool<S> {
         for (address, cached) in volume_nodes {
             finish_node(&uuid, *address, cached, &mut checksums, &mut blocks);
             done += 1;
-            if done % 256 == 0 {
+            if done % BLOCKS_AT_A_TIME == 0 {
+                self.write_blocks(std::mem::take(&mut blocks)).await?;
                 yield_now().await;
             }
         }
@@ -243,6 +246,11 @@ impl<S: Storage> Pool<S> {
             *reference = PageRef { checksum, slot, present: true };
             state.counters.pages_written += 1;
             blocks.insert(geometry.page_block(group, page, slot), bytes);
+            drop(state);
+            if blocks.len() == BLOCKS_AT_A_TIME {
+                self.write_blocks(std::mem::take(&mut blocks)).await?;
+                yield_now().await;
+            }
         }
         self.write_blocks(blocks).await?;
         Ok((groups, freed))
@@ -587,6 +595,7 @@ impl State {
         for (address, cached) in nodes {
             self.cache.thaw(address, cached.node);
         }
+        self.cache.end_freeze();
         for address in self.cache.dirty_inner() {
             self.cache.refill(address, |node, place| fill_checksums(node, checksums, place));
         }

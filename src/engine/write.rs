@@ -102,15 +102,17 @@ impl<S: Storage> Pool<S> {
                 let state = self.inner.state.borrow();
                 if state.log_free() < records_bytes {
                     Wanting::Commit
-                } else if state.cache.dirty() > state.cache.budget() / 2 {
-                    Wanting::Checkpoint
+                } else if state.cache.is_full() {
+                    Wanting::Checkpoint { due: state.is_checkpoint_due() }
                 } else {
                     Wanting::Metadata
                 }
             };
             match wanting {
                 Wanting::Commit => self.want_commit(),
-                Wanting::Checkpoint => self.want_checkpoint(),
+                Wanting::Checkpoint { due: true } => self.want_checkpoint(),
+                // The one that is running will do.
+                Wanting::Checkpoint { due: false } => {}
                 Wanting::Metadata => {
                     self.make_room(metadata_blocks(blocks), true, 0).await?;
                     continue;
@@ -127,16 +129,15 @@ impl<S: Storage> Pool<S> {
         let metadata_blocks = metadata_blocks(blocks);
         let mut state = self.inner.state.borrow_mut();
         state.check_writable()?;
-        let dirty = state.cache.dirty();
         let fits = state.log_free() >= records_bytes
-            && dirty <= state.cache.budget() / 2
+            && !state.cache.is_full()
             && state.allocator.fresh() >= state.administration_blocks() + state.metadata_promised + metadata_blocks;
         if !fits {
             return Ok(None);
         }
         state.log_promised += records_bytes;
         state.metadata_promised += metadata_blocks;
-        let much = dirty > state.cache.budget() / 4 && !state.checkpointing;
+        let much = state.is_checkpoint_due();
         let low = state.allocator.free() < super::growth::READY_BLOCKS;
         drop(state);
         if much {
@@ -152,7 +153,7 @@ impl<S: Storage> Pool<S> {
 /// What a change waits for before it may begin.
 enum Wanting {
     Commit,
-    Checkpoint,
+    Checkpoint { due: bool },
     Metadata,
 }
 
