@@ -27,7 +27,7 @@ use plywood::units::{Lsn, VolumeId};
 use signal_hook::consts::{SIGINT, SIGTERM};
 use uuid::Uuid;
 
-const POOL: Uuid = Uuid::from_u128(0x706c_7977_6f6f_64);
+const POOL: Uuid = Uuid::from_u128(0x0070_6c79_776f_6f64);
 const VOLUME: VolumeId = VolumeId(1);
 
 fn main() -> anyhow::Result<()> {

@@ -124,7 +124,14 @@ fn floors_use_only_floors_below_them() {
                 continue;
             }
         };
-        for used in used_modules(&code_only(&text)) {
+        let name = path.file_name().unwrap().to_str().unwrap();
+        if name == "tests.rs" || name.ends_with("_tests.rs") {
+            // Tests of a floor may stand on the ones above it: the engine's run on memory storage.
+            continue;
+        }
+        let code = code_only(&text);
+        let code = code.split("#[cfg(test)]").next().unwrap_or_default();
+        for used in used_modules(code) {
             uses += 1;
             if (FLOORS.contains(&used.as_str()) || FOUNDATION.contains(&used.as_str()))
                 && !allowed.contains(&used.as_str())

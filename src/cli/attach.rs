@@ -4,6 +4,7 @@ use anyhow::{Result, bail};
 use clap::Args;
 
 use super::{Context, Name, output, volume};
+use crate::daemon::attributes;
 use crate::daemon::protocol::{Attachment, Command, Reply};
 
 /// Makes volumes block devices.
@@ -38,7 +39,13 @@ pub struct DetachArguments {
 pub fn attach(context: &Context, arguments: AttachArguments) -> Result<()> {
     let client = context.daemon_client()?;
     let devices = match arguments.name {
-        Some(name) => vec![client.attach(&name.text()?, arguments.read_only)?],
+        Some(name) => {
+            let name = name.text()?;
+            let attachment = client.attach(&name, arguments.read_only)?;
+            // Whoever asks for the device itself keeps it, though it was attached for a mount before.
+            client.set_attributes(&name, [(attributes::ATTACHED_BY.to_owned(), None)].into())?;
+            vec![attachment]
+        }
         None => match client.call(Command::AttachAll)? {
             Reply::Attached(devices) => devices,
             reply => bail!("unexpected answer {reply:?}"),

@@ -7,11 +7,15 @@
 mod attach;
 mod clone;
 mod context;
+mod demo;
 mod diff;
+pub mod image;
 pub mod mount;
 mod name;
 pub mod output;
 mod pool;
+pub mod run;
+mod serve;
 pub mod size;
 mod snapshot;
 mod volume;
@@ -24,6 +28,9 @@ use clap::{Parser, Subcommand};
 
 pub use context::Context;
 pub use name::Name;
+
+use crate::daemon::{self, EngineArguments, logging};
+use crate::export::loopdev::helper;
 
 /// Thin volumes, snapshots and clones in one sparse file, as block devices
 #[derive(Debug, Parser)]
@@ -58,8 +65,25 @@ enum Command {
     /// Unmount a volume, and undo what mount did besides
     #[command(visible_alias = "umount")]
     Unmount(mount::UnmountArguments),
+    /// Images: root file systems as chains of snapshots
+    #[command(subcommand)]
+    Image(image::ImageCommand),
+    /// Run a command in a container on a clone of an image
+    Run(run::RunArguments),
+    /// Show the whole story on one screen, with overlayfs beside it
+    Demo(demo::DemoArguments),
     /// Show the ranges that differ between two volumes of one family
     Diff(diff::DiffArguments),
+    /// Run a pool's daemon in the foreground
+    Serve(serve::ServeArguments),
+    /// Stop a pool's daemon
+    Stop(serve::StopArguments),
+    /// The engine process; started by the front
+    #[command(hide = true)]
+    Engine(EngineArguments),
+    /// Does one thing with a loop device; started by the engine process
+    #[command(hide = true, name = daemon::LOOP_HELPER)]
+    LoopHelper,
 }
 
 /// Runs the command line.
@@ -73,17 +97,19 @@ pub fn main() -> ExitCode {
         }
     };
     match run(&arguments.context, arguments.command) {
-        Ok(()) => ExitCode::SUCCESS,
+        Ok(code) => code,
         Err(error) if is_broken_pipe(&error) => ExitCode::SUCCESS,
         Err(error) => {
-            let message = format!("{error:#}").replace('\n', " ");
-            let _ = writeln!(io::stderr(), "plywood: {message}");
+            let _ = writeln!(io::stderr(), "plywood: {}", one_line(&error));
             ExitCode::from(if error.is::<Usage>() { 2 } else { 1 })
         }
     }
 }
 
-fn run(context: &Context, command: Command) -> Result<()> {
+fn run(context: &Context, command: Command) -> Result<ExitCode> {
+    if !matches!(command, Command::Serve(_) | Command::Engine(_)) {
+        logging::start(logging::COMMAND);
+    }
     match command {
         Command::Pool(command) => pool::run(context, command),
         Command::Volume(command) => volume::run(context, command),
@@ -93,14 +119,36 @@ fn run(context: &Context, command: Command) -> Result<()> {
         Command::Detach(arguments) => attach::detach(context, arguments),
         Command::Mount(arguments) => mount::mount(context, &arguments),
         Command::Unmount(arguments) => mount::unmount(context, &arguments),
+        Command::Image(command) => image::run(context, command),
+        Command::Run(arguments) => return run::run(context, &arguments),
+        Command::Demo(arguments) => return demo::demo(context, &arguments),
         Command::Diff(arguments) => diff::run(context, &arguments),
-    }
+        Command::Serve(arguments) => serve::serve(context, &arguments),
+        Command::Stop(arguments) => serve::stop(context, &arguments),
+        Command::Engine(arguments) => return serve::engine(context, &arguments),
+        Command::LoopHelper => Ok(helper::serve_one()?),
+    }?;
+    Ok(ExitCode::SUCCESS)
 }
 
 /// A command line that cannot be understood, found after parsing: exit 2.
 #[derive(Debug, thiserror::Error)]
 #[error("{0}")]
 pub struct Usage(pub &'static str);
+
+/// An error and its causes on one line. A cause that its error has told already is not told again.
+fn one_line(error: &anyhow::Error) -> String {
+    let mut told = String::new();
+    for cause in error.chain() {
+        let cause = cause.to_string();
+        if told.is_empty() {
+            told = cause;
+        } else if !told.contains(&cause) {
+            told = format!("{told}: {cause}");
+        }
+    }
+    told.replace('\n', " ")
+}
 
 /// Whoever reads our output has seen enough: `plywood volume list | head -1`.
 fn is_broken_pipe(error: &anyhow::Error) -> bool {
@@ -113,6 +161,15 @@ mod tests {
     use clap::CommandFactory;
 
     use super::*;
+
+    #[test]
+    fn cause_is_told_once_and_on_one_line() {
+        let cause = || io::Error::from_raw_os_error(13);
+        let told = crate::error::Error::io("opening x", cause());
+        assert_eq!(one_line(&told.into()), "opening x: Permission denied (os error 13)");
+        let untold = anyhow::Error::new(cause()).context("opening\nx");
+        assert_eq!(one_line(&untold), "opening x: Permission denied (os error 13)");
+    }
 
     #[test]
     fn definitions_are_consistent() {

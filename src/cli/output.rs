@@ -24,7 +24,7 @@ pub fn line(text: &str) -> io::Result<()> {
 /// Prints `{"version": 1, NAME: VALUE}`.
 ///
 /// # Errors
-/// As [`line`].
+/// As `line`.
 pub fn json<T: Serialize>(name: &str, value: &T) -> io::Result<()> {
     let mut object = serde_json::Map::new();
     object.insert("version".into(), JSON_VERSION.into());
@@ -35,7 +35,7 @@ pub fn json<T: Serialize>(name: &str, value: &T) -> io::Result<()> {
 /// Prints aligned columns without lines between. The columns whose heading is in `numbers` stand to the right.
 ///
 /// # Errors
-/// As [`line`].
+/// As `line`.
 pub fn table(headings: &[&str], numbers: &[&str], rows: Vec<Vec<String>>) -> io::Result<()> {
     let mut table = Table::new();
     table.load_style(presets::NOTHING);
@@ -55,7 +55,7 @@ pub fn table(headings: &[&str], numbers: &[&str], rows: Vec<Vec<String>>) -> io:
 /// Prints `key: value` lines, the values aligned.
 ///
 /// # Errors
-/// As [`line`].
+/// As `line`.
 pub fn facts(facts: &[(&str, String)]) -> io::Result<()> {
     let width = facts.iter().map(|(key, _)| key.len()).max().unwrap_or(0) + 1;
     let lines: Vec<String> = facts

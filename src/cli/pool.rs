@@ -29,7 +29,7 @@ pub enum PoolCommand {
     },
     /// Show sizes, space and state
     Info,
-    /// Compare every count with a walk of all metadata; changes nothing
+    /// Compare every count with a walk of all metadata
     Check,
     /// Make the pool larger
     Grow {

@@ -155,7 +155,13 @@ pub async fn execute<S: Medium>(control: &Control<S>, command: Command) -> Resul
             Ok(Reply::Done)
         }
         Command::AttachList => Ok(Reply::Attached(control.devices.borrow().values().cloned().collect())),
-        Command::Attach { .. } | Command::AttachAll | Command::Detach { .. } | Command::DetachAll | Command::Stop => {
+        // Without a daemon nothing is attached; with one, this is not the way to detach.
+        Command::DetachAll if control.daemon.is_none() => Ok(Reply::Detached(protocol::Detached::default())),
+        Command::Attach { .. }
+        | Command::AttachAll
+        | Command::Detach { .. }
+        | Command::DetachAll
+        | Command::Stop { .. } => {
             Err(Error::InvalidInput(format!("{}: only a daemon can do this", command.describe())))
         }
     }
@@ -345,12 +351,16 @@ async fn set_attributes<S: Medium>(
     volume: &VolumeInfo,
     changes: BTreeMap<String, Option<Bytes>>,
 ) -> Result<()> {
-    let mut after = control.pool.attributes(volume.id).await?;
+    let before = control.pool.attributes(volume.id).await?;
+    let mut after = before.clone();
     for (key, value) in &changes {
         match value {
             Some(value) => after.insert(key.clone(), value.0.clone()),
             None => after.remove(key),
         };
+    }
+    if after == before {
+        return Ok(());
     }
     check_attributes(&after)?;
     let changes = changes.into_iter().map(|(key, value)| (key, value.map(|value| value.0))).collect();

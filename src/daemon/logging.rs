@@ -18,5 +18,5 @@ pub fn start(default: &str) {
 
 /// A daemon's processes tell what they do.
 pub const DAEMON: &str = "plywood=info";
-/// A command tells only what goes wrong.
-pub const COMMAND: &str = "plywood=warn";
+/// A command says on its own line why it failed; only what comes on top is logged.
+pub const COMMAND: &str = "plywood=error";

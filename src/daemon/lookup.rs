@@ -29,7 +29,7 @@ pub struct FoundPool {
 }
 
 /// Finds a pool. What has a `/` is a path; else it is the name of a pool in use, of an entry of
-/// [`POOLS_DIRECTORY`](places::POOLS_DIRECTORY), or of a file in the current directory, in this order.
+/// `/etc/plywood/pools.d`, or of a file in the current directory, in this order.
 ///
 /// # Errors
 /// [`Error::NotFound`], and those of [`identify`].
@@ -101,6 +101,9 @@ pub fn identify(path: &Path) -> Result<FoundPool> {
     let failed = |error: io::Error| match error.kind() {
         io::ErrorKind::NotFound => {
             Error::NotFound(format!("{shown}: no such pool; make one with plywood pool create {shown} --size SIZE"))
+        }
+        io::ErrorKind::PermissionDenied => {
+            Error::io(format!("{shown}: only root may open the pool; run as root"), error)
         }
         _ => Error::io(format!("{shown}: opening the pool"), error),
     };

@@ -1,6 +1,6 @@
 //! One front and one engine process for a pool in use, and the commands both understand.
 //!
-//! [`protocol`] is what is said on the control socket, [`execute`] does it on an open pool, [`Client`] is the caller's
+//! [`protocol`] is what is said on the control socket, `execute` does it on an open pool, [`Client`] is the caller's
 //! side: it reaches the engine process of a pool in use, or opens the pool file itself when nobody holds it. The same
 //! commands run through the same code either way.
 #![forbid(unsafe_code)]
@@ -8,9 +8,12 @@
 pub mod attributes;
 mod client;
 mod create;
+mod devices;
+mod engine_process;
 mod execute;
 pub mod filesystem;
-mod logging;
+mod front_process;
+pub mod logging;
 mod lookup;
 pub mod mounts;
 mod offline;
@@ -23,8 +26,12 @@ mod start;
 
 pub use client::Client;
 pub use create::{NewPool, create_pool};
+pub use devices::LOOP_HELPER;
+pub use engine_process::{EngineArguments, run_engine};
+pub use front_process::{ServeOptions, serve};
 pub use lookup::{FoundPool, find_pool, identify, running_daemons};
-pub use start::{start, wait_until_gone};
+pub use places::log as log_path;
+pub use start::{running, start, wait_until_gone};
 
 /// `10.0 GiB`, for messages.
 fn size_words(bytes: u64) -> String {

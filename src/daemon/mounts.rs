@@ -87,56 +87,86 @@ pub fn device_number(path: &Path) -> io::Result<(u32, u32)> {
 
 /// One use of a block device.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub struct Use {
-    /// The process that was met first with it.
-    pub process: u32,
-    /// Its command name.
-    pub command: String,
-    /// The mount point; none when the process has the device itself open.
-    pub mount_point: Option<PathBuf>,
-    /// Whether the process lives in another mount namespace than the first one met on this machine.
-    pub other_namespace: bool,
+pub enum Use {
+    /// It is mounted.
+    Mounted {
+        /// Where, as the processes of that namespace see it.
+        directory: PathBuf,
+        /// A process of that mount namespace, with its command name, when the namespace is not the machine's first.
+        elsewhere: Option<(u32, String)>,
+        /// Processes that work in it: current directory, root, program or an open file.
+        workers: Vec<(u32, String)>,
+    },
+    /// A process has the device itself open.
+    Open(u32, String),
 }
 
 impl std::fmt::Display for Use {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let Self { process, command, .. } = self;
-        match &self.mount_point {
-            Some(point) if self.other_namespace => {
-                write!(f, "mounted on {} in the mount namespace of process {process} ({command})", point.display())
+        match self {
+            Self::Open(process, command) => write!(f, "open in process {process} ({command})"),
+            Self::Mounted { directory, elsewhere, workers } => {
+                write!(f, "mounted on {}", directory.display())?;
+                if let Some((process, command)) = elsewhere {
+                    write!(f, " in the mount namespace of process {process} ({command})")?;
+                }
+                for (index, (process, command)) in workers.iter().take(WORKERS_NAMED).enumerate() {
+                    let before = if index == 0 { ", used by process" } else { "," };
+                    write!(f, "{before} {process} ({command})")?;
+                }
+                match workers.len().saturating_sub(WORKERS_NAMED) {
+                    0 => Ok(()),
+                    more => write!(f, " and {more} more"),
+                }
             }
-            Some(point) => write!(f, "mounted on {}", point.display()),
-            None => write!(f, "open in process {process} ({command})"),
         }
     }
 }
 
+/// Processes named in a message; the rest is counted.
+const WORKERS_NAMED: usize = 5;
+
 /// Who uses the block device at `path`: mounts in every mount namespace, and open descriptors. `except` are processes that
 /// do not count (our own). Processes that end meanwhile are skipped. A device that is not there has no users.
 pub fn users(path: &Path, except: &[u32]) -> Vec<Use> {
+    let Ok(device) = device_number(path) else { return Vec::new() };
+    // That of the first process; a sandbox may hide process 1 itself.
+    let home = processes().find_map(|process| fs::read_link(format!("/proc/{process}/ns/mnt")).ok());
+    let mut mounted: Vec<(PathBuf, Use)> = Vec::new();
+    let mut seen = BTreeSet::new();
     let mut found = Vec::new();
-    let Ok(device) = device_number(path) else { return found };
-    let mut namespaces = BTreeSet::new();
-    let home = fs::read_link("/proc/1/ns/mnt").ok();
-    for process in processes() {
+    for process in processes().filter(|process| !except.contains(process)) {
         let folder = PathBuf::from(format!("/proc/{process}"));
         let command = fs::read_to_string(folder.join("comm")).unwrap_or_default().trim().to_owned();
-        let namespace = fs::read_link(folder.join("ns/mnt")).ok();
-        if namespace.is_some() && namespaces.insert(namespace.clone()) {
+        let Ok(namespace) = fs::read_link(folder.join("ns/mnt")) else { continue };
+        if seen.insert(namespace.clone()) {
             let mounts = fs::read(folder.join("mountinfo")).map(|text| parse(&text)).unwrap_or_default();
-            let points = mounts.into_iter().filter(|mount| mount.is_of(path, device)).map(|mount| mount.mount_point);
-            found.extend(points.map(|point| Use {
-                process,
-                command: command.clone(),
-                mount_point: Some(point),
-                other_namespace: namespace != home,
-            }));
+            for Mount { mount_point: directory, .. } in mounts.into_iter().filter(|mount| mount.is_of(path, device)) {
+                let elsewhere = (Some(&namespace) != home.as_ref()).then(|| (process, command.clone()));
+                mounted.push((namespace.clone(), Use::Mounted { directory, elsewhere, workers: Vec::new() }));
+            }
         }
-        if !except.contains(&process) && holds_open(&folder, device) {
-            found.push(Use { process, command, mount_point: None, other_namespace: namespace != home });
+        let links = links_of(&folder);
+        if links.iter().any(|link| link == path) {
+            found.push(Use::Open(process, command.clone()));
+        }
+        for (_, used) in mounted.iter_mut().filter(|(of, _)| *of == namespace) {
+            if let Use::Mounted { directory, workers, .. } = used
+                && links.iter().any(|link| link.starts_with(&directory))
+            {
+                workers.push((process, command.clone()));
+            }
         }
     }
-    found
+    mounted.into_iter().map(|(_, used)| used).chain(found).collect()
+}
+
+/// Where a process is, and what it has open, as paths. Links are read and never followed: a stat would wait for a file
+/// system that does not answer.
+fn links_of(folder: &Path) -> Vec<PathBuf> {
+    let places = ["cwd", "root", "exe"].map(|name| folder.join(name));
+    let descriptors = fs::read_dir(folder.join("fd")).into_iter().flatten().flatten().map(|entry| entry.path());
+    places.into_iter().chain(descriptors).filter_map(|link| fs::read_link(link).ok()).collect()
 }
 
 fn processes() -> impl Iterator<Item = u32> {
@@ -144,15 +174,6 @@ fn processes() -> impl Iterator<Item = u32> {
     let mut numbers: Vec<u32> = entries.filter_map(|entry| entry.file_name().to_str()?.parse().ok()).collect();
     numbers.sort_unstable();
     numbers.into_iter()
-}
-
-fn holds_open(folder: &Path, device: (u32, u32)) -> bool {
-    let entries = fs::read_dir(folder.join("fd")).into_iter().flatten().flatten();
-    entries.map(|entry| entry.path()).any(|link| {
-        // Only device files are worth a stat: it would wait for a dead network file system.
-        fs::read_link(&link).is_ok_and(|target| target.starts_with("/dev"))
-            && device_number(&link).is_ok_and(|number| number == device)
-    })
 }
 
 #[cfg(test)]
@@ -176,6 +197,18 @@ mod tests {
     #[test]
     fn own_root_is_among_the_mounts() {
         assert!(own_mounts().unwrap().iter().any(|mount| mount.mount_point == Path::new("/")));
+    }
+
+    #[test]
+    fn words_name_the_place_the_namespace_and_a_few_workers() {
+        let workers = (1..=7).map(|process| (process, "sh".to_owned())).collect();
+        let used = Use::Mounted { directory: "/mnt".into(), elsewhere: Some((9, "bash".into())), workers };
+        assert_eq!(
+            used.to_string(),
+            "mounted on /mnt in the mount namespace of process 9 (bash), used by process 1 (sh), 2 (sh), 3 (sh), 4 (sh), \
+             5 (sh) and 2 more"
+        );
+        assert_eq!(Use::Open(3, "fio".into()).to_string(), "open in process 3 (fio)");
     }
 
     #[test]

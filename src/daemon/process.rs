@@ -3,13 +3,11 @@
 
 use std::fs;
 
-use rustix::mm::{MlockAllFlags, mlockall};
-use rustix::mount::{MountPropagationFlags, UnmountFlags, mount_change, unmount};
-use rustix::process::configure_io_flusher_behavior;
-use rustix::thread::UnshareFlags;
+use rustix::mount::{UnmountFlags, unmount};
 
 use super::mounts;
 use crate::error::{Error, Result};
+use crate::export::front;
 
 /// The major number of loop devices (`Documentation/admin-guide/devices.txt`).
 const LOOP_MAJOR: u32 = 7;
@@ -25,41 +23,41 @@ pub fn require_root(what: &str) -> Result<()> {
     Err(Error::io(format!("{what} needs root; run it with sudo"), rustix::io::Errno::PERM.into()))
 }
 
-/// Comes first in a process, before it makes threads or rings: the mark is a task's own and inherited from here on
-/// (`PR_SET_IO_FLUSHER`, Linux 5.6). With it no allocation waits for writeback to our own devices.
+/// Comes first in a process, before it makes threads or rings: the mark is a task's own and inherited from here on. With
+/// it no allocation waits for writeback to our own devices.
 pub fn become_io_flusher() {
-    if let Err(error) = configure_io_flusher_behavior(true) {
-        tracing::warn!(%error, "PR_SET_IO_FLUSHER is refused; under memory pressure the daemon may wait for its own devices");
+    if let Err(error) = front::become_io_flusher() {
+        tracing::warn!("{error}; under memory pressure the daemon may wait for its own devices");
     }
 }
 
-/// Keeps what is touched in memory, and the process alive when memory is short.
+/// Keeps what is touched in memory.
 pub fn stay_in_memory() {
-    // ONFAULT: else the whole payload area would be populated at once.
-    if let Err(error) = mlockall(MlockAllFlags::CURRENT | MlockAllFlags::FUTURE | MlockAllFlags::ONFAULT) {
-        tracing::warn!(%error, "memory cannot be locked; swap on one of its own devices would stop the daemon");
+    if let Err(error) = front::lock_memory() {
+        tracing::warn!("{error}; swap on one of its own devices would stop the daemon");
     }
+}
+
+/// Keeps this process and its children alive when memory is short.
+pub fn outlive_others() {
     if let Err(error) = fs::write("/proc/self/oom_score_adj", "-1000") {
         tracing::warn!(%error, "oom_score_adj cannot be set; the daemon may be killed when memory is short");
     }
 }
 
-/// Leaves the mount namespace of those who use the devices: a process that shares it can wait for itself when it ends
-/// (the README of ublksrv calls it the mount namespace caveat). Comes before threads are made.
+/// Leaves the mount namespace of those who use the devices: a process that shares it can wait for itself when it ends.
+/// Comes before threads are made.
 ///
 /// The copy would hold every file system of a loop device mounted at this moment, of this pool's former life or of
-/// another pool, so those are let go of, except where the pool's own file stands.
+/// another pool, so those are let go of, except the one that the pool's own file stands on, if it does.
 ///
 /// # Errors
 /// What unshare(2) and mount(2) say.
 pub fn enter_own_mount_namespace(pool_device: (u32, u32)) -> Result<()> {
-    let failed = |what: &str, error: rustix::io::Errno| Error::io(format!("own mount namespace: {what}"), error.into());
-    unshare_mounts().map_err(|error| failed("unshare", error))?;
-    let private = MountPropagationFlags::PRIVATE | MountPropagationFlags::REC;
-    mount_change("/", private).map_err(|error| failed("making it private", error))?;
+    front::enter_own_mount_namespace()?;
     let mounted = mounts::own_mounts().map_err(|error| Error::io("/proc/self/mountinfo", error))?;
     for mount in mounted.iter().rev() {
-        let of_loop = mount.device.0 == LOOP_MAJOR || mount.source.starts_with("/dev/loop");
+        let of_loop = mount.device.0 == LOOP_MAJOR || mount.source.starts_with("/dev") && is_loop(&mount.source);
         if of_loop && mount.device != pool_device && mount.mount_point.as_os_str() != "/" {
             // Somebody may be in the way of one; then it stays, as it would have without us.
             if let Err(error) = unmount(&mount.mount_point, UnmountFlags::DETACH) {
@@ -70,7 +68,6 @@ pub fn enter_own_mount_namespace(pool_device: (u32, u32)) -> Result<()> {
     Ok(())
 }
 
-#[expect(deprecated, reason = "the safe one; what it is deprecated for (descriptor tables) is not asked for here")]
-fn unshare_mounts() -> rustix::io::Result<()> {
-    rustix::thread::unshare(UnshareFlags::NEWNS)
+fn is_loop(path: &std::path::Path) -> bool {
+    path.file_name().is_some_and(|name| name.to_string_lossy().starts_with("loop"))
 }

@@ -237,22 +237,17 @@ pub enum Command {
         /// New values by key; none: delete.
         changes: BTreeMap<String, Option<Bytes>>,
     },
-    /// Stops the daemon as SIGTERM does. Answer: [`Reply::Done`] when the stop has begun.
-    Stop,
+    /// Stops the daemon. Answer: [`Reply::Done`] when the stop has begun.
+    Stop {
+        /// Also when something is in use, which then gives errors; refused otherwise.
+        force: bool,
+    },
 }
 
 impl Command {
     /// Whether only a daemon can do it.
     pub fn needs_daemon(&self) -> bool {
-        matches!(
-            self,
-            Self::Attach { .. }
-                | Self::AttachAll
-                | Self::Detach { .. }
-                | Self::DetachAll
-                | Self::AttachList
-                | Self::Stop
-        )
+        matches!(self, Self::Attach { .. } | Self::AttachAll | Self::Detach { .. } | Self::Stop { .. })
     }
 
     /// The command's name and the volume it is about, for the log.
@@ -283,7 +278,7 @@ impl Command {
             Self::Diff { from, to, .. } => format!("diff {from} {to}"),
             Self::AttributesGet { name } => pair("attributes get", name),
             Self::AttributesSet { name, .. } => pair("attributes set", name),
-            Self::Stop => "stop".into(),
+            Self::Stop { .. } => "stop".into(),
         }
     }
 

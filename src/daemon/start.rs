@@ -15,13 +15,22 @@ use crate::error::{Error, Result};
 /// How long a daemon may take until it answers: replay of a full journal, and the self-test of the transport.
 const START: Duration = Duration::from_secs(60);
 
+/// A client of the pool's daemon, when one runs.
+///
+/// # Errors
+/// When it may not be used.
+pub fn running(pool: &FoundPool) -> Result<Option<Client>> {
+    let Some(socket) = daemon_socket(pool.uuid)? else { return Ok(None) };
+    Client::connect(&socket).map(Some).map_err(|error| Error::io(socket.display().to_string(), error))
+}
+
 /// A client of the pool's daemon, which is started when it does not run.
 ///
 /// # Errors
 /// When it does not start: the last line of its log.
 pub fn start(pool: &FoundPool) -> Result<Client> {
-    if let Some(socket) = daemon_socket(pool.uuid)? {
-        return Client::connect(&socket).map_err(|error| Error::io(socket.display().to_string(), error));
+    if let Some(client) = running(pool)? {
+        return Ok(client);
     }
     process::require_root("attaching and mounting")?;
     places::make_private_directory(Path::new(places::LOG_DIRECTORY))?;
@@ -68,14 +77,16 @@ pub fn start(pool: &FoundPool) -> Result<Client> {
     }
 }
 
-/// The last line that was logged since `begin`, without what every line begins with.
+/// Why it did not start: the first line since `begin` with which one of its processes ended, or else the last of all. When
+/// the engine fails, the front says so after it.
 fn last_words(log: &mut File, begin: u64) -> Option<String> {
     let mut text = Vec::new();
     log.seek(SeekFrom::Start(begin)).ok()?;
     log.take(64 << 10).read_to_end(&mut text).ok()?;
     let text = String::from_utf8_lossy(&text);
-    let line = text.lines().rev().find(|line| !line.trim().is_empty())?;
-    Some(line.strip_prefix("plywood: ").unwrap_or(line).trim().to_owned())
+    let reason = text.lines().find_map(|line| line.strip_prefix("plywood: "));
+    let last = || text.lines().rev().find(|line| !line.trim().is_empty());
+    Some(reason.or_else(last)?.trim().to_owned())
 }
 
 /// Waits until nothing is left of a daemon that was told to stop.
@@ -112,7 +123,7 @@ mod tests {
         let begin = log.stream_position().unwrap();
         assert_eq!(last_words(&mut log, begin), None);
         log.seek(SeekFrom::End(0)).unwrap();
-        write!(log, "INFO starting\nplywood: pool is truncated\n\n").unwrap();
+        write!(log, "INFO starting\nplywood: pool is truncated\nplywood: the engine did not start\n\n").unwrap();
         assert_eq!(last_words(&mut log, begin).as_deref(), Some("pool is truncated"));
     }
 

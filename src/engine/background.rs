@@ -6,8 +6,10 @@ use super::Storage;
 use super::pool::{Pool, until};
 use crate::error::{Error, Result};
 
-/// Seconds without a change after which a checkpoint is written, and bytes of journal that make it worth while.
+/// Seconds between checkpoints of a pool in which something has changed.
 const IDLE_TICKS: u64 = 30;
+/// Seconds between checkpoints while deleted trees give blocks back, which come free with the next one.
+const FREEING_TICKS: u64 = 3;
 
 impl<S: Storage> Pool<S> {
     /// Does the background work until the pool is closed or poisoned. Spawn it once, beside the requests.
@@ -22,13 +24,17 @@ impl<S: Storage> Pool<S> {
     pub fn tick(&self) {
         let inner = &self.inner;
         inner.ticks.set(inner.ticks.get() + 1);
-        let (pending, checkpointable) = {
+        let (pending, checkpointable, freeing) = {
             let state = inner.state.borrow();
             let journal = &state.journal;
-            (journal.durable() < journal.last(), journal.used() > 0 || state.cache.dirty() > 0)
+            let changed = journal.used() > 0 || state.cache.dirty() > 0;
+            (journal.durable() < journal.last(), changed, state.counters.leaves_eaten > state.eaten_in_image)
         };
         if pending {
             self.want_commit();
+        }
+        if freeing && inner.ticks.get().is_multiple_of(FREEING_TICKS) {
+            self.want_checkpoint();
         }
         if checkpointable && inner.ticks.get().is_multiple_of(IDLE_TICKS) {
             self.want_checkpoint();

@@ -107,8 +107,15 @@ impl<S: Storage> Pool<S> {
         let inner = &self.inner;
         // Table nodes stay in memory; should one have been dropped, it is read before the instant.
         let dirty: Vec<VolumeId> = inner.state.borrow().volumes_to_write();
-        for id in &dirty {
-            self.attempt(|state| state.check_path(TreeKey::Table, id.0)).await?;
+        loop {
+            self.prepare_enlargement().await?;
+            for id in &dirty {
+                self.attempt(|state| state.check_path(TreeKey::Table, id.0)).await?;
+            }
+            // From here to the instant nothing waits, so what is in memory stays there.
+            if inner.state.borrow().page_missing_for_enlargement().is_none() {
+                break;
+            }
         }
         inner.checkpoints_begun.set(inner.checkpoints_begun.get() + 1);
         let mut image = inner.state.borrow_mut().take_image()?;
@@ -146,6 +153,7 @@ impl<S: Storage> Pool<S> {
                     state.groups_freed_in.insert(group);
                 }
             }
+            state.allocator.enlarge(state.geometry);
             state.checkpointing = false;
             state.counters.checkpoints += 1;
             self.after_durable(state);
@@ -268,7 +276,7 @@ impl<S: Storage> Pool<S> {
             }
             // Indexes come into use in order: one that is skipped would have no entry in the superblock.
             for index in superblock.group_index.len() as u64..superblock.groups_in_use.div_ceil(GROUPS_PER_INDEX) {
-                indexes.entry(index).or_insert_with(format::GroupIndex::new);
+                indexes.entry(index).or_default();
             }
             for (index, block) in &indexes {
                 let known = superblock.group_index.get(*index as usize).copied();
@@ -430,6 +438,7 @@ impl State {
     fn take_image(&mut self) -> Result<Image> {
         self.checkpointing = true;
         self.give_back_windows();
+        self.eaten_in_image = self.counters.leaves_eaten;
         let needed = self.checkpoint_blocks();
         let to_write = self.volumes_to_write();
         if self.allocator.fresh() < needed {
@@ -465,6 +474,7 @@ impl State {
         let carcasses = self.take_carcass_image();
         let nodes = self.cache.freeze();
         debug_assert!(self.frozen.is_empty());
+        self.begin_enlargement();
         self.frozen = std::mem::take(&mut self.deltas);
         let position = self.journal.position();
         let superblock = Superblock {
@@ -539,13 +549,15 @@ impl State {
         let counts = self.pages.get_mut(&key).expect("loaded by the caller");
         let first = self.geometry.group_start(group).plus(u64::from(page) * COUNTS_PER_PAGE);
         let changed = Rc::make_mut(counts);
-        for (index, change) in deltas {
+        let mut damage = None;
+        deltas.for_each(|index, change| {
             let count = &mut changed[usize::from(index)];
             let block = first.plus(u64::from(index));
             let Some(new) = count.checked_add_signed(change) else {
                 let found = i64::from(*count) + i64::from(change);
                 let check = Check::Count { recorded: u64::from(*count), found: found.unsigned_abs() };
-                return Err(Corrupt { structure: Structure::SpaceMapPage, address: block, check }.into());
+                damage.get_or_insert(Corrupt { structure: Structure::SpaceMapPage, address: block, check });
+                return;
             };
             match (*count, new) {
                 (0, 1..) => image.free_blocks = image.free_blocks.saturating_sub(1),
@@ -556,6 +568,9 @@ impl State {
             if new == 0 {
                 freed.push(block);
             }
+        });
+        if let Some(damage) = damage {
+            return Err(damage.into());
         }
         Ok(Rc::clone(counts))
     }

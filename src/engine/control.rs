@@ -254,7 +254,7 @@ impl<S: Storage> Pool<S> {
                     return Ok(Err(error));
                 }
                 let lsn = state.publish(Some(id), &Record::VolumeChanged(Box::new(record.clone())));
-                state.change_volume(record, lsn);
+                state.change_volume(&record, lsn);
                 Ok(Ok(lsn))
             })
             .await??;
@@ -370,7 +370,7 @@ impl State {
     }
 
     /// Replaces a volume's properties by those of `record`; its tree stays, but for what a smaller size cuts off.
-    pub(super) fn change_volume(&mut self, record: VolumeRecord, lsn: Lsn) {
+    pub(super) fn change_volume(&mut self, record: &VolumeRecord, lsn: Lsn) {
         let id = record.id;
         let Some(volume) = self.volumes.get_mut(&id) else { return };
         let old = volume.record.clone();

@@ -19,19 +19,22 @@ impl<S: Storage> Pool<S> {
     /// Makes room for `blocks` data or metadata blocks: takes windows back, prepares host space, waits for what has been
     /// freed, and at last forces a checkpoint. The caller tries again after `Ok`. Nothing may be held.
     ///
+    /// `alongside` are the metadata blocks that the caller will have been promised when it takes its data blocks: they
+    /// count as taken here already, or a plan that misses by a few would be told again and again that there is room.
+    ///
     /// # Errors
     /// `NoSpace` when nothing helps.
-    pub(super) async fn make_room(&self, blocks: u64, metadata: bool) -> Result<()> {
+    pub(super) async fn make_room(&self, blocks: u64, metadata: bool, alongside: u64) -> Result<()> {
         let inner = &self.inner;
         loop {
             {
                 let mut state = inner.state.borrow_mut();
                 state.check_writable()?;
-                if state.has_room(blocks, metadata) {
+                if state.has_room(blocks, metadata, alongside) {
                     return Ok(());
                 }
                 state.give_back_windows();
-                if state.has_room(blocks, metadata) {
+                if state.has_room(blocks, metadata, alongside) {
                     return Ok(());
                 }
             }
@@ -80,7 +83,7 @@ impl<S: Storage> Pool<S> {
                 continue;
             }
             let mut state = inner.state.borrow_mut();
-            if state.has_room(blocks, metadata) {
+            if state.has_room(blocks, metadata, alongside) {
                 return Ok(());
             }
             state.counters.space_refusals += 1;
@@ -316,13 +319,13 @@ impl<S: Storage> Pool<S> {
 }
 
 impl State {
-    fn has_room(&self, blocks: u64, metadata: bool) -> bool {
+    fn has_room(&self, blocks: u64, metadata: bool, alongside: u64) -> bool {
         let (free, fresh) = (self.allocator.free(), self.allocator.fresh());
         if metadata {
             return fresh >= self.administration_blocks() + self.metadata_promised + blocks;
         }
         let recycled = free.saturating_sub(fresh);
-        recycled + fresh.saturating_sub(self.data_reserve_blocks()) >= blocks
+        recycled + fresh.saturating_sub(self.data_reserve_blocks() + alongside) >= blocks
     }
 
     /// Adds a group that was in use before: free is what the durable counts say, nothing has touched since, and no freed

@@ -16,13 +16,13 @@ use super::pool::{Pool, read_bytes, to_memory};
 use super::space::{Allocator, Deltas};
 use super::state::{State, Volume, Waiting};
 use super::tree::entry_span;
-use super::{Counters, PendingLog, Storage};
+use super::{Counters, Memory, PendingLog, Storage};
 use crate::error::{Check, Corrupt, Error, Result, Structure};
 use crate::format::{
     self, BATCH_BLOCKS_MAX, BatchFault, ENTRIES_PER_NODE, Entry, EntryKind, JOURNAL_FIRST, Node, Place, Record, Root,
     SUPERBLOCK_COPIES, Slot, Superblock, VolumeRecord,
 };
-use crate::units::{BLOCK_SIZE, Lsn, PoolBlock, VolumeId};
+use crate::units::{BLOCK_BYTES, BLOCK_SIZE, Lsn, PoolBlock, SECTOR_SIZE, VolumeId};
 
 /// How a pool is to be opened.
 #[derive(Clone, Debug)]
@@ -271,30 +271,37 @@ impl<S: Storage> Pool<S> {
     /// After the chain's end nothing of it may be found: a later batch would prove that it went on and was damaged.
     async fn check_journal_end(&self, superblock: &Superblock, tail: &Tail) -> Result<()> {
         const STEP: u64 = 256;
+        const READS_MAX: usize = 8;
         let ring = superblock.geometry.journal_blocks;
-        let mut at = 0;
-        while at < ring {
-            let count = STEP.min(ring - at);
-            let bytes = read_bytes(&self.inner.storage, PoolBlock(JOURNAL_FIRST.0 + at), count as usize).await?;
-            for (offset, block) in bytes.chunks(BLOCK_SIZE).enumerate() {
-                let Some(header) = format::decode_batch_header(&superblock.uuid, block) else { continue };
-                if header.first <= tail.last.next() {
-                    continue;
-                }
+        let storage = &self.inner.storage;
+        let mut under_way = VecDeque::new();
+        let mut starts = (0..ring).step_by(STEP as usize).peekable();
+        let mut head = vec![0; SECTOR_SIZE];
+        loop {
+            while under_way.len() < READS_MAX
+                && let Some(at) = starts.next()
+            {
+                let memory = storage.allocate((STEP.min(ring - at) * BLOCK_BYTES) as usize);
+                let read = storage.read(PoolBlock(JOURNAL_FIRST.0 + at).offset_bytes(), &memory);
+                under_way.push_back((at, memory, read));
+            }
+            let Some((at, memory, read)) = under_way.pop_front() else { return Ok(()) };
+            read.await.map_err(|error| Error::io("read of the journal", error))?;
+            for offset in 0..memory.len() / BLOCK_SIZE {
+                memory.read(offset * BLOCK_SIZE, &mut head);
+                let Some(header) = format::decode_batch_header(&superblock.uuid, &head) else { continue };
                 let start = at + offset as u64;
-                if start + header.blocks > ring {
+                if header.first <= tail.last.next() || start + header.blocks > ring {
                     continue;
                 }
                 let address = PoolBlock(JOURNAL_FIRST.0 + start);
-                let whole = read_bytes(&self.inner.storage, address, header.blocks as usize).await?;
+                let whole = read_bytes(storage, address, header.blocks as usize).await?;
                 if format::decode_batch(&superblock.uuid, &whole).is_ok() {
                     let check = Check::JournalGap(tail.last.next().0);
                     return Err(Corrupt { structure: Structure::Batch, address, check }.into());
                 }
             }
-            at += count;
         }
-        Ok(())
     }
 
     async fn replay(&self, tail: Tail, published: &[(Lsn, Vec<u8>)]) -> Result<()> {
@@ -440,7 +447,7 @@ impl<S: Storage> Pool<S> {
                 let start = record.size_bytes.div_ceil(BLOCK_SIZE as u64);
                 self.attempt(|state| {
                     state.check_unmap(record.id, start, format::VOLUME_BLOCKS_MAX)?;
-                    state.change_volume((*record).clone(), lsn);
+                    state.change_volume(&record, lsn);
                     Ok(())
                 })
                 .await?;
@@ -465,11 +472,7 @@ impl<S: Storage> Pool<S> {
                 state.roll_back_volume(volume, snapshot, clock, lsn);
             }
             Record::PoolGrown { groups_in_use } => {
-                let mut state = self.inner.state.borrow_mut();
-                let groups_in_use = groups_in_use.min(state.geometry.group_count());
-                let new = state.groups_in_use..groups_in_use;
-                state.groups_in_use = state.groups_in_use.max(groups_in_use);
-                drop(state);
+                let new = self.inner.state.borrow_mut().grow_to(groups_in_use);
                 for group in new {
                     self.load_group(group).await?;
                 }
@@ -511,6 +514,7 @@ fn new_state(superblock: &Superblock, slot: Slot, log: Box<dyn PendingLog>, opti
     State {
         uuid: superblock.uuid,
         name: superblock.name.clone(),
+        enlargement: None,
         geometry,
         generation: superblock.generation,
         slot,
@@ -546,6 +550,7 @@ fn new_state(superblock: &Superblock, slot: Slot, log: Box<dyn PendingLog>, opti
         metadata_promised: 0,
         replaying: false,
         checkpointing: false,
+        eaten_in_image: 0,
         poisoned: None,
         closing: false,
         counters: Counters::default(),
@@ -553,6 +558,13 @@ fn new_state(superblock: &Superblock, slot: Slot, log: Box<dyn PendingLog>, opti
 }
 
 impl State {
+    /// During replay: more groups are in use. Answers which.
+    fn grow_to(&mut self, groups_in_use: u64) -> std::ops::Range<u64> {
+        let before = self.groups_in_use;
+        self.groups_in_use = before.max(groups_in_use.min(self.geometry.group_count()));
+        before..self.groups_in_use
+    }
+
     /// During replay: the change about to be applied has this LSN.
     fn journal_reached(&mut self, lsn: Lsn) {
         let position = self.journal.position();

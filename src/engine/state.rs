@@ -10,12 +10,12 @@ use super::cache::NodeCache;
 use super::epoch::{EpochId, Epochs};
 use super::journal::Journal;
 use super::ranges::Ranges;
-use super::space::{Allocator, Deltas, PageKey, Window};
+use super::space::{Allocator, Deltas, PageKey, Run, Window};
 use super::{Counters, PendingLog};
 use crate::error::{Error, Result};
 use crate::format::{
-    Carcass, Entry, EntryKind, Geometry, GroupDescriptor, GroupIndex, GroupIndexRef, Place, Record, Root, Slot,
-    VolumeRecord,
+    Carcass, ENTRIES_PER_NODE, Entry, EntryKind, Geometry, GroupDescriptor, GroupIndex, GroupIndexRef, Node, Place,
+    Record, Root, Slot, VolumeRecord,
 };
 use crate::units::{Clock, Generation, Lsn, PoolBlock, VirtualBlock, VolumeId};
 
@@ -83,6 +83,8 @@ pub(super) struct State {
     pub(super) uuid: Uuid,
     pub(super) name: String,
     pub(super) geometry: Geometry,
+    /// The geometry that the next checkpoint shall give the pool.
+    pub(super) enlargement: Option<Geometry>,
     pub(super) generation: Generation,
     pub(super) slot: Slot,
     pub(super) clock: Clock,
@@ -126,6 +128,8 @@ pub(super) struct State {
     pub(super) metadata_promised: u64,
     pub(super) replaying: bool,
     pub(super) checkpointing: bool,
+    /// Steps of the carcass worker that the last checkpoint's image has.
+    pub(super) eaten_in_image: u64,
     pub(super) poisoned: Option<String>,
     pub(super) closing: bool,
     pub(super) counters: Counters,
@@ -207,6 +211,33 @@ impl State {
     /// Adds to the count of a block.
     pub(super) fn count(&mut self, block: PoolBlock, change: i32) {
         self.deltas.add(&self.geometry, block, change);
+    }
+
+    /// Adds to the counts of `count` consecutive blocks.
+    pub(super) fn count_run(&mut self, start: PoolBlock, count: u64, change: i32) {
+        self.deltas.add_run(&self.geometry, start, count, change);
+    }
+
+    /// Adds to the counts of all that a node points at, neighbours together.
+    pub(super) fn count_children(&mut self, node: &Node, change: i32) {
+        let mut run: Option<Run> = None;
+        for index in 0..ENTRIES_PER_NODE {
+            let child = node.entry(index);
+            if child.kind == EntryKind::Hole {
+                continue;
+            }
+            match &mut run {
+                Some(run) if run.start.plus(run.count) == child.address => run.count += 1,
+                _ => {
+                    if let Some(run) = run.replace(Run { start: child.address, count: 1 }) {
+                        self.count_run(run.start, run.count, change);
+                    }
+                }
+            }
+        }
+        if let Some(run) = run {
+            self.count_run(run.start, run.count, change);
+        }
     }
 
     /// Gives up a block that one entry of a volume mapped. An exclusive one may be used again as soon as `lsn` is durable

@@ -137,12 +137,7 @@ impl State {
             }
             self.cache.remove(entry.address);
         } else {
-            for index in 0..ENTRIES_PER_NODE {
-                let child = cached.node.entry(index);
-                if child.kind != EntryKind::Hole {
-                    self.count(child.address, 1);
-                }
-            }
+            self.count_children(&cached.node, 1);
             self.count(entry.address, -1);
             self.counters.nodes_shadowed += 1;
         }
@@ -268,24 +263,30 @@ impl State {
         let clock = self.clock;
         let created_at = self.volumes.get(&volume).map_or(Clock(0), |volume| volume.record.created_at);
         let (mut own, mut mapped) = (0i64, 0i64);
-        let mut leaf = PoolBlock(0);
-        for offset in 0..count {
-            let at = block.0 + offset;
-            if offset == 0 || entry_index(at, 0) == 0 {
-                leaf = self.own_path(key, at);
-            }
-            let index = entry_index(at, 0);
+        let mut replaced: Vec<Entry> = Vec::new();
+        let mut done = 0;
+        while done < count {
+            let first = block.0 + done;
+            let part = (ENTRIES_PER_NODE as u64 - first % ENTRIES_PER_NODE as u64).min(count - done);
+            let leaf = self.own_path(key, first);
             let node = self.cache.dirty_node(leaf);
-            let old = node.entry(index);
-            node.set(index, Entry::block(pool_block.plus(offset), clock));
-            self.count(pool_block.plus(offset), 1);
-            if old.kind == EntryKind::Block {
-                own += i64::from(old.birth < created_at);
-                self.drop_block(old, shared_at, lsn);
-            } else {
-                own += 1;
-                mapped += 1;
+            for at in first..first + part {
+                let index = entry_index(at, 0);
+                let old = node.entry(index);
+                node.set(index, Entry::block(pool_block.plus(at - block.0), clock));
+                if old.kind == EntryKind::Block {
+                    own += i64::from(old.birth < created_at);
+                    replaced.push(old);
+                } else {
+                    own += 1;
+                    mapped += 1;
+                }
             }
+            done += part;
+        }
+        self.count_run(pool_block, count, 1);
+        for old in replaced {
+            self.drop_block(old, shared_at, lsn);
         }
         self.account(volume, own, mapped);
     }
@@ -363,7 +364,9 @@ impl State {
         } else {
             self.unmap_in(volume, root.entry, root.level, 0, start, end, lsn)
         };
-        self.set_root(key, Root { entry, level: root.level });
+        // A tree that became empty has no height: the format refuses one.
+        let level = if entry.kind == EntryKind::Hole { 0 } else { root.level };
+        self.set_root(key, Root { entry, level });
     }
 
     #[expect(clippy::too_many_arguments, reason = "one recursive step: a node, where it is, and what of it goes")]

@@ -112,7 +112,7 @@ impl<S: Storage> Pool<S> {
                 Wanting::Commit => self.want_commit(),
                 Wanting::Checkpoint => self.want_checkpoint(),
                 Wanting::Metadata => {
-                    self.make_room(metadata_blocks(blocks), true).await?;
+                    self.make_room(metadata_blocks(blocks), true, 0).await?;
                     continue;
                 }
             }
@@ -224,10 +224,13 @@ impl<S: Storage> VolumeHandle<S> {
                 Err(Unplanned::Space(blocks)) => {
                     drop((stay, held, promise));
                     refusals += 1;
-                    if refusals > 64 {
+                    // Room was made each time, and others were faster: under load a large write may lose many times
+                    // in a row. Whether the pool is full is for `make_room` to say; this bound is for bugs.
+                    if refusals > 100_000 {
                         return Err(Error::NoSpace("the pool is full".into()));
                     }
-                    pool.make_room(blocks, false).await?;
+                    pool.make_room(blocks, false, metadata_blocks(end - first)).await?;
+                    futures_lite::future::yield_now().await;
                     continue;
                 }
             };

@@ -61,8 +61,8 @@ pub struct Attached {
     pub volume: VolumeId,
     /// Writes are refused.
     pub read_only: bool,
-    /// Device number of the file system that its file is in: another than the front's own is a dead front's.
-    pub file_system: u64,
+    /// Its file is in the file system of another front, which must have died: it gives nothing but errors.
+    pub stale: bool,
 }
 
 fn label(pool: Uuid, volume: VolumeId) -> String {
@@ -133,14 +133,13 @@ pub fn attach(request: &AttachRequest) -> Result<Attached> {
             return Err(error);
         }
         tune(number);
-        let file_system = file.metadata().map_err(|error| Error::io("looking at the volume's file", error))?.dev();
         tracing::info!(volume = %request.volume, device = %device_path(number).display(), "attached");
         return Ok(Attached {
             device: device_path(number),
             number,
             volume: request.volume,
             read_only: request.read_only,
-            file_system,
+            stale: false,
         });
     }
     Err(Error::Busy("every free loop device was taken by somebody else first; try again".into()))
@@ -248,11 +247,14 @@ pub fn grow(number: u32, file: &Path, size_bytes: u64) -> Result<()> {
     device.set_capacity().map_err(|error| Error::io(format!("growing {}", path.display()), error))
 }
 
-/// The devices that carry volumes of this pool, also those that a front left behind which has died.
+/// The devices that carry volumes of this pool, also those that a front left behind which has died: their files are not in
+/// the file system mounted on `directory`.
 ///
 /// # Errors
-/// When /sys cannot be read.
-pub fn list(pool: Uuid) -> Result<Vec<Attached>> {
+/// When /sys or the directory cannot be read.
+pub fn list(pool: Uuid, directory: &Path) -> Result<Vec<Attached>> {
+    let own =
+        fs::metadata(directory).map_err(|error| Error::io(format!("looking at {}", directory.display()), error))?.dev();
     let entries = fs::read_dir("/sys/block").map_err(|error| Error::io("listing /sys/block", error))?;
     let mut found = Vec::new();
     for entry in entries.flatten() {
@@ -270,7 +272,7 @@ pub fn list(pool: Uuid) -> Result<Vec<Attached>> {
                 number,
                 volume,
                 read_only: status.flags & abi::FLAG_READ_ONLY != 0,
-                file_system: status.device,
+                stale: status.device != own,
             });
         }
     }

@@ -21,6 +21,8 @@ use crate::io::Poller;
 use crate::units::VolumeId;
 
 type MemoryOf<V> = <<V as Volumes>::Device as Device>::Memory;
+/// A file's number, and its device.
+type Opened<V> = (u64, <V as Volumes>::Device);
 
 /// Serves the volumes `V` to the front.
 pub struct Server<V: Volumes> {
@@ -36,7 +38,7 @@ struct State<V: Volumes> {
     volumes: V,
     opens: OpenTable,
     /// Devices of open files, by entry of the table, with the file's number.
-    devices: RefCell<Vec<Option<(u64, V::Device)>>>,
+    devices: RefCell<Vec<Option<Opened<V>>>>,
     in_flight: Cell<usize>,
     stopped: Cell<bool>,
     /// Something was closed, or nothing is in flight any more.

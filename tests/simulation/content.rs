@@ -157,7 +157,9 @@ impl Contents {
     }
 
     fn certain(&self, sector: u64) -> Value {
-        self.blocks.get(&(sector / SECTORS_PER_BLOCK)).map_or(0, |block| block.sectors[(sector % SECTORS_PER_BLOCK) as usize])
+        self.blocks
+            .get(&(sector / SECTORS_PER_BLOCK))
+            .map_or(0, |block| block.sectors[(sector % SECTORS_PER_BLOCK) as usize])
     }
 
     /// Whether `sector` may hold `value`.

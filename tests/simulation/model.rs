@@ -62,6 +62,26 @@ pub enum Control {
     Protect { volume: VolumeId, protected: bool },
 }
 
+impl Control {
+    /// One line for the trace.
+    pub fn describe(&self) -> String {
+        match self {
+            Self::Create(volume) => format!("create {}, {} bytes", volume.name, volume.size_bytes),
+            Self::Snapshot { volume, .. } => format!("snapshot {} of volume {:?}", volume.name, volume.origin),
+            Self::Clone(volume) => format!("clone {} of volume {:?}", volume.name, volume.origin),
+            Self::Delete(id) => format!("delete volume {id}"),
+            Self::RollBack { volume, snapshot, keep } => {
+                let kept = keep.as_ref().map(|kept| &kept.name);
+                format!("roll volume {volume} back to volume {snapshot}, keep {kept:?}")
+            }
+            Self::Resize { volume, size_bytes } => format!("resize volume {volume} to {size_bytes} bytes"),
+            Self::Rename { volume, name } => format!("rename volume {volume} to {name}"),
+            Self::Attributes { volume, .. } => format!("attributes of volume {volume}"),
+            Self::Protect { volume, protected } => format!("protect volume {volume}: {protected}"),
+        }
+    }
+}
+
 #[derive(Default)]
 pub struct Model {
     pub volumes: BTreeMap<VolumeId, Volume>,
@@ -102,8 +122,7 @@ impl Model {
     pub fn observe(&mut self, number: u64, volume: VolumeId, sectors: &Range<u64>) {
         let seen = self.flights.values().filter(|flight| flight.volume == volume).cloned().collect();
         let known = &self.volumes[&volume];
-        let observer =
-            Observer { volume, base: known.contents.part(sectors), seen, accountable: known.accountable };
+        let observer = Observer { volume, base: known.contents.part(sectors), seen, accountable: known.accountable };
         self.observers.insert(number, observer);
     }
 

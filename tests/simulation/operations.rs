@@ -14,7 +14,7 @@ use uuid::Uuid;
 
 use crate::content::{Change, Contents, SECTOR, fill_sector, parse_sector};
 use crate::model::{Control, Flight, Volume};
-use crate::world::{Shared, World};
+use crate::world::{Shared, World, trace};
 
 const KIB: u64 = 1 << 10;
 const MIB: u64 = 1 << 20;
@@ -62,12 +62,12 @@ impl World {
     }
 
     fn spawn(&mut self, task: impl Future<Output = ()> + 'static) {
-        let remaining = Rc::clone(&self.shared.remaining);
-        remaining.set(remaining.get() + 1);
+        let shared = Rc::clone(&self.shared);
+        shared.remaining.set(shared.remaining.get() + 1);
         self.executor
             .spawn(async move {
-                task.await;
-                remaining.set(remaining.get() - 1);
+                shared.guard(task).await;
+                shared.remaining.set(shared.remaining.get() - 1);
             })
             .detach();
     }
@@ -86,7 +86,9 @@ impl World {
         let near = if self.random.u32(..60) == 0 { self.random.u64(..volume.size_bytes) } else { spots };
         let (offset, length) = match self.random.u32(..100) {
             0..40 => (self.random.u64(..96) * 4 * KIB, 4 * KIB),
-            40..60 => (self.random.u64(..96) * 4 * KIB + self.random.u64(..8) * SECTOR, self.random.u64(1..=8) * SECTOR),
+            40..60 => {
+                (self.random.u64(..96) * 4 * KIB + self.random.u64(..8) * SECTOR, self.random.u64(1..=8) * SECTOR)
+            }
             60..85 => (self.random.u64(..1024) * SECTOR, self.random.u64(1..=128) * SECTOR),
             85..97 => (self.random.u64(..16) * 64 * KIB, self.random.u64(1..=4) * 64 * KIB),
             _ => (self.random.u64(..4) * 256 * KIB, MIB),
@@ -183,10 +185,12 @@ impl World {
         let sectors = offset / SECTOR..(offset + length) / SECTOR;
         let delay = self.random.u32(..4);
         let (name, quota_bytes) = (volume.name.clone(), volume.quota_bytes);
+        trace(|| format!("{number} begins: {change:?} of volume {} at {offset}, {length} bytes", volume.id));
         shared.model.borrow_mut().issue(number, Flight { volume: volume.id, sectors, change });
         self.spawn(async move {
             match call(handle).await {
                 Ok(held) => {
+                    trace(|| format!("{number} ends"));
                     shared.model.borrow_mut().complete(number);
                     for _ in 0..delay {
                         yield_now().await;
@@ -346,9 +350,12 @@ impl World {
         round.alone.push(volume.id);
         let pool = self.pool().clone();
         if volume.protected {
+            let in_use = self.handles.contains_key(&volume.id);
             self.spawn(async move {
                 let refused = pool.delete_volume(volume.id).await;
-                assert!(matches!(refused, Err(Error::ReadOnly(_))), "protected volume: {refused:?}");
+                let named =
+                    matches!(refused, Err(Error::ReadOnly(_))) || in_use && matches!(refused, Err(Error::Busy(_)));
+                assert!(named, "protected volume: {refused:?}");
             });
             return true;
         }
@@ -368,7 +375,9 @@ impl World {
     }
 
     fn start_resize(&mut self, round: &mut Round) -> bool {
-        let Some(volume) = self.pick(|volume| !volume.read_only && round.may_have_alone(volume.id)) else { return false };
+        let Some(volume) = self.pick(|volume| !volume.read_only && round.may_have_alone(volume.id)) else {
+            return false;
+        };
         round.alone.push(volume.id);
         let size_bytes = match self.random.u32(..4) {
             0 => volume.size_bytes + self.random.u64(1..=100) * 4 * KIB,
@@ -378,6 +387,16 @@ impl World {
         };
         let pool = self.pool().clone();
         let id = volume.id;
+        if size_bytes < volume.size_bytes {
+            if self.handles.contains_key(&id) && self.random.u32(..4) == 0 {
+                self.spawn(async move {
+                    let refused = pool.resize_volume(id, size_bytes).await;
+                    assert!(matches!(refused, Err(Error::Busy(_))), "shrinking a volume in use: {refused:?}");
+                });
+                return true;
+            }
+            self.handles.remove(&id);
+        }
         self.start_control(Control::Resize { volume: id, size_bytes }, async move |shared: &Shared| {
             pool.resize_volume(id, size_bytes).await.unwrap_or_else(|error| panic!("resize: {error}"));
             resize(shared, id, size_bytes);
@@ -446,9 +465,9 @@ impl World {
     fn start_difference(&mut self, round: &mut Round) -> bool {
         let Some(from) = self.pick(|volume| volume.read_only && round.may_have_alone(volume.id)) else { return false };
         let family = from.origin;
-        let Some(to) =
-            self.pick(|volume| round.may_have_alone(volume.id) && (volume.origin == Some(from.id) || Some(volume.id) == family))
-        else {
+        let Some(to) = self.pick(|volume| {
+            round.may_have_alone(volume.id) && (volume.origin == Some(from.id) || Some(volume.id) == family)
+        }) else {
             return false;
         };
         round.alone.extend([from.id, to.id]);
@@ -457,10 +476,13 @@ impl World {
         }
         let pool = self.pool().clone();
         self.spawn(async move {
-            let ranges = pool.changed_ranges(from.id, to.id).await.unwrap_or_else(|error| panic!("difference: {error}"));
+            let ranges =
+                pool.changed_ranges(from.id, to.id).await.unwrap_or_else(|error| panic!("difference: {error}"));
             let named = |block: u64| {
                 let offset = block * 4 * KIB;
-                ranges.iter().any(|range| (range.offset_bytes..range.offset_bytes + range.length_bytes).contains(&offset))
+                ranges
+                    .iter()
+                    .any(|range| (range.offset_bytes..range.offset_bytes + range.length_bytes).contains(&offset))
             };
             for block in from.contents.differing_blocks(&to.contents) {
                 assert!(named(block), "block {block} differs between {} and {}, unreported", from.name, to.name);
@@ -473,9 +495,11 @@ impl World {
     fn start_control(&mut self, control: Control, call: impl AsyncFnOnce(&Shared) + 'static) {
         let shared = Rc::clone(&self.shared);
         let number = shared.model.borrow_mut().number();
+        trace(|| format!("{number} begins: {}", control.describe()));
         shared.model.borrow_mut().controls.insert(number, control);
         self.spawn(async move {
             call(&shared).await;
+            trace(|| format!("{number} ends"));
             shared.model.borrow_mut().controls.remove(&number);
         });
     }

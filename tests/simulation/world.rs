@@ -1,13 +1,19 @@
 //! A pool on scrambled memory, the model beside it, and the ways in which the engine ends: closed, cut off after a
 //! commit, or dead in the middle of everything with its pending log kept.
 
+use std::any::Any;
 use std::cell::{Cell, RefCell};
 use std::collections::{BTreeMap, HashMap};
+use std::panic::{AssertUnwindSafe, resume_unwind};
 use std::rc::Rc;
+use std::sync::LazyLock;
 
 use async_executor::LocalExecutor;
 use fastrand::Rng;
+use futures_lite::FutureExt as _;
+use futures_lite::future::yield_now;
 use plywood::engine::{CreateOptions, Memory, OpenOptions, PendingLog, Pool, PrivateLog, Storage, VolumeHandle};
+use plywood::error::Error;
 use plywood::io::MemoryStorage;
 use plywood::units::{Lsn, VolumeId};
 use uuid::Uuid;
@@ -31,6 +37,20 @@ pub struct Shared {
     pub storage: MemoryStorage,
     pub met: Rc<RefCell<Met>>,
     pub remaining: Rc<Cell<usize>>,
+    panic: RefCell<Option<Box<dyn Any + Send>>>,
+}
+
+impl Shared {
+    /// Runs `task`; its panic is kept for whoever drives the executor, which would swallow it.
+    pub async fn guard<T>(&self, task: impl Future<Output = T>) -> Option<T> {
+        match AssertUnwindSafe(task).catch_unwind().await {
+            Ok(value) => Some(value),
+            Err(panic) => {
+                self.panic.borrow_mut().get_or_insert(panic);
+                None
+            }
+        }
+    }
 }
 
 /// The pending log in memory that outlives an engine, as the front's does.
@@ -67,6 +87,14 @@ impl PendingLog for SharedLog {
     }
 }
 
+/// With `PLYWOOD_MODEL_TRACE` set, prints what the test does, for finding the story of a failure.
+pub fn trace(line: impl FnOnce() -> String) {
+    static TRACES: LazyLock<bool> = LazyLock::new(|| std::env::var_os("PLYWOOD_MODEL_TRACE").is_some());
+    if *TRACES {
+        println!("{}", line());
+    }
+}
+
 /// How an engine ends.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum End {
@@ -97,6 +125,7 @@ impl World {
             storage: MemoryStorage::scrambled(POOL_BYTES, seed),
             met: Rc::default(),
             remaining: Rc::default(),
+            panic: RefCell::default(),
         });
         let log = SharedLog(Rc::new(RefCell::new(PrivateLog::new(random.u128(..)))));
         let mut world =
@@ -155,6 +184,7 @@ impl World {
 
     /// Ends the engine in one of its ways and starts the next, which must hold what the model holds.
     pub fn reopen(&mut self, end: End) {
+        trace(|| format!("the engine ends: {end:?}; {}", self.waiting()));
         match end {
             End::Closed => {
                 self.handles.clear();
@@ -181,6 +211,7 @@ impl World {
         }
         self.shared.met.borrow_mut().ended(end);
         self.open();
+        trace(|| format!("open again: {:?}", self.pool().counters()));
         self.resolve();
     }
 
@@ -188,18 +219,19 @@ impl World {
         let storage = self.shared.storage.clone();
         let log: Box<dyn PendingLog> = Box::new(self.log.clone());
         // Room for little, so that lookups miss.
-        let options = OpenOptions { cache_bytes: 1 << 20, ..OpenOptions::default() };
+        let options = OpenOptions { cache_bytes: 1 << 20 };
         let pool = self.finish(async move { Pool::open(storage, log, options).await.expect("open of the pool") });
         let background = pool.clone();
-        self.executor.spawn(async move { background.run().await }).detach();
+        let shared = Rc::clone(&self.shared);
+        self.executor.spawn(async move { shared.guard(background.run()).await }).detach();
         self.pool = Some(pool);
     }
 
     /// Runs one future to its end.
     pub fn finish<T: 'static>(&mut self, future: impl Future<Output = T> + 'static) -> T {
         let result: Rc<RefCell<Option<T>>> = Rc::default();
-        let slot = Rc::clone(&result);
-        let task = self.executor.spawn(async move { *slot.borrow_mut() = Some(future.await) });
+        let (slot, shared) = (Rc::clone(&result), Rc::clone(&self.shared));
+        let task = self.executor.spawn(async move { *slot.borrow_mut() = shared.guard(future).await });
         let done = Rc::clone(&result);
         self.drive(None, || done.borrow().is_some());
         drop(task);
@@ -218,6 +250,9 @@ impl World {
                     break;
                 }
                 progress = true;
+            }
+            if let Some(panic) = self.shared.panic.take() {
+                resume_unwind(panic);
             }
             if done() || steps.is_some_and(|steps| taken >= steps) {
                 return;
@@ -238,7 +273,8 @@ impl World {
 
     fn waiting(&self) -> String {
         let model = self.shared.model.borrow();
-        format!("in flight {:?}; control calls {:?}", model.flights, model.controls)
+        let controls: Vec<String> = model.controls.values().map(Control::describe).collect();
+        format!("in flight {:?}; control calls {controls:?}", model.flights)
     }
 
     /// Brings the model to what an engine that died made of the calls it had not answered.
@@ -380,14 +416,8 @@ impl World {
         assert_eq!(engine_ids, model_ids, "volumes of the pool and of the model");
         for (info, volume) in infos.iter().zip(&known) {
             let facts = (info.uuid, &info.name, info.size_bytes, info.sector_size, info.read_only, info.protected);
-            let expected = (
-                volume.uuid,
-                &volume.name,
-                volume.size_bytes,
-                volume.sector_size,
-                volume.read_only,
-                volume.protected,
-            );
+            let expected =
+                (volume.uuid, &volume.name, volume.size_bytes, volume.sector_size, volume.read_only, volume.protected);
             assert_eq!(facts, expected, "{}", volume.name);
             assert_eq!(self.attributes(volume.id), volume.attributes, "attributes of {}", volume.name);
             self.verify_contents(volume);
@@ -399,9 +429,22 @@ impl World {
             self.shared.met.borrow_mut().volume(info.size_bytes, volume.contents.mapped_blocks());
         }
         let pool = self.pool().clone();
-        let report = self.finish(async move { pool.check().await.unwrap_or_else(|error| panic!("check: {error}")) });
+        let report = self.finish(async move {
+            loop {
+                match pool.check().await {
+                    Ok(report) => return report,
+                    // The carcass worker was at it; it comes to an end.
+                    Err(Error::Busy(_)) => yield_now().await,
+                    Err(error) => panic!("check: {error}"),
+                }
+            }
+        });
         assert!(report.faults.is_empty(), "pool check: {:#?}", report.faults);
-        assert_eq!(self.shared.storage.statistics().overlapping_changes, 0, "two writes of the engine met on the medium");
+        assert_eq!(
+            self.shared.storage.statistics().overlapping_changes,
+            0,
+            "two writes of the engine met on the medium"
+        );
     }
 
     fn verify_contents(&mut self, volume: &Volume) {

@@ -112,6 +112,16 @@ impl Allocator {
         space.ready = ready.min(space.blocks);
     }
 
+    /// The pool has become larger, and a durable checkpoint says so. Of a group that was short, what is new has to be
+    /// prepared on the host before it may be handed out.
+    pub(crate) fn enlarge(&mut self, geometry: Geometry) {
+        let last = self.geometry.group_count() - 1;
+        self.geometry = geometry;
+        if let Some(space) = self.groups.get_mut(&last) {
+            space.blocks = geometry.group_blocks(last) as u32;
+        }
+    }
+
     /// Takes up to `want` consecutive blocks for data and holds them, leaving at least `reserve` blocks for metadata.
     pub(crate) fn take_data(&mut self, want: u64, reserve: u64) -> Option<Run> {
         let spare = self.fresh.saturating_sub(reserve);

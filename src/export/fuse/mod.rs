@@ -1,6 +1,6 @@
 //! Our own small FUSE layer: two transports, one file a volume.
 //!
-//! The front negotiates and moves requests ([`session`](Session)); what they mean is the engine's business ([`request`]).
+//! The front negotiates and moves requests (`session`); what they mean is the engine's business ([`request`]).
 
 pub mod abi;
 mod classic;

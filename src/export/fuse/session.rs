@@ -8,6 +8,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::sync_channel;
 use std::thread::{Builder, JoinHandle};
+use std::time::{Duration, Instant};
 
 use rustix::event::{EventfdFlags, eventfd};
 
@@ -281,15 +282,36 @@ impl Session {
         self.doorbells.iter().for_each(|doorbell| ring(doorbell));
     }
 
-    /// Unmounts and waits until all threads have ended.
+    /// Unmounts and waits until all threads have ended. No engine is needed: what comes late, as the kernel's word that a
+    /// file was closed, is answered with an error that nobody sees.
     ///
     /// # Errors
-    /// [`Error::Busy`] while a volume is attached: the session goes on then.
+    /// [`Error::Busy`] while a volume is attached.
     pub(crate) fn end(&mut self) -> Result<()> {
+        self.give_up();
         self.mount.unmount()?;
+        // The kernel ends the session with its last mount; a mount namespace made meanwhile may hold a copy of ours.
+        if !self.threads_end_within(Duration::from_millis(500)) {
+            self.mount.abort();
+            if !self.threads_end_within(Duration::from_millis(500)) {
+                tracing::warn!("the FUSE session is still held by another mount namespace; it ends with this process");
+                return Ok(());
+            }
+        }
         for thread in self.threads.drain(..) {
             let _ = thread.join();
         }
         Ok(())
+    }
+
+    fn threads_end_within(&self, patience: Duration) -> bool {
+        let deadline = Instant::now() + patience;
+        while !self.threads.iter().all(JoinHandle::is_finished) {
+            if Instant::now() > deadline {
+                return false;
+            }
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        true
     }
 }

@@ -219,7 +219,7 @@ impl RingQueue {
                     let again = command(self.qid(), u64::from(entry), ring_command::COMMIT_AND_FETCH, commit_id);
                     self.push(&again)?;
                 }
-                libc::ENOTCONN | libc::ECANCELED => ended = true,
+                libc::ENOTCONN | libc::ECONNABORTED | libc::ECANCELED => ended = true,
                 // The kernel gave up this entry: the queue goes on with one less.
                 errno => tracing::error!(queue = self.front.queue(), entry, errno, "FUSE entry lost"),
             }

@@ -40,6 +40,8 @@ pub enum LoopCommand {
     List {
         /// The pool.
         pool: Uuid,
+        /// The front's directory.
+        directory: PathBuf,
     },
 }
 
@@ -71,7 +73,7 @@ pub fn execute(command: &LoopCommand) -> Result<Vec<Attached>> {
         LoopCommand::Attach(request) => super::attach(request).map(|attached| vec![attached]),
         LoopCommand::Detach { number } => super::detach(*number).map(|()| Vec::new()),
         LoopCommand::Grow { number, file, size_bytes } => super::grow(*number, file, *size_bytes).map(|()| Vec::new()),
-        LoopCommand::List { pool } => super::list(*pool),
+        LoopCommand::List { pool, directory } => super::list(*pool, directory),
     }
 }
 

@@ -200,7 +200,8 @@ impl FrontQueue {
     /// Says that this queue is going to sleep. False when there is something to do after all.
     pub(crate) fn prepare_sleep(&self) -> bool {
         self.to_front.sleeps().store(1, Ordering::SeqCst);
-        !self.to_front.has_news() && !(self.has_given_up() && self.is_owed())
+        let owed = self.has_given_up() && self.is_owed();
+        !owed && !self.to_front.has_news()
     }
 
     fn is_owed(&self) -> bool {

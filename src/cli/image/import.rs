@@ -1,0 +1,548 @@
+//! `plywood image import`: one snapshot a layer, chained, each made on a clone of the one below.
+//!
+//! The top one gets the name that was asked for, lower ones are named by their chain id (`sha256:...`). Each has its chain
+//! id as an attribute: another image with the same lower layers finds them there and starts from them. Everything is done on working volumes, which
+//! are gone at the end; when something fails, or a signal comes, the snapshots made so far are gone too.
+
+use std::io::IsTerminal;
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, Result, anyhow, bail, ensure};
+use clap::Args;
+use clap::builder::{OsStringValueParser, TypedValueParser};
+use indicatif::{ProgressBar, ProgressStyle};
+use rustix::io::Errno;
+use uuid::Uuid;
+
+use super::apply::{Applier, Summary, Whiteouts};
+use super::archive::{Archive, End};
+use super::directory::{content_bytes, copy_directory};
+use super::disk::Disk;
+use super::filesystem::{Detached, Filesystem};
+use super::labels;
+use super::source::{Configuration, Image, Layer, Source, platform};
+use super::stream::{Interrupt, interrupted, sha256_of};
+use super::tree::show;
+use crate::cli::{Context, Name, output, size};
+use crate::daemon::Client;
+use crate::daemon::attributes::EPHEMERAL;
+use crate::daemon::protocol::{Attributes, Bytes, Command, Failure, Kind, Reply, Volume};
+
+/// Virtual size of an image whose content does not ask for more.
+const DEFAULT_SIZE_BYTES: u64 = 10 << 30;
+/// Sector size of an image's volume.
+const SECTOR_SIZE: u32 = 4096;
+/// That of a disk image, for which its partition table was written.
+const DISK_SECTOR_SIZE: u32 = 512;
+
+/// Imports an image.
+#[derive(Debug, Args)]
+pub struct ImportArguments {
+    /// `oci:DIR[:TAG]`, `docker-archive:FILE`, `tar:FILE`, `dir:DIR`, `raw:FILE` or `qcow2:FILE`
+    #[arg(value_parser = OsStringValueParser::new().try_map(|typed| Source::parse(&typed)))]
+    source: Source,
+    /// Name of the image
+    name: Name,
+    /// Virtual size of the image and of the containers started from it [default: 10G, or as the content needs]
+    #[arg(long, value_name = "SIZE", value_parser = size::parse)]
+    size: Option<u64>,
+    /// Sector size of the volumes [default: 4096; of a disk image 512]
+    #[arg(long, value_name = "BYTES", value_parser = ["512", "4096"])]
+    sector_size: Option<String>,
+    /// File system to unpack onto [default: ext4]
+    #[arg(long, value_enum, value_name = "FS")]
+    fs: Option<Filesystem>,
+}
+
+/// What to import, and how.
+#[derive(Debug)]
+pub struct Order {
+    /// Where it comes from.
+    pub source: Source,
+    /// Name of the image.
+    pub name: String,
+    /// Virtual size, when not chosen here.
+    pub size_bytes: Option<u64>,
+    /// The file system; none for the default, and for disk images.
+    pub filesystem: Option<Filesystem>,
+    /// Sector size of the volumes, when not the usual.
+    pub sector_size: Option<u32>,
+}
+
+/// What was imported.
+#[derive(Clone, Debug)]
+pub struct Imported {
+    /// The image's snapshot.
+    pub image: Volume,
+    /// How many layers it has.
+    pub layers: usize,
+    /// How many of them were there already.
+    pub reused: usize,
+}
+
+/// `plywood image import`.
+///
+/// # Errors
+///
+/// Those of [`import_image`].
+pub fn import(context: &Context, arguments: &ImportArguments) -> Result<()> {
+    let order = Order {
+        source: arguments.source.clone(),
+        name: arguments.name.text()?,
+        size_bytes: arguments.size,
+        filesystem: arguments.fs,
+        sector_size: arguments.sector_size.as_deref().map(str::parse).transpose()?,
+    };
+    let client = context.daemon_client()?;
+    let interrupt = watch_signals()?;
+    let progress = progress_bar();
+    let imported = import_image(&client, &order, &progress, &interrupt);
+    progress.finish_and_clear();
+    let Imported { image, layers, reused } = imported?;
+    if context.json {
+        let value = serde_json::json!({
+            "name": image.name, "uuid": image.uuid, "layers": layers, "layers_reused": reused,
+            "own_bytes": image.own_bytes, "mapped_bytes": image.mapped_bytes, "size_bytes": image.size_bytes,
+        });
+        return Ok(output::json("image", &value)?);
+    }
+    let layers = if layers == 1 { "1 layer".to_owned() } else { format!("{layers} layers") };
+    let reused = if reused == 0 { String::new() } else { format!(" ({reused} here already)") };
+    Ok(output::line(&format!(
+        "{}: {layers}{reused}, {}, virtual size {}",
+        image.name,
+        size::show(image.mapped_bytes),
+        size::echo(image.size_bytes)
+    ))?)
+}
+
+/// A flag that SIGINT, SIGTERM and SIGHUP set.
+///
+/// # Errors
+///
+/// The handlers cannot be installed.
+pub(crate) fn watch_signals() -> Result<Interrupt> {
+    let interrupt = Interrupt::default();
+    for signal in [libc::SIGINT, libc::SIGTERM, libc::SIGHUP] {
+        signal_hook::flag::register(signal, Arc::clone(&interrupt))?;
+    }
+    Ok(interrupt)
+}
+
+fn progress_bar() -> ProgressBar {
+    if !std::io::stderr().is_terminal() {
+        return ProgressBar::hidden();
+    }
+    ProgressBar::new_spinner()
+}
+
+fn start_progress(progress: &ProgressBar, length_bytes: Option<u64>) {
+    let template = match length_bytes {
+        Some(length_bytes) => {
+            progress.set_length(length_bytes);
+            "{msg:24!} {wide_bar} {binary_bytes}/{binary_total_bytes} {binary_bytes_per_sec} {eta}"
+        }
+        None => "{spinner} {msg} {binary_bytes} {binary_bytes_per_sec}",
+    };
+    if let Ok(style) = ProgressStyle::with_template(template) {
+        progress.set_style(style);
+    }
+}
+
+/// Imports an image. When it fails the pool holds what it held before.
+///
+/// # Errors
+///
+/// The source is not what it should be, the name is taken, the image does not fit into its volume or the pool, or a
+/// signal came.
+pub fn import_image(client: &Client, order: &Order, progress: &ProgressBar, interrupt: &Interrupt) -> Result<Imported> {
+    match client.volume(&order.name) {
+        Ok(_) => bail!("{} exists already; choose another name", order.name),
+        Err(failure) if failure.kind == Kind::NotFound => {}
+        Err(failure) => return Err(failure.into()),
+    }
+    // Everything that can be refused without the pool is looked at before anything is made.
+    let disk = Disk::open(&order.source)?;
+    let image = if disk.is_none() { order.source.open()? } else { None };
+    let mut work = Workshop { client, interrupt, working: Vec::new(), made: Vec::new() };
+    let result = match (image, disk) {
+        (Some(image), _) => import_layers(&mut work, order, &image, progress),
+        (None, Some(disk)) => import_disk(&mut work, order, &disk, progress),
+        (None, None) => bail!("{}: nothing to import", order.source.describe()),
+    };
+    match result {
+        Ok(imported) => {
+            work.made.clear();
+            Ok(imported)
+        }
+        Err(error) => {
+            drop(work);
+            if interrupt.load(Ordering::Relaxed) {
+                bail!("interrupted by a signal; the pool holds what it held before");
+            }
+            Err(error)
+        }
+    }
+}
+
+fn import_layers(work: &mut Workshop<'_>, order: &Order, image: &Image, progress: &ProgressBar) -> Result<Imported> {
+    let filesystem = order.filesystem.unwrap_or_default();
+    let sector_size = order.sector_size.unwrap_or(SECTOR_SIZE);
+    let (needed_bytes, length_bytes) = match image.layers.as_slice() {
+        [Layer::Directory(path)] => {
+            let content = content_bytes(path)?;
+            (content, Some(content))
+        }
+        _ => {
+            let stored = image.stored_bytes();
+            // Compressed layers of root file systems have a third of their content's size or so.
+            (stored.unwrap_or(0).saturating_mul(3), stored)
+        }
+    };
+    let size_bytes = order.size_bytes.unwrap_or_else(|| default_size(needed_bytes));
+    start_progress(progress, length_bytes);
+    let count = image.layers.len();
+    let mut below: Option<String> = None;
+    let mut chain: Option<String> = None;
+    let mut reused = 0;
+    for (index, layer) in image.layers.iter().enumerate() {
+        progress.set_message(format!("layer {} of {count}", index + 1));
+        let is_top = index + 1 == count;
+        let step = Step { filesystem, size_bytes, sector_size, number: index + 1, below: below.clone() };
+        let known = layer.diff_id().map(|diff_id| chain_id(chain.as_deref(), &diff_id));
+        let found = match &known {
+            Some(chain) => work.find_layer(chain, &step)?,
+            None => Found::Free(String::new()),
+        };
+        let (volume, diff_id, name) = match found {
+            Found::Same(name) => {
+                progress.inc(layer.stored_bytes().unwrap_or(0));
+                reused += 1;
+                chain = known;
+                if !is_top {
+                    below = Some(name);
+                    continue;
+                }
+                // The same content under one more name.
+                (work.begin(&Step { below: Some(name), ..step.clone() })?, layer.diff_id(), order.name.clone())
+            }
+            Found::Free(name) => {
+                let volume = work.begin(&step)?;
+                let unpacked = work.unpack(&volume, layer, &step, progress);
+                let diff_id = unpacked.map_err(|error| explain(work, error, size_bytes))?;
+                chain = diff_id.as_ref().map(|diff_id| chain_id(chain.as_deref(), diff_id));
+                (volume, diff_id, if is_top { order.name.clone() } else { name })
+            }
+        };
+        let mut attributes = attributes_of_layer(&step, diff_id.as_deref(), chain.as_deref());
+        if is_top {
+            let diff_ids: Vec<String> = diff_id.into_iter().collect();
+            attributes.extend(attributes_of_image(&order.source, image.configuration.as_ref(), &diff_ids)?);
+        }
+        work.commit(&volume, &name, attributes)?;
+        below = Some(name);
+    }
+    Ok(Imported { image: work.client.volume(&order.name)?, layers: count, reused })
+}
+
+fn import_disk(work: &mut Workshop<'_>, order: &Order, disk: &Disk, progress: &ProgressBar) -> Result<Imported> {
+    ensure!(order.filesystem.is_none(), "--fs does not go with a disk image, which brings its own file system");
+    let whole = disk.size_bytes().next_multiple_of(4096);
+    let size_bytes = order.size_bytes.unwrap_or(whole);
+    ensure!(
+        size_bytes >= disk.size_bytes(),
+        "the disk image has {}, more than its volume of {}; give it at least that with --size",
+        size::echo(disk.size_bytes()),
+        size::show(size_bytes)
+    );
+    start_progress(progress, Some(disk.size_bytes()));
+    progress.set_message("disk");
+    let volume = work.create_volume(size_bytes, order.sector_size.unwrap_or(DISK_SECTOR_SIZE))?;
+    let device = work.client.attach(&volume, false)?.device;
+    disk.copy_to(&device, progress, work.interrupt).map_err(|error| explain(work, error, size_bytes))?;
+    detach(work.client, &volume)?;
+    let mut attributes = attributes_of_image(&order.source, None, &[])?;
+    attributes.insert(labels::LAYER.into(), "1".into());
+    work.commit(&volume, &order.name, attributes)?;
+    Ok(Imported { image: work.client.volume(&order.name)?, layers: 1, reused: 0 })
+}
+
+/// Room for the content, a quarter for the file system and what containers add, and at least the usual.
+fn default_size(needed_bytes: u64) -> u64 {
+    let generous = needed_bytes.saturating_add(needed_bytes / 4).saturating_add(1 << 30);
+    DEFAULT_SIZE_BYTES.max(generous.next_multiple_of(1 << 30))
+}
+
+/// The image specification's rule (config.md, "Layer ChainID").
+fn chain_id(below: Option<&str>, diff_id: &str) -> String {
+    match below {
+        None => diff_id.to_owned(),
+        Some(below) => sha256_of(format!("{below} {diff_id}").as_bytes()),
+    }
+}
+
+fn attributes_of_layer(step: &Step, diff_id: Option<&str>, chain: Option<&str>) -> Attributes {
+    let mut attributes = Attributes::new();
+    attributes.insert(labels::LAYER.into(), step.number.to_string().as_str().into());
+    attributes.insert(labels::FILESYSTEM.into(), step.filesystem.to_string().as_str().into());
+    for (key, value) in [(labels::DIFF_ID, diff_id), (labels::CHAIN_ID, chain)] {
+        if let Some(value) = value {
+            attributes.insert(key.into(), value.into());
+        }
+    }
+    attributes
+}
+
+fn attributes_of_image(
+    source: &Source,
+    configuration: Option<&Configuration>,
+    diff_ids: &[String],
+) -> Result<Attributes> {
+    let json = if let Some(configuration) = configuration {
+        labels::configuration_to_keep(&configuration.json, &configuration.parsed)?
+    } else {
+        // A root file system alone: all that can be said is which machine it is for.
+        let platform = platform();
+        let (os, architecture) = platform.split_once('/').context("this machine's platform")?;
+        let rootfs = serde_json::json!({"type": "layers", "diff_ids": diff_ids});
+        let created = jiff::Timestamp::now().to_string();
+        let json = serde_json::json!({"created": created, "os": os, "architecture": architecture, "rootfs": rootfs});
+        json.to_string().into_bytes()
+    };
+    let mut attributes = Attributes::new();
+    attributes.insert(labels::CONFIGURATION.into(), Bytes(json));
+    attributes.insert(labels::SOURCE.into(), source.describe().as_str().into());
+    Ok(attributes)
+}
+
+/// What is the same for all that is done about one layer.
+#[derive(Clone)]
+struct Step {
+    filesystem: Filesystem,
+    size_bytes: u64,
+    sector_size: u32,
+    number: usize,
+    /// The snapshot of the layer below.
+    below: Option<String>,
+}
+
+enum Found {
+    /// A snapshot with this layer, on the same file system and of the same size.
+    Same(String),
+    /// A name to make it under.
+    Free(String),
+}
+
+/// What an import has made so far. Dropping it takes all of it away.
+struct Workshop<'a> {
+    client: &'a Client,
+    interrupt: &'a Interrupt,
+    /// Working volumes.
+    working: Vec<String>,
+    /// Snapshots, which stay when everything went well.
+    made: Vec<String>,
+}
+
+impl Workshop<'_> {
+    fn check(&self) -> Result<()> {
+        if self.interrupt.load(Ordering::Relaxed) { Err(interrupted().into()) } else { Ok(()) }
+    }
+
+    /// Looks for a layer among the snapshots, whatever they are called, and for a name to make it under.
+    fn find_layer(&self, chain: &str, step: &Step) -> Result<Found> {
+        let snapshots = self.client.volumes()?;
+        for volume in snapshots.iter().filter(|volume| volume.snapshot) {
+            if volume.size_bytes != step.size_bytes || volume.sector_size != step.sector_size {
+                continue;
+            }
+            let attributes = match self.client.attributes(&volume.name) {
+                // Deleted meanwhile.
+                Err(failure) if failure.kind == Kind::NotFound => continue,
+                other => other?,
+            };
+            let same = |key, value: &str| labels::text(&attributes, key).as_deref() == Some(value);
+            if same(labels::CHAIN_ID, chain) && same(labels::FILESYSTEM, &step.filesystem.to_string()) {
+                return Ok(Found::Same(volume.name.clone()));
+            }
+        }
+        // The same layer on another file system, or of another size, is another snapshot.
+        let special = format!("{chain}.{}.{}.{}", step.filesystem, step.size_bytes, step.sector_size);
+        let is_free = |name: &&str| !snapshots.iter().any(|volume| volume.name == *name);
+        match [chain, special.as_str()].into_iter().find(is_free) {
+            Some(name) => Ok(Found::Free(name.to_owned())),
+            None => bail!("{special} exists already, and is not the layer of that name; rename it"),
+        }
+    }
+
+    /// A working volume that holds what is below this layer.
+    fn begin(&mut self, step: &Step) -> Result<String> {
+        let Some(below) = &step.below else { return self.create_volume(step.size_bytes, step.sector_size) };
+        self.check()?;
+        let name = working_name();
+        self.client.create_clone(below, &name, ephemeral())?;
+        self.working.push(name.clone());
+        Ok(name)
+    }
+
+    fn create_volume(&mut self, size_bytes: u64, sector_size: u32) -> Result<String> {
+        self.check()?;
+        let name = working_name();
+        self.client.create_volume(&name, size_bytes, sector_size, ephemeral())?;
+        self.working.push(name.clone());
+        Ok(name)
+    }
+
+    /// Unpacks a layer onto a working volume. Answers its diff id.
+    fn unpack(&self, volume: &str, layer: &Layer, step: &Step, progress: &ProgressBar) -> Result<Option<String>> {
+        let device = self.client.attach(volume, false)?.device;
+        if step.below.is_none() {
+            step.filesystem.make(&device)?;
+        }
+        self.check()?;
+        let mounted = mount(step, &device)?;
+        let (summary, diff_id) = match layer {
+            Layer::Directory(path) => (copy_directory(mounted.root()?, path, progress, self.interrupt)?, None),
+            Layer::Archive { .. } => {
+                let (summary, diff_id) = self.unpack_archive(&mounted, layer, progress)?;
+                (summary, Some(diff_id))
+            }
+        };
+        mounted.unmount()?;
+        tracing::debug!(layer = layer.name(), ?summary, "unpacked");
+        detach(self.client, volume)?;
+        Ok(diff_id)
+    }
+
+    fn unpack_archive(&self, mounted: &Detached, layer: &Layer, progress: &ProgressBar) -> Result<(Summary, String)> {
+        let in_layer = || layer.name();
+        let mut reader = layer.read(progress, self.interrupt)?;
+        let mut applier = Applier::new(mounted.root()?, Whiteouts::Obey);
+        let mut archive = Archive::new(&mut reader);
+        while let Some(entry) = archive.next_entry().with_context(in_layer)? {
+            self.check()?;
+            let applied = applier.apply(&entry, &mut archive);
+            applied.with_context(|| format!("cannot unpack {}", show(&entry.path))).with_context(in_layer)?;
+        }
+        let end = archive.finish().with_context(in_layer)?;
+        // A digest over all of it tells more than the mark, which not every writer sets.
+        if end == End::Unmarked && layer.diff_id().is_none() {
+            bail!("{}: the archive has no end mark: it is cut short", layer.name());
+        }
+        let summary = applier.finish().with_context(in_layer)?;
+        let diff_id = reader.verify().with_context(in_layer)?;
+        Ok((summary, diff_id))
+    }
+
+    /// Makes the snapshot of a working volume that is not attached any more, and takes the volume away.
+    fn commit(&mut self, volume: &str, name: &str, attributes: Attributes) -> Result<()> {
+        self.check()?;
+        self.client.create_snapshot(volume, name, attributes)?;
+        self.made.push(name.to_owned());
+        self.client.delete(volume)?;
+        self.working.retain(|working| working != volume);
+        Ok(())
+    }
+}
+
+impl Drop for Workshop<'_> {
+    fn drop(&mut self) {
+        for volume in self.working.drain(..) {
+            detach(self.client, &volume).ok();
+            if let Err(error) = self.client.delete(&volume) {
+                tracing::warn!(volume, %error, "a working volume of an import could not be deleted");
+            }
+        }
+        for snapshot in self.made.drain(..).rev() {
+            if let Err(error) = self.client.delete(&snapshot) {
+                tracing::warn!(snapshot, %error, "a snapshot of a failed import could not be deleted");
+            }
+        }
+    }
+}
+
+fn mount(step: &Step, device: &Path) -> Result<Detached> {
+    let mounted = step.filesystem.mount(device)?;
+    if step.below.is_none() {
+        mounted.remove_lost_and_found()?;
+    }
+    Ok(mounted)
+}
+
+/// A daemon that starts afresh deletes what an import that was killed has left under such a name.
+fn working_name() -> String {
+    let unique = Uuid::new_v4().simple().to_string();
+    format!("import-{}", &unique[..12])
+}
+
+fn ephemeral() -> Attributes {
+    [(EPHEMERAL.to_owned(), Bytes::from("import"))].into()
+}
+
+/// Detaches; udev and its kind look at a device for a moment after it was closed.
+pub(crate) fn detach(client: &Client, volume: &str) -> Result<(), Failure> {
+    let began = Instant::now();
+    loop {
+        match client.detach(volume) {
+            Err(failure) if failure.kind == Kind::Busy && began.elapsed() < Duration::from_secs(5) => {
+                thread::sleep(Duration::from_millis(20));
+            }
+            Err(failure) if failure.kind == Kind::NotFound => return Ok(()),
+            other => return other,
+        }
+    }
+}
+
+/// Says what is behind an error of the file system on the volume.
+fn explain(work: &Workshop<'_>, error: anyhow::Error, size_bytes: u64) -> anyhow::Error {
+    let is = |wanted: &[i32]| {
+        error.chain().any(|cause| {
+            let found = cause
+                .downcast_ref::<std::io::Error>()
+                .and_then(std::io::Error::raw_os_error)
+                .or_else(|| cause.downcast_ref::<Errno>().map(|errno| errno.raw_os_error()));
+            found.is_some_and(|found| wanted.contains(&found))
+        })
+    };
+    let out_of_space = is(&[libc::ENOSPC, libc::EDQUOT]);
+    // A volume that gets no more blocks fails its file system's writes with one of these.
+    if !out_of_space && !is(&[libc::EIO, libc::EROFS, libc::EUCLEAN]) {
+        return error;
+    }
+    let pool_is_full = match work.client.call(Command::PoolInfo) {
+        Ok(Reply::Pool(pool)) => pool.free_bytes < 16 << 20,
+        _ => false,
+    };
+    if pool_is_full {
+        return error.context("no space is left in the pool; delete something, or grow it with `plywood pool grow`");
+    }
+    if out_of_space {
+        let taken = size::show(size_bytes);
+        return anyhow!("the image is larger than its volume of {taken}; give it more with --size ({error:#})");
+    }
+    error.context("the volume took no more data; is there no space left on the disk that holds the pool?")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn chain_ids_follow_the_specification() {
+        // Worked out with sha256sum.
+        let first = "sha256:aaaa";
+        assert_eq!(chain_id(None, first), first);
+        assert_eq!(chain_id(Some(first), "sha256:bbbb"), sha256_of(b"sha256:aaaa sha256:bbbb"));
+    }
+
+    #[test]
+    fn size_follows_the_content_when_it_is_large() {
+        assert_eq!(default_size(0), 10 << 30);
+        assert_eq!(default_size(7 << 30), 10 << 30);
+        assert_eq!(default_size(20 << 30), 26 << 30);
+        assert_eq!(default_size(u64::MAX / 2) % (1 << 30), 0);
+    }
+}

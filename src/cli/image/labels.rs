@@ -1,0 +1,58 @@
+//! The attributes by which images and containers are known: they are volumes like others.
+
+use anyhow::{Context as _, Result, ensure};
+use oci_spec::image::ImageConfiguration;
+
+use crate::daemon::protocol::Attributes;
+
+/// The OCI configuration, JSON. What has it is an image.
+pub const CONFIGURATION: &str = "plywood.image.config";
+/// Where the image came from, as it was typed.
+pub const SOURCE: &str = "plywood.image.source";
+/// Digest of the layer's uncompressed archive.
+pub const DIFF_ID: &str = "plywood.image.diff-id";
+/// Digest of the layer and all below it, by the image specification's rule.
+pub const CHAIN_ID: &str = "plywood.image.chain-id";
+/// The layer's number, the lowest is 1; at an image, its number of layers.
+pub const LAYER: &str = "plywood.image.layer";
+/// The file system that the layer was unpacked on; none at a disk image.
+pub const FILESYSTEM: &str = "plywood.image.filesystem";
+/// On a container: the image that it was started from.
+pub const CONTAINER_IMAGE: &str = "plywood.container.image";
+/// On a container: the command, a JSON list.
+pub const CONTAINER_COMMAND: &str = "plywood.container.command";
+
+/// Most bytes of a configuration: a volume has room for 256 KiB of attributes in all.
+const CONFIGURATION_LIMIT_BYTES: usize = 192 << 10;
+
+/// The configuration as it is kept: the very bytes that its digest is about, or without the history where they are too
+/// many.
+///
+/// # Errors
+///
+/// It is too large even so.
+pub fn configuration_to_keep(json: &[u8], parsed: &ImageConfiguration) -> Result<Vec<u8>> {
+    if json.len() <= CONFIGURATION_LIMIT_BYTES {
+        return Ok(json.to_vec());
+    }
+    let mut shortened = parsed.clone();
+    shortened.set_history(None);
+    let shortened = serde_json::to_vec(&shortened)?;
+    ensure!(shortened.len() <= CONFIGURATION_LIMIT_BYTES, "the image's configuration is larger than 192 KiB");
+    Ok(shortened)
+}
+
+/// An attribute as text.
+pub fn text(attributes: &Attributes, key: &str) -> Option<String> {
+    attributes.get(key).map(|value| String::from_utf8_lossy(&value.0).into_owned())
+}
+
+/// The image's configuration among its attributes.
+///
+/// # Errors
+///
+/// There is none, or it is damaged.
+pub fn configuration(attributes: &Attributes, name: &str) -> Result<ImageConfiguration> {
+    let json = attributes.get(CONFIGURATION).with_context(|| format!("{name} is not an image"))?;
+    serde_json::from_slice(&json.0).with_context(|| format!("{name}: its {CONFIGURATION} is damaged"))
+}

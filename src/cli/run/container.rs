@@ -1,0 +1,168 @@
+//! A container's root file system: a clone of an image, attached and mounted. What was made is taken away again,
+//! whatever happens in between.
+
+use std::fs;
+use std::os::unix::fs::DirBuilderExt;
+use std::path::{Path, PathBuf};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, Result};
+use rustix::io::Errno;
+use rustix::mount::{MountPropagationFlags, UnmountFlags};
+use uuid::Uuid;
+
+use crate::cli::image::{detach, labels};
+use crate::cli::mount::mount_device;
+use crate::daemon::Client;
+use crate::daemon::protocol::{Attributes, Volume};
+
+/// Where containers' bundles are, and their root file systems are mounted.
+pub const CONTAINERS: &str = "/run/plywood/containers";
+
+/// A mounted clone. [`Container::close`] takes it down and tells what went wrong; dropping it does so as well as it can.
+#[must_use]
+pub struct Container<'a> {
+    client: &'a Client,
+    /// The id that the runtime knows it by.
+    pub id: String,
+    /// The clone.
+    pub volume: Volume,
+    /// The directory of its bundle; `rootfs` in it is the mount point.
+    pub bundle: PathBuf,
+    keep: bool,
+    progress: Progress,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+enum Progress {
+    Closed,
+    Cloned,
+    Attached,
+    Mounted,
+}
+
+impl<'a> Container<'a> {
+    /// Clones the snapshot `image`, and mounts the clone.
+    ///
+    /// # Errors
+    ///
+    /// There is no such snapshot, the name is taken, or the file system cannot be mounted. Nothing is left then.
+    pub fn open(client: &'a Client, image: &str, name: Option<&str>, attributes: Attributes) -> Result<Self> {
+        let id = Uuid::new_v4().simple().to_string()[..12].to_owned();
+        let name = name.map_or_else(|| default_name(image, &id), str::to_owned);
+        let volume = client.create_clone(image, &name, attributes)?;
+        let bundle = Path::new(CONTAINERS).join(&id);
+        let mut container = Self { client, id, volume, bundle, keep: false, progress: Progress::Cloned };
+        container.mount()?;
+        Ok(container)
+    }
+
+    fn mount(&mut self) -> Result<()> {
+        let device = self.client.attach(&self.volume.name, false)?.device;
+        self.progress = Progress::Attached;
+        let root = self.root();
+        fs::DirBuilder::new().recursive(true).mode(0o700).create(&root).with_context(|| root.display().to_string())?;
+        mount_device(&device, &root, false)?;
+        self.progress = Progress::Mounted;
+        // A copy of it in another mount namespace would keep the device busy for as long as that one lives.
+        rustix::mount::mount_change(&root, MountPropagationFlags::PRIVATE)?;
+        Ok(())
+    }
+
+    /// Where its root file system is mounted.
+    pub fn root(&self) -> PathBuf {
+        self.bundle.join("rootfs")
+    }
+
+    /// Whether the clone stays when the container is closed.
+    pub fn keep(&mut self, keep: bool) {
+        self.keep = keep;
+    }
+
+    /// Unmounts and detaches it, and deletes the clone where it is not to be kept.
+    ///
+    /// # Errors
+    ///
+    /// Something still uses it.
+    pub fn close(mut self) -> Result<()> {
+        self.take_down()
+    }
+
+    fn take_down(&mut self) -> Result<()> {
+        if self.progress >= Progress::Mounted {
+            unmount(&self.root())?;
+            self.progress = Progress::Attached;
+        }
+        if self.progress >= Progress::Attached {
+            detach(self.client, &self.volume.name)?;
+            self.progress = Progress::Cloned;
+        }
+        if self.progress >= Progress::Cloned {
+            if !self.keep {
+                self.client.delete(&self.volume.name)?;
+            }
+            self.progress = Progress::Closed;
+        }
+        match fs::remove_dir_all(&self.bundle) {
+            Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+                Err(error).with_context(|| self.bundle.display().to_string())
+            }
+            _ => Ok(()),
+        }
+    }
+}
+
+impl Drop for Container<'_> {
+    fn drop(&mut self) {
+        if self.progress > Progress::Closed
+            && let Err(error) = self.take_down()
+        {
+            tracing::warn!(container = self.volume.name, %error, "could not be taken down");
+        }
+    }
+}
+
+/// The kernel takes a dead container's mounts away a moment after its last process.
+fn unmount(directory: &Path) -> Result<()> {
+    let began = Instant::now();
+    loop {
+        match rustix::mount::unmount(directory, UnmountFlags::NOFOLLOW) {
+            Ok(()) => return Ok(()),
+            Err(Errno::BUSY) if began.elapsed() < Duration::from_secs(5) => thread::sleep(Duration::from_millis(20)),
+            Err(error) => return Err(error).with_context(|| format!("unmounting {}", directory.display())),
+        }
+    }
+}
+
+/// `IMAGE.ID`, within the bound of names.
+fn default_name(image: &str, id: &str) -> String {
+    let mut end = image.len().min(200);
+    while !image.is_char_boundary(end) {
+        end -= 1;
+    }
+    format!("{}.{id}", &image[..end])
+}
+
+/// The attributes of a container.
+pub fn attributes(image: &str, command: &[String]) -> Attributes {
+    let command = serde_json::json!(command).to_string();
+    [
+        (labels::CONTAINER_IMAGE.to_owned(), image.into()),
+        (labels::CONTAINER_COMMAND.to_owned(), command.as_str().into()),
+    ]
+    .into()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn default_names_stay_within_the_bound() {
+        for image in ["debian", &"é".repeat(127), &"x".repeat(255)] {
+            let name = default_name(image, "0123456789ab");
+            assert!(name.len() <= 255 && name.ends_with(".0123456789ab"), "{name}");
+        }
+    }
+}

@@ -1,0 +1,74 @@
+//! `plywood serve`, `plywood stop`, and the hidden command of the engine process.
+
+use std::process::ExitCode;
+
+use anyhow::{Result, bail};
+use clap::Args;
+
+use super::output::Waiting;
+use super::{Context, volume};
+use crate::daemon::protocol::Command;
+use crate::daemon::{self, EngineArguments, ServeOptions, wait_until_gone};
+use crate::export::fuse::TransportChoice;
+
+/// Runs a pool's daemon.
+#[derive(Debug, Args)]
+pub struct ServeArguments {
+    /// Started by a command: leave its session
+    #[arg(long, hide = true)]
+    background: bool,
+    /// How requests come from the kernel: auto takes the fastest that works, uring, classic
+    #[arg(long, default_value = "auto", env = "PLYWOOD_TRANSPORT")]
+    transport: TransportChoice,
+    /// Attach what was attached when the daemon stopped
+    #[arg(long)]
+    attach_all: bool,
+}
+
+/// Stops a pool's daemon.
+#[derive(Debug, Args)]
+pub struct StopArguments {
+    /// Also when something is mounted, which then gives errors
+    #[arg(long)]
+    force: bool,
+}
+
+/// Serves until a signal or `plywood stop` ends it.
+///
+/// # Errors
+/// When the daemon cannot start, and when something stays attached at the end.
+pub fn serve(context: &Context, arguments: &ServeArguments) -> Result<()> {
+    let found = context.find_pool()?;
+    let options = ServeOptions {
+        background: arguments.background,
+        transport: arguments.transport,
+        attach_all: arguments.attach_all,
+    };
+    Ok(daemon::serve(&found, &options)?)
+}
+
+/// Stops the daemon of a pool and waits until it has gone.
+///
+/// # Errors
+/// When it does not run, or something is in use.
+pub fn stop(context: &Context, arguments: &StopArguments) -> Result<()> {
+    let found = context.find_pool()?;
+    let Some(client) = daemon::running(&found)? else {
+        bail!("no daemon serves pool {}; nothing to stop", found.name);
+    };
+    let hello = client.hello()?;
+    client.call(Command::Stop { force: arguments.force })?;
+    let waiting = Waiting::begin("stopping the pool's daemon");
+    let gone = wait_until_gone(hello.front_pid);
+    drop(waiting);
+    gone?;
+    volume::done(context, "stopped", &found.name)
+}
+
+/// The engine process.
+///
+/// # Errors
+/// What keeps it from serving.
+pub fn engine(context: &Context, arguments: &EngineArguments) -> Result<ExitCode> {
+    Ok(daemon::run_engine(&context.find_pool()?.path, arguments)?)
+}

@@ -1,0 +1,464 @@
+//! Commands as the engine process does them: attach and detach, and everything that devices have to follow.
+//!
+//! Runs on control threads. The kernel asks the FUSE session about a file while it is attached, so the loop devices are
+//! handled by short-lived helper processes, never here: a thread that waited in the kernel for an answer that only its own
+//! process can give could not even be killed.
+
+use std::collections::BTreeMap;
+use std::ffi::OsStr;
+use std::os::unix::net::UnixListener;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::thread;
+use std::time::Duration;
+
+use signal_hook::consts::{SIGINT, SIGTERM};
+use signal_hook::iterator::Signals;
+use uuid::Uuid;
+
+use super::engine_process::Engine;
+use super::execute::execute;
+use super::protocol::{Attachment, Command, Detached, Failure, Kept, Reply};
+use super::remote::Remote;
+use super::{attributes, mounts, places, server};
+use crate::engine::VolumeInfo;
+use crate::error::{Error, Result};
+use crate::export::loopdev::helper::{self, LoopCommand};
+use crate::export::loopdev::{AttachRequest, Attached};
+use crate::units::VolumeId;
+
+/// Our own build, also after its file was replaced or deleted.
+const OWN_BUILD: &str = "/proc/self/exe";
+/// The hidden command that calls [`helper::serve_one`].
+pub const LOOP_HELPER: &str = "loop-helper";
+/// How often a stop looks whether what was in use still is.
+const LOOK_AGAIN: Duration = Duration::from_millis(200);
+
+/// The engine process as its clients see it.
+pub(super) struct Daemon {
+    remote: Remote<Engine>,
+    pool: Uuid,
+    front_pid: u32,
+    directory: PathBuf,
+    /// Devices change one at a time.
+    devices: Mutex<()>,
+    stopping: AtomicBool,
+    forced: AtomicBool,
+}
+
+impl Daemon {
+    /// Finds out which devices there are already, and begins to listen to clients and signals.
+    ///
+    /// # Errors
+    /// When threads or signal handlers cannot be had.
+    pub(super) fn start(
+        remote: Remote<Engine>,
+        pool: Uuid,
+        front_pid: u32,
+        restarts: u64,
+        attach_all: bool,
+        listener: UnixListener,
+    ) -> Result<()> {
+        let daemon = Arc::new(Self {
+            remote,
+            pool,
+            front_pid,
+            directory: places::mount_directory(pool),
+            devices: Mutex::new(()),
+            stopping: AtomicBool::new(false),
+            forced: AtomicBool::new(false),
+        });
+        let signals = Signals::new([SIGTERM, SIGINT]).map_err(|error| Error::io("signal handlers", error))?;
+        let watcher = Arc::clone(&daemon);
+        spawn("signals", move || watcher.watch(signals))?;
+        spawn("devices", move || {
+            // Clients wait in the socket's queue until it is known what is attached.
+            daemon.recover(restarts, attach_all);
+            let handler = move |command| Arc::clone(&daemon).handle(command);
+            if let Err(error) = server::listen(listener, Arc::new(handler)) {
+                tracing::error!(%error, "control socket: thread");
+            }
+        })
+    }
+
+    /// Does a command.
+    fn handle(self: Arc<Self>, command: Command) -> Result<Reply, Failure> {
+        let stopping = self.stopping.load(Ordering::Acquire);
+        if stopping
+            && !matches!(command, Command::Detach { .. } | Command::DetachAll | Command::Stop { .. })
+            && !command.is_read_only()
+        {
+            return Err(Error::Busy("the daemon is stopping; try again when it has ended".into()).into());
+        }
+        let reply = match command {
+            Command::Attach { name, read_only } => {
+                let _devices = self.lock();
+                Reply::Attached(vec![self.attach(&name, read_only)?])
+            }
+            Command::AttachAll => Reply::Attached(self.attach_all()?),
+            Command::Detach { name } => {
+                let _devices = self.lock();
+                let volume = self.find(&name)?;
+                let Some(attachment) = self.attachment(volume.id)? else {
+                    return Err(Error::NotFound(format!("{name} is not attached; nothing to detach")).into());
+                };
+                self.detach(volume.id, &attachment, true)?;
+                Reply::Done
+            }
+            Command::DetachAll => Reply::Detached(self.detach_all(true)?),
+            Command::VolumeResize { .. } => self.resize(command)?,
+            Command::VolumeRename { .. } => {
+                let _devices = self.lock();
+                self.rename(command)?
+            }
+            Command::Stop { force } => {
+                self.stop(force)?;
+                Reply::Done
+            }
+            // Deleting and attaching the same volume at once must not meet half-way.
+            command @ (Command::VolumeDelete { .. }
+            | Command::SnapshotDelete { .. }
+            | Command::SnapshotRollback { .. }) => {
+                let _devices = self.lock();
+                self.execute(command)?
+            }
+            command => self.execute(command)?,
+        };
+        Ok(reply)
+    }
+
+    fn lock(&self) -> MutexGuard<'_, ()> {
+        // It guards no data: a thread that panicked has left none broken.
+        self.devices.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn execute(&self, command: Command) -> Result<Reply> {
+        self.remote.call(|engine| async move { execute(&engine.control, command).await })?
+    }
+
+    fn find(&self, name: &str) -> Result<VolumeInfo> {
+        let name = name.to_owned();
+        self.remote.call(|engine| async move { engine.control.find(&name) })?
+    }
+
+    fn attachment(&self, id: VolumeId) -> Result<Option<Attachment>> {
+        self.remote.call(move |engine| async move { engine.control.devices.borrow().get(&id).cloned() })
+    }
+
+    fn attachments(&self) -> Result<BTreeMap<VolumeId, Attachment>> {
+        self.remote.call(|engine| async move { engine.control.devices.borrow().clone() })
+    }
+
+    fn remember(&self, id: VolumeId, value: Option<&'static str>) -> Result<()> {
+        let changes = BTreeMap::from([(attributes::ATTACHED.to_owned(), value.map(|value| value.as_bytes().to_vec()))]);
+        self.remote.call(move |engine| async move { engine.control.pool.set_attributes(id, changes).await })?
+    }
+
+    fn file(&self, id: VolumeId) -> PathBuf {
+        self.directory.join(id.to_string())
+    }
+
+    fn attach(&self, name: &str, read_only: bool) -> Result<Attachment> {
+        let volume = self.find(name)?;
+        let read_only = read_only || volume.read_only;
+        if let Some(attachment) = self.attachment(volume.id)? {
+            if attachment.read_only == read_only {
+                return Ok(attachment);
+            }
+            let (device, how) = (attachment.device.display(), if read_only { "for writing" } else { "read-only" });
+            return Err(Error::Busy(format!("{name} is attached {how} as {device} already; detach it first")));
+        }
+        // First noted, then done: a successor knows of every device that there may be.
+        self.remember(volume.id, Some(if read_only { "ro" } else { "rw" }))?;
+        let request = AttachRequest {
+            file: self.file(volume.id),
+            pool: self.pool,
+            volume: volume.id,
+            sector_size: volume.sector_size,
+            read_only,
+        };
+        let attached = helped(&LoopCommand::Attach(request)).and_then(|devices| {
+            devices.into_iter().next().ok_or_else(|| Error::Busy("no loop device was made; try again".into()))
+        });
+        let attached = match attached {
+            Ok(attached) => attached,
+            Err(error) => {
+                if let Err(error) = self.remember(volume.id, None) {
+                    tracing::warn!(volume = %name, "attach: {error}");
+                }
+                return Err(error);
+            }
+        };
+        let attachment = Attachment { name: name.to_owned(), device: attached.device, read_only };
+        tracing::info!(volume = %name, device = %attachment.device.display(), read_only, "attached");
+        self.enter(volume.id, attachment.clone())?;
+        Ok(attachment)
+    }
+
+    fn enter(&self, id: VolumeId, attachment: Attachment) -> Result<()> {
+        self.remote.call(move |engine| async move {
+            engine.control.devices.borrow_mut().insert(id, attachment);
+        })
+    }
+
+    /// Detaches, and waits until the volume is not in use any more.
+    fn detach(&self, id: VolumeId, attachment: &Attachment, forget: bool) -> Result<()> {
+        let number = number(&attachment.device)?;
+        let name = &attachment.name;
+        helped(&LoopCommand::Detach { number }).map_err(|error| self.why_busy(attachment, error))?;
+        self.remote.call(move |engine| async move {
+            engine.server.closed(id).await;
+            engine.control.devices.borrow_mut().remove(&id);
+        })?;
+        tracing::info!(volume = %name, device = %attachment.device.display(), "detached");
+        if forget { self.remember(id, None) } else { Ok(()) }
+    }
+
+    /// Names the mount points, and the processes that work in them.
+    fn why_busy(&self, attachment: &Attachment, error: Error) -> Error {
+        if !matches!(error, Error::Busy(_)) {
+            return error;
+        }
+        let users = self.users(attachment);
+        if users.is_empty() {
+            return error;
+        }
+        let (name, device) = (&attachment.name, attachment.device.display());
+        Error::Busy(format!("{name} ({device}) is in use: {users}; unmount it first"))
+    }
+
+    fn users(&self, attachment: &Attachment) -> String {
+        let users = mounts::users(&attachment.device, &[std::process::id(), self.front_pid]);
+        users.iter().map(ToString::to_string).collect::<Vec<_>>().join("; ")
+    }
+
+    fn detach_all(&self, forget: bool) -> Result<Detached> {
+        let _devices = self.lock();
+        let mut outcome = Detached::default();
+        for (id, attachment) in self.attachments()? {
+            match self.detach(id, &attachment, forget) {
+                Ok(()) => outcome.detached.push(attachment.name),
+                Err(error @ (Error::Busy(_) | Error::Io { .. })) => {
+                    let users = self.users(&attachment);
+                    let reason = if users.is_empty() { error.to_string() } else { users };
+                    let Attachment { name, device, .. } = attachment;
+                    outcome.kept.push(Kept { name, device, reason });
+                }
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(outcome)
+    }
+
+    /// Attaches what has the mark of an attached volume and is not one. The first failure ends it.
+    fn attach_all(&self) -> Result<Vec<Attachment>> {
+        let _devices = self.lock();
+        let marked = self.remote.call(|engine| async move {
+            let mut marked = Vec::new();
+            for volume in engine.control.pool.volumes() {
+                let attributes = engine.control.pool.attributes(volume.id).await?;
+                let ours = !attributes.contains_key(attributes::EPHEMERAL);
+                if let Some(how) = attributes.get(attributes::ATTACHED)
+                    && ours
+                {
+                    marked.push((volume.name, how == b"ro"));
+                }
+            }
+            Ok::<_, Error>(marked)
+        })??;
+        marked.iter().map(|(name, read_only)| self.attach(name, *read_only)).collect()
+    }
+
+    /// A device shows the new size of its volume at once.
+    fn resize(&self, command: Command) -> Result<Reply> {
+        let _devices = self.lock();
+        let reply = self.execute(command)?;
+        if let Reply::Volume(volume) = &reply
+            && let Some(device) = &volume.device
+        {
+            let id = VolumeId(volume.id);
+            helped(&LoopCommand::Grow { number: number(device)?, file: self.file(id), size_bytes: volume.size_bytes })?;
+        }
+        Ok(reply)
+    }
+
+    fn rename(&self, command: Command) -> Result<Reply> {
+        let reply = self.execute(command)?;
+        if let Reply::Volume(volume) = &reply {
+            let (id, name) = (VolumeId(volume.id), volume.name.clone());
+            self.remote.call(move |engine| async move {
+                if let Some(attachment) = engine.control.devices.borrow_mut().get_mut(&id) {
+                    attachment.name = name;
+                }
+            })?;
+        }
+        Ok(reply)
+    }
+
+    /// Finds the devices that a predecessor attached, and cleans up after an earlier daemon.
+    fn recover(&self, restarts: u64, attach_all: bool) {
+        if let Err(error) = self.find_devices() {
+            tracing::error!("finding the loop devices of this pool: {error}");
+        }
+        if restarts > 0 {
+            return;
+        }
+        if let Err(error) = self.drop_ephemeral() {
+            tracing::error!("deleting what an earlier daemon left: {error}");
+        }
+        if attach_all && let Err(error) = self.attach_all() {
+            tracing::error!("attach --all: {error}");
+        }
+    }
+
+    fn find_devices(&self) -> Result<()> {
+        let _devices = self.lock();
+        let found = helped(&LoopCommand::List { pool: self.pool, directory: self.directory.clone() })?;
+        for Attached { device, number, volume, read_only, stale } in found {
+            if stale {
+                // The front that served it has died, and it gives nothing but errors.
+                match helped(&LoopCommand::Detach { number }) {
+                    Ok(_) => tracing::info!(%volume, device = %device.display(), "a dead daemon's device is gone"),
+                    Err(error) => tracing::warn!(%volume, "a dead daemon's device: {error}"),
+                }
+                continue;
+            }
+            let known = self.remote.call(move |engine| async move { engine.control.pool.volume_by_id(volume) })?;
+            match known {
+                Ok(known) => self.enter(volume, Attachment { name: known.name, device, read_only })?,
+                Err(error) => tracing::error!(device = %device.display(), "a device without a volume: {error}"),
+            }
+        }
+        Ok(())
+    }
+
+    /// What lives only as long as its use has none any more when a daemon starts.
+    fn drop_ephemeral(&self) -> Result<()> {
+        let _devices = self.lock();
+        self.remote.call(|engine| async move {
+            let pool = &engine.control.pool;
+            for volume in pool.volumes() {
+                let attached = engine.control.devices.borrow().contains_key(&volume.id);
+                if !attached && pool.attributes(volume.id).await?.contains_key(attributes::EPHEMERAL) {
+                    tracing::info!(volume = %volume.name, "deleted: its use has ended with an earlier daemon");
+                    pool.delete_volume(volume.id).await?;
+                }
+            }
+            Ok(())
+        })?
+    }
+
+    /// SIGTERM stops, a second one whatever is in use. SIGINT is the front's: the terminal sends it to both.
+    fn watch(self: &Arc<Self>, mut signals: Signals) {
+        for signal in signals.forever() {
+            if signal == SIGINT {
+                continue;
+            }
+            if !self.front_lives() {
+                tracing::error!("the front has died, and its devices with it");
+                self.finish();
+                return;
+            }
+            let force = self.stopping.load(Ordering::Acquire);
+            let daemon = Arc::clone(self);
+            let begun = spawn("stop", move || {
+                if force {
+                    daemon.forced.store(true, Ordering::Release);
+                } else {
+                    daemon.stop_when_free();
+                }
+            });
+            if let Err(error) = begun {
+                tracing::error!("stop: {error}");
+            }
+        }
+    }
+
+    fn front_lives(&self) -> bool {
+        rustix::process::getppid().is_some_and(|parent| parent.as_raw_nonzero().get().unsigned_abs() == self.front_pid)
+    }
+
+    /// A client's stop. Refused while something is in use, unless forced: the client can see to that.
+    fn stop(self: &Arc<Self>, force: bool) -> Result<()> {
+        if force {
+            self.forced.store(true, Ordering::Release);
+        } else {
+            let in_use = self.attachments()?.into_values().find_map(|attachment| {
+                let users = self.users(&attachment);
+                (!users.is_empty()).then(|| format!("{} ({}) is {users}", attachment.name, attachment.device.display()))
+            });
+            if let Some(in_use) = in_use {
+                return Err(Error::Busy(format!("{in_use}; unmount it first, or lose it with --force")));
+            }
+        }
+        let daemon = Arc::clone(self);
+        spawn("stop", move || daemon.stop_when_free())
+    }
+
+    /// Takes no new work, detaches what is free, says what is not and where, until nothing is left.
+    fn stop_when_free(&self) {
+        if self.stopping.swap(true, Ordering::AcqRel) {
+            return;
+        }
+        tracing::info!("stopping");
+        let mut said = Vec::new();
+        loop {
+            match self.detach_all(false) {
+                Ok(Detached { kept, .. }) if kept.is_empty() => break,
+                Ok(Detached { kept, .. }) => {
+                    if said != kept {
+                        for Kept { name, device, reason } in &kept {
+                            tracing::warn!(volume = %name, "{} stays until it is free: {reason}", device.display());
+                        }
+                    }
+                    said = kept;
+                }
+                Err(error) => tracing::error!("detaching: {error}"),
+            }
+            if self.forced.load(Ordering::Acquire) {
+                tracing::error!("stopping with {} devices in use; they give errors from now on", said.len());
+                break;
+            }
+            thread::sleep(LOOK_AGAIN);
+        }
+        self.finish();
+    }
+
+    fn finish(&self) {
+        match self.remote.call(|engine| async move { engine.finish().await }) {
+            Ok(Ok(())) => {}
+            Ok(Err(error)) | Err(error) => tracing::error!("closing the pool: {error}"),
+        }
+    }
+}
+
+/// Does a loop command in a process of its own.
+fn helped(command: &LoopCommand) -> Result<Vec<Attached>> {
+    helper::run(Path::new(OWN_BUILD), &[OsStr::new(LOOP_HELPER)], command)
+}
+
+/// N of `/dev/loopN`.
+fn number(device: &Path) -> Result<u32> {
+    let name = device.file_name().and_then(OsStr::to_str).and_then(|name| name.strip_prefix("loop"));
+    let number = name.and_then(|number| number.parse().ok());
+    number.ok_or_else(|| Error::InvalidInput(format!("{} is not a loop device", device.display())))
+}
+
+fn spawn(name: &str, body: impl FnOnce() + Send + 'static) -> Result<()> {
+    let spawned = thread::Builder::new().name(name.into()).spawn(body);
+    spawned.map(drop).map_err(|error| Error::io("starting a thread", error))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn numbers_of_loop_devices_are_read() {
+        assert_eq!(number(Path::new("/dev/loop17")).unwrap(), 17);
+        for odd in ["/dev/sda", "/dev/loop", "/dev/loop1p1", "/"] {
+            assert!(number(Path::new(odd)).is_err(), "{odd}");
+        }
+    }
+}

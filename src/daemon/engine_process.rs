@@ -1,0 +1,189 @@
+//! The engine process: the pool, its volumes for the front, and the control socket.
+//!
+//! The main thread is the engine's: it runs tasks and sleeps in its ring. Threads beside it speak with clients, listen to
+//! signals and see to devices; what they want of the engine they hand over by a `Remote`. None of them outlives the
+//! process, and none has to: what was acknowledged is durable or in the memory that the front holds.
+
+use std::cell::RefCell;
+use std::collections::BTreeMap;
+use std::fs::File;
+use std::os::unix::fs::FileExt;
+use std::os::unix::net::UnixListener;
+use std::path::Path;
+use std::process::ExitCode;
+use std::rc::Rc;
+use std::time::Duration;
+
+use async_executor::LocalExecutor;
+use event_listener::Event;
+use std::cell::Cell;
+
+use super::devices::Daemon;
+use super::execute::{Control, DaemonFacts};
+use super::lookup::identify;
+use super::{logging, process, remote};
+use crate::engine::{OpenOptions, Pool};
+use crate::error::{Error, Result};
+use crate::export::link::{EXIT_FINISHED, EXIT_INCOMPATIBLE, EngineLink};
+use crate::export::server::Server;
+use crate::io::{self, FileStorage, PayloadArea, Reactor, ReactorOptions, block_on};
+
+/// Name of the listening socket among the front's descriptors.
+pub(super) const CONTROL: &str = "control";
+/// Name of the memory that counts engine processes.
+pub(super) const STARTS: &str = "starts";
+/// How long the last I/O of a predecessor may take to end: a disk that answers at all does so by then.
+const FENCE: Duration = Duration::from_secs(60);
+
+/// Options of the engine process.
+#[derive(Clone, Debug, clap::Args)]
+pub struct EngineArguments {
+    /// Attach what was attached when the daemon stopped
+    #[arg(long)]
+    pub(super) attach_all: bool,
+}
+
+/// What the engine thread works on.
+pub(super) struct Engine {
+    /// The pool, and what is attached.
+    pub(super) control: Control<FileStorage>,
+    /// Its volumes for the front.
+    pub(super) server: Server<Pool<FileStorage>>,
+    finished: Cell<bool>,
+    finish: Event,
+}
+
+impl Engine {
+    /// Serves no more, makes everything durable, and lets the process end.
+    pub(super) async fn finish(&self) -> Result<()> {
+        self.server.stop();
+        self.server.idle().await;
+        let closed = self.control.pool.close().await;
+        self.finished.set(true);
+        self.finish.notify(usize::MAX);
+        closed
+    }
+
+    async fn finished(&self) {
+        while !self.finished.get() {
+            let listener = self.finish.listen();
+            if !self.finished.get() {
+                listener.await;
+            }
+        }
+    }
+}
+
+/// The engine process's main.
+///
+/// # Errors
+/// What keeps it from serving.
+pub fn run_engine(path: &Path, arguments: &EngineArguments) -> Result<ExitCode> {
+    logging::start(logging::DAEMON);
+    let link = match EngineLink::inherit() {
+        Ok(Some(link)) => link,
+        Ok(None) => return Err(Error::InvalidInput("this is started by plywood serve, and by nobody else".into())),
+        Err(error @ Error::Incompatible(_)) => {
+            tracing::error!("{error}");
+            return Ok(exit_code(EXIT_INCOMPATIBLE));
+        }
+        Err(error) => return Err(error),
+    };
+    process::stay_in_memory();
+    serve(path, arguments, link)?;
+    Ok(exit_code(EXIT_FINISHED))
+}
+
+fn exit_code(code: i32) -> ExitCode {
+    ExitCode::from(u8::try_from(code).unwrap_or(1))
+}
+
+fn serve(path: &Path, arguments: &EngineArguments, mut link: EngineLink) -> Result<()> {
+    let ring = |error| Error::io("io_uring", error);
+    let found = identify(path)?;
+    let restarts = count_start(&File::from(link.take_extra(STARTS)?))?;
+    let listener = UnixListener::from(link.take_extra(CONTROL)?);
+    let reactor = Reactor::new(ReactorOptions::default()).map_err(ring)?;
+    let executor = Rc::new(LocalExecutor::new());
+
+    // Rule O9: nothing of the shared memory is looked at before the predecessor's last I/O has ended.
+    let fence = io::OpenOptions { wait: FENCE, claimed_by_front: true, force: false };
+    let storage = FileStorage::open(&reactor, &found.path, fence)?;
+    let log = Box::new(link.pending_log(found.uuid)?);
+    let opening = Pool::open(storage.clone(), log, OpenOptions::default());
+    let pool = block_on(&executor, &reactor, &(), opening).map_err(ring)??;
+
+    let payloads = link.memory.payloads().mapping();
+    let area = PayloadArea::new(payloads.clone(), 0..payloads.len());
+    if let Err(error) = reactor.register_payload(&area) {
+        tracing::warn!(%error, "payloads are not registered with the ring; I/O is slower");
+    }
+    let server = Server::new(link.queues()?, area.memory(0..area.len()), pool.clone(), Rc::clone(&executor));
+    let facts = DaemonFacts {
+        front_pid: link.front_pid,
+        engine_pid: std::process::id(),
+        engine_restarts: restarts,
+        transport: transport_words(&link),
+    };
+    let control = Control {
+        pool: pool.clone(),
+        medium: storage,
+        path: found.path,
+        devices: RefCell::new(BTreeMap::new()),
+        daemon: Some(facts),
+    };
+    let engine = Rc::new(Engine { control, server: server.clone(), finished: Cell::new(false), finish: Event::new() });
+
+    let background = pool.clone();
+    executor.spawn(async move { background.run().await }).detach();
+    executor.spawn(tick(reactor.clone(), pool)).detach();
+    let (remote, mailbox) = remote::mailbox()?;
+    let wakeup = reactor.watch_eventfd(mailbox.descriptor()?).map_err(ring)?;
+    let doorbell = Rc::new(link.doorbell.try_clone().map_err(|error| Error::io("duplicating a descriptor", error))?);
+    let _doorbell = reactor.watch_eventfd(doorbell).map_err(ring)?;
+    let (deliver_to, deliver_on) = (Rc::clone(&engine), Rc::clone(&executor));
+    let delivery = async move { mailbox.deliver(&wakeup, &deliver_on, &deliver_to).await };
+    executor.spawn(async { drop(delivery.await) }).detach();
+
+    server.declare_serving();
+    link.notify_supervisor();
+    Daemon::start(remote, found.uuid, link.front_pid, restarts, arguments.attach_all, listener)?;
+    block_on(&executor, &reactor, &server, engine.finished()).map_err(ring)
+}
+
+/// The engine has no clock.
+async fn tick(reactor: Reactor, pool: Pool<FileStorage>) {
+    while reactor.sleep(Duration::from_secs(1)).await.is_ok() {
+        pool.tick();
+    }
+}
+
+/// Counts this process in the memory that the front keeps, and answers how many there were before.
+fn count_start(memory: &File) -> Result<u64> {
+    let failed = |error| Error::io("counting engine processes", error);
+    let mut bytes = [0; 8];
+    let known = memory.read_at(&mut bytes, 0).map_err(failed)? == bytes.len();
+    let before = if known { u64::from_ne_bytes(bytes) } else { 0 };
+    memory.write_all_at(&(before + 1).to_ne_bytes(), 0).map_err(failed)?;
+    Ok(before)
+}
+
+fn transport_words(link: &EngineLink) -> String {
+    match &link.fallback {
+        Some(reason) => format!("{} ({reason})", link.transport),
+        None => link.transport.to_string(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_start_is_counted() {
+        let memory = tempfile::tempfile().unwrap();
+        for before in 0..5 {
+            assert_eq!(count_start(&memory).unwrap(), before);
+        }
+    }
+}

@@ -1,0 +1,163 @@
+//! `plywood serve`: the process that holds the front, and starts the engine process and its successors.
+//!
+//! Beside what the front itself holds, this process holds the listening control socket, so that a command that comes
+//! while an engine is succeeded waits instead of failing.
+
+use std::ffi::OsString;
+use std::fs::{self, File};
+use std::io;
+use std::os::fd::OwnedFd;
+use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt};
+use std::os::unix::net::UnixListener;
+use std::path::{Path, PathBuf};
+use std::thread;
+use std::time::Duration;
+
+use rustix::fs::{MemfdFlags, memfd_create};
+use signal_hook::consts::{SIGINT, SIGTERM};
+use signal_hook::iterator::Signals;
+
+use super::engine_process::{CONTROL, STARTS};
+use super::lookup::{FoundPool, daemon_socket};
+use super::{logging, places, process};
+use crate::error::{Error, Result};
+use crate::export::front::{EngineCommand, Front, FrontEvent, FrontOptions};
+use crate::export::fuse::TransportChoice;
+use crate::io::PoolClaim;
+
+/// How long a command that works on the file may hold up the start.
+const TURN: Duration = Duration::from_secs(10);
+
+/// How to serve.
+#[derive(Clone, Debug, Default)]
+pub struct ServeOptions {
+    /// Started by a command: leave its session.
+    pub background: bool,
+    /// How requests come from the kernel.
+    pub transport: TransportChoice,
+    /// Attach what was attached when the daemon stopped.
+    pub attach_all: bool,
+}
+
+/// Serves a pool until SIGTERM, SIGINT or a stop command, and until nothing that is attached is in use any more. A second
+/// signal ends it whatever is in use.
+///
+/// # Errors
+/// What keeps the daemon from starting, and what is still attached at its end.
+pub fn serve(pool: &FoundPool, options: &ServeOptions) -> Result<()> {
+    process::become_io_flusher();
+    logging::start(logging::DAEMON);
+    process::require_root("serving a pool")?;
+    require_devices()?;
+    if options.background {
+        // Fails when it leads its process group already, and then it is in no session of the starter's to leave.
+        let _ = rustix::process::setsid();
+    }
+    let claim = PoolClaim::acquire(&pool.path, TURN)?;
+    let control = ControlSocket::bind(pool)?;
+    process::enter_own_mount_namespace(device_of(&pool.path)?)?;
+    process::stay_in_memory();
+    process::outlive_others();
+    let directory = places::mount_directory(pool.uuid);
+    places::make_private_directory(&directory)?;
+    let engine = engine_command(pool, options, &control)?;
+    let front = Front::start(FrontOptions {
+        transport: options.transport,
+        claim: Some(claim),
+        ..FrontOptions::new(&pool.name, pool.uuid, directory.clone(), engine)
+    })?;
+    let stop = front.stop_handle();
+    let mut signals = Signals::new([SIGTERM, SIGINT]).map_err(|error| Error::io("signal handlers", error))?;
+    let forward = move || signals.forever().for_each(|_| stop.stop());
+    thread::Builder::new().name("signals".into()).spawn(forward).map_err(|error| Error::io("a thread", error))?;
+    let served = front.run(|event| tell(pool, event));
+    drop(control);
+    if served.is_ok() {
+        tracing::info!(pool = %pool.name, "stopped");
+        // Best effort: it is empty, and in the way of nobody.
+        let _ = fs::remove_dir(directory);
+    }
+    served
+}
+
+fn tell(pool: &FoundPool, event: &FrontEvent) {
+    let pool = &pool.name;
+    match event {
+        FrontEvent::Started { pid } => tracing::info!(%pool, pid, "engine process started"),
+        FrontEvent::Serving { pid, after } => {
+            let after_ms = u64::try_from(after.as_millis()).unwrap_or(u64::MAX);
+            tracing::info!(%pool, pid, after_ms, "engine process serves");
+        }
+        FrontEvent::Ended { pid, status } => tracing::info!(%pool, pid, "engine process ended with {status}"),
+        FrontEvent::GaveUp => tracing::error!(%pool, "engine processes die one after the other; giving up"),
+    }
+}
+
+/// Said before anything is started, by name: the daemon would be of no use.
+fn require_devices() -> Result<()> {
+    for (device, module) in [("/dev/fuse", "fuse"), ("/dev/loop-control", "loop")] {
+        if !fs::exists(device).unwrap_or(false) {
+            return Err(Error::NotFound(format!(
+                "{device} is missing: this kernel has no {module}, or this container may not use it; try modprobe {module}"
+            )));
+        }
+    }
+    Ok(())
+}
+
+/// Number of the device that a pool file stands on, or that a pool is.
+fn device_of(path: &Path) -> Result<(u32, u32)> {
+    let metadata = fs::metadata(path).map_err(|error| Error::io(path.display().to_string(), error))?;
+    let number = if metadata.file_type().is_block_device() { metadata.rdev() } else { metadata.dev() };
+    Ok((rustix::fs::major(number), rustix::fs::minor(number)))
+}
+
+fn engine_command(pool: &FoundPool, options: &ServeOptions, control: &ControlSocket) -> Result<EngineCommand> {
+    let failed = |error| Error::io("preparing the engine process", error);
+    let program = std::env::current_exe().map_err(failed)?;
+    let mut arguments: Vec<OsString> = vec!["--pool".into(), pool.path.clone().into(), "engine".into()];
+    if options.attach_all {
+        arguments.push("--attach-all".into());
+    }
+    let starts = memfd_create("plywood-starts", MemfdFlags::CLOEXEC).map_err(|error| failed(error.into()))?;
+    let listener = control.listener.try_clone().map_err(failed)?;
+    let descriptors = vec![(CONTROL.to_owned(), listener), (STARTS.to_owned(), File::from(starts).into())];
+    Ok(EngineCommand { program, arguments, descriptors })
+}
+
+/// The listening socket; its file goes away with it.
+struct ControlSocket {
+    listener: OwnedFd,
+    path: PathBuf,
+}
+
+impl ControlSocket {
+    /// Listens. What a front left that died is taken away: the claim on the pool is ours.
+    fn bind(pool: &FoundPool) -> Result<Self> {
+        places::make_private_directory(Path::new(places::RUN_DIRECTORY))?;
+        let path = places::socket(pool.uuid);
+        let failed = |error| Error::io(format!("{}: control socket", path.display()), error);
+        if daemon_socket(pool.uuid)?.is_some() {
+            return Err(Error::Busy(format!(
+                "a daemon serves another file with the uuid of {}; a pool must not be copied under its daemon",
+                pool.path.display()
+            )));
+        }
+        match fs::remove_file(&path) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(failed(error)),
+            _ => {}
+        }
+        // The directory is closed to others, so there is no instant at which they could connect.
+        let listener = UnixListener::bind(&path).map_err(failed)?;
+        fs::set_permissions(&path, fs::Permissions::from_mode(0o600)).map_err(failed)?;
+        Ok(Self { listener: listener.into(), path })
+    }
+}
+
+impl Drop for ControlSocket {
+    fn drop(&mut self) {
+        if let Err(error) = fs::remove_file(&self.path) {
+            tracing::warn!(%error, "{} stays behind", self.path.display());
+        }
+    }
+}
