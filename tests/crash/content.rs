@@ -1,0 +1,59 @@
+//! What stands in a sector: the number of the operation that wrote it and the sector's own number, over and over, so
+//! that whatever is read tells who wrote it, and a mix or a foreign sector is seen.
+
+/// Bytes of a sector.
+pub const SECTOR: u64 = 512;
+/// Sectors of a block.
+pub const SECTORS: u64 = 8;
+
+/// The operation that wrote a sector; 0 for zeros.
+pub type Value = u64;
+/// A block's sectors.
+pub type Sectors = [Value; SECTORS as usize];
+
+/// `count` sectors from `first` on as operation `value` writes them.
+pub fn fill(value: Value, first: u64, count: u64) -> Vec<u8> {
+    let mut bytes = Vec::with_capacity((count * SECTOR) as usize);
+    for sector in first..first + count {
+        for _ in 0..SECTOR / 16 {
+            bytes.extend_from_slice(&value.to_le_bytes());
+            bytes.extend_from_slice(&sector.to_le_bytes());
+        }
+    }
+    bytes
+}
+
+/// Who wrote this sector.
+pub fn parse(bytes: &[u8], sector: u64) -> Result<Value, String> {
+    if bytes.iter().all(|byte| *byte == 0) {
+        return Ok(0);
+    }
+    let word = |at: usize| {
+        let mut word = [0; 8];
+        word.copy_from_slice(&bytes[at..at + 8]);
+        u64::from_le_bytes(word)
+    };
+    let (value, number) = (word(0), word(8));
+    let whole = bytes.chunks_exact(16).all(|pair| pair == &bytes[..16]);
+    if !whole {
+        return Err(format!("sector {sector} is a mix: it begins as sector {number} of operation {value}"));
+    }
+    if number != sector || value == 0 {
+        return Err(format!("sector {sector} holds sector {number} of operation {value}"));
+    }
+    Ok(value)
+}
+
+/// The blocks in `bytes`, the first of which is block `first`.
+pub fn parse_blocks(bytes: &[u8], first: u64) -> Result<Vec<(u64, Sectors)>, String> {
+    let mut blocks = Vec::new();
+    for (index, block) in bytes.chunks_exact((SECTOR * SECTORS) as usize).enumerate() {
+        let number = first + index as u64;
+        let mut sectors = [0; SECTORS as usize];
+        for (at, sector) in block.chunks_exact(SECTOR as usize).enumerate() {
+            sectors[at] = parse(sector, number * SECTORS + at as u64)?;
+        }
+        blocks.push((number, sectors));
+    }
+    Ok(blocks)
+}

@@ -1,0 +1,538 @@
+//! A medium with a volatile cache: it records every operation, carries it out piece by piece in an order that a seed
+//! decides, and can say at any moment what a power cut or the death of the process would leave.
+//!
+//! What is promised to the engine is exactly what [`Storage`] says: a write is durable when a flush that began after its
+//! end has ended; a durable write when it has ended; everything else may be there, in part, or not. A sector of 512 bytes
+//! is written whole or not at all. No two changes of one byte may ever be in flight together: the engine is at fault then.
+
+use std::cell::RefCell;
+use std::collections::HashSet;
+use std::future::Future;
+use std::io;
+use std::ops::Range;
+use std::pin::Pin;
+use std::rc::Rc;
+use std::task::{Context, Poll, Waker};
+
+use fastrand::Rng;
+use plywood::engine::{Memory, Storage};
+use plywood::io::IoMemory;
+
+use crate::content::SECTOR;
+
+const BLOCK: usize = 4096;
+const CHUNK: usize = 64;
+
+type Block = Rc<[u8; BLOCK]>;
+type Chunk = Rc<[Option<Block>; CHUNK]>;
+
+/// The bytes of a medium. A clone costs little: blocks are shared.
+#[derive(Clone)]
+pub struct Image {
+    chunks: Vec<Option<Chunk>>,
+    size_bytes: u64,
+}
+
+impl Image {
+    /// Zeros.
+    pub fn new(size_bytes: u64) -> Self {
+        Self { chunks: vec![None; (size_bytes as usize).div_ceil(BLOCK * CHUNK)], size_bytes }
+    }
+
+    fn read(&self, offset: u64, into: &mut [u8]) {
+        for (block, skip, range) in parts(offset, into.len()) {
+            let found = self.chunks[block / CHUNK].as_ref().and_then(|chunk| chunk[block % CHUNK].as_ref());
+            match found {
+                Some(bytes) => into[range.clone()].copy_from_slice(&bytes[skip..skip + range.len()]),
+                None => into[range].fill(0),
+            }
+        }
+    }
+
+    fn write(&mut self, offset: u64, from: &[u8]) {
+        for (block, skip, range) in parts(offset, from.len()) {
+            let chunk = self.chunks[block / CHUNK].get_or_insert_with(|| Rc::new([const { None }; CHUNK]));
+            let place = &mut Rc::make_mut(chunk)[block % CHUNK];
+            if range.len() == BLOCK && from[range.clone()].iter().all(|byte| *byte == 0) {
+                *place = None;
+                continue;
+            }
+            let bytes = place.get_or_insert_with(|| Rc::new([0; BLOCK]));
+            Rc::make_mut(bytes)[skip..skip + range.len()].copy_from_slice(&from[range]);
+        }
+    }
+
+    fn zero(&mut self, range: Range<u64>) {
+        for (block, skip, part) in parts(range.start, (range.end - range.start) as usize) {
+            let Some(chunk) = &mut self.chunks[block / CHUNK] else { continue };
+            if chunk[block % CHUNK].is_none() {
+                continue;
+            }
+            let place = &mut Rc::make_mut(chunk)[block % CHUNK];
+            if part.len() == BLOCK {
+                *place = None;
+            } else if let Some(bytes) = place {
+                Rc::make_mut(bytes)[skip..skip + part.len()].fill(0);
+            }
+        }
+    }
+}
+
+/// Cuts bytes at the borders of blocks: block, offset within it, range within the whole.
+fn parts(offset: u64, len: usize) -> impl Iterator<Item = (usize, usize, Range<usize>)> {
+    let mut done = 0;
+    std::iter::from_fn(move || {
+        let at = offset as usize + done;
+        let part = (BLOCK - at % BLOCK).min(len - done);
+        let range = done..done + part;
+        done += part;
+        (part > 0).then_some((at / BLOCK, at % BLOCK, range))
+    })
+}
+
+#[derive(Clone)]
+enum Action {
+    Read(u64, IoMemory),
+    Write(u64, IoMemory),
+    WriteDurable(u64, IoMemory),
+    /// Makes the writes with these numbers durable.
+    Flush(Vec<u64>),
+    Extend(Range<u64>),
+    Punch(Range<u64>),
+}
+
+impl Action {
+    fn range(&self) -> Range<u64> {
+        match self {
+            Self::Read(offset, memory) | Self::Write(offset, memory) | Self::WriteDurable(offset, memory) => {
+                *offset..*offset + memory.len() as u64
+            }
+            Self::Flush(_) => 0..0,
+            Self::Extend(range) | Self::Punch(range) => range.clone(),
+        }
+    }
+
+    fn changes(&self) -> bool {
+        !matches!(self, Self::Read(..) | Self::Flush(_))
+    }
+
+    fn content(&self) -> Option<Content> {
+        match self {
+            Self::Write(_, memory) | Self::WriteDurable(_, memory) => Some(Content::Bytes(memory.to_vec())),
+            Self::Extend(_) | Self::Punch(_) => Some(Content::Zeros),
+            Self::Read(..) | Self::Flush(_) => None,
+        }
+    }
+}
+
+enum Content {
+    Bytes(Vec<u8>),
+    Zeros,
+}
+
+impl Content {
+    fn write(&self, image: &mut Image, whole: &Range<u64>, part: Range<u64>) {
+        match self {
+            Self::Bytes(bytes) => {
+                let within = (part.start - whole.start) as usize..(part.end - whole.start) as usize;
+                image.write(part.start, &bytes[within]);
+            }
+            Self::Zeros => image.zero(part),
+        }
+    }
+}
+
+/// A change that has ended and is not durable yet.
+struct Cached {
+    number: u64,
+    range: Range<u64>,
+    content: Content,
+    /// Sectors that a later change has made durable: this one can no longer win there.
+    outdated: HashSet<u64>,
+}
+
+impl Cached {
+    fn write(&self, image: &mut Image) {
+        if self.outdated.is_empty() {
+            return self.content.write(image, &self.range, self.range.clone());
+        }
+        for sector in sectors(&self.range).filter(|sector| !self.outdated.contains(sector)) {
+            self.content.write(image, &self.range, sector * SECTOR..(sector + 1) * SECTOR);
+        }
+    }
+}
+
+fn sectors(range: &Range<u64>) -> Range<u64> {
+    range.start / SECTOR..range.end / SECTOR
+}
+
+struct Operation {
+    number: u64,
+    action: Action,
+    /// Pieces that have not been carried out.
+    pieces: Vec<Range<u64>>,
+    done: Rc<RefCell<Done>>,
+}
+
+#[derive(Default)]
+struct Done {
+    result: Option<io::Result<()>>,
+    waker: Option<Waker>,
+}
+
+/// What is in flight, for counting the phases that crashes met.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Phase {
+    pub superblock: bool,
+    pub journal: bool,
+    pub flush: bool,
+    pub write: bool,
+    pub punch: bool,
+    pub extend: bool,
+}
+
+struct State {
+    random: Rng,
+    current: Image,
+    durable: Image,
+    cached: Vec<Cached>,
+    in_flight: Vec<Operation>,
+    alignment: usize,
+    journal: Range<u64>,
+    next: u64,
+    /// Operations begun and ended.
+    events: u64,
+    begun: u64,
+    /// Operations are carried out when they are called.
+    at_once: bool,
+    /// Operations beyond this number never end.
+    stop_after: u64,
+}
+
+/// The medium. A clone is another handle to it.
+#[derive(Clone)]
+pub struct Medium {
+    state: Rc<RefCell<State>>,
+}
+
+/// Waits for an operation.
+pub struct Completion {
+    done: Rc<RefCell<Done>>,
+}
+
+impl Future for Completion {
+    type Output = io::Result<()>;
+
+    fn poll(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Self::Output> {
+        let mut done = self.done.borrow_mut();
+        if let Some(result) = done.result.take() {
+            return Poll::Ready(result);
+        }
+        done.waker = Some(context.waker().clone());
+        Poll::Pending
+    }
+}
+
+impl Medium {
+    /// A medium that holds `image`, durably, and ends operations in an order that `seed` decides.
+    pub fn new(image: Image, seed: u64, alignment: usize, journal_bytes: u64) -> Self {
+        let state = State {
+            random: Rng::with_seed(seed),
+            current: image.clone(),
+            durable: image,
+            cached: Vec::new(),
+            in_flight: Vec::new(),
+            alignment,
+            journal: 512 * BLOCK as u64..512 * BLOCK as u64 + journal_bytes,
+            next: 0,
+            events: 0,
+            begun: 0,
+            at_once: false,
+            stop_after: u64::MAX,
+        };
+        Self { state: Rc::new(RefCell::new(state)) }
+    }
+
+    /// As [`new`](Self::new), but operations are carried out when they are called; the first `stop_after` of them.
+    pub fn at_once(image: Image, seed: u64, alignment: usize, journal_bytes: u64, stop_after: u64) -> Self {
+        let medium = Self::new(image, seed, alignment, journal_bytes);
+        medium.state.borrow_mut().at_once = true;
+        medium.state.borrow_mut().stop_after = stop_after;
+        medium
+    }
+
+    /// Operations begun and ended so far.
+    pub fn events(&self) -> u64 {
+        self.state.borrow().events
+    }
+
+    /// Operations begun so far.
+    pub fn begun(&self) -> u64 {
+        self.state.borrow().begun
+    }
+
+    pub fn phase(&self) -> Phase {
+        let state = self.state.borrow();
+        let mut phase = Phase::default();
+        for operation in &state.in_flight {
+            match &operation.action {
+                Action::Read(..) => {}
+                Action::Write(..) => phase.write = true,
+                Action::WriteDurable(offset, _) if state.journal.contains(offset) => phase.journal = true,
+                Action::WriteDurable(..) => phase.superblock = true,
+                Action::Flush(_) => phase.flush = true,
+                Action::Extend(_) => phase.extend = true,
+                Action::Punch(_) => phase.punch = true,
+            }
+        }
+        phase
+    }
+
+    /// Until the answer is dropped, operations are carried out when they are called. Those in flight end now.
+    pub fn turning(&self) -> Turning {
+        while self.run_one() {}
+        self.state.borrow_mut().at_once = true;
+        Turning(self.clone())
+    }
+
+    /// What a power cut at this moment may leave: each change that is not durable is there, or not, or its sectors are
+    /// there one by one.
+    pub fn power_cut(&self, random: &mut Rng) -> Image {
+        let state = self.state.borrow();
+        let mut image = state.durable.clone();
+        // All, none, and anything between.
+        let (applied, torn) = match random.u32(..6) {
+            0 => (0, 0),
+            1 => (100, 0),
+            2 => (90, 5),
+            3 => (5, 10),
+            _ => (random.u32(..80), random.u32(..20)),
+        };
+        for change in &state.cached {
+            leave(&mut image, random, (applied, torn), &change.range, &change.content, &change.outdated);
+        }
+        for operation in &state.in_flight {
+            if let Some(content) = operation.action.content() {
+                leave(&mut image, random, (applied, torn), &operation.action.range(), &content, &HashSet::new());
+            }
+        }
+        image
+    }
+
+    /// What the death of the process leaves: everything that was begun ends.
+    pub fn process_death(&self) -> Image {
+        let state = self.state.borrow();
+        let mut image = state.current.clone();
+        for operation in &state.in_flight {
+            if let Some(content) = operation.action.content() {
+                let whole = operation.action.range();
+                for piece in &operation.pieces {
+                    content.write(&mut image, &whole, piece.clone());
+                }
+            }
+        }
+        image
+    }
+
+    /// Carries out a piece of one operation in flight, or all that is left of it. Answers false when there is none.
+    pub fn run_one(&self) -> bool {
+        let waker = {
+            let mut state = self.state.borrow_mut();
+            let stop_after = state.stop_after;
+            if state.in_flight.is_empty() || state.begun > stop_after {
+                return false;
+            }
+            let count = state.in_flight.len();
+            let index = state.random.usize(..count);
+            if state.random.bool() {
+                state.carry_out_all(index);
+            } else {
+                state.carry_out_one(index);
+            }
+            if state.in_flight[index].pieces.is_empty() { state.end(index) } else { None }
+        };
+        if let Some(waker) = waker {
+            waker.wake();
+        }
+        true
+    }
+
+    fn issue(&self, action: Action) -> Completion {
+        let done = Rc::new(RefCell::new(Done::default()));
+        let mut state = self.state.borrow_mut();
+        state.begin(action, Rc::clone(&done));
+        Completion { done }
+    }
+}
+
+/// Leaves a change on `image` whole, not at all, or torn.
+fn leave(
+    image: &mut Image,
+    random: &mut Rng,
+    (applied, torn): (u32, u32),
+    range: &Range<u64>,
+    content: &Content,
+    outdated: &HashSet<u64>,
+) {
+    let chance = random.u32(..100);
+    if chance >= applied + torn {
+        return;
+    }
+    let is_torn = chance >= applied;
+    if !is_torn && outdated.is_empty() {
+        return content.write(image, range, range.clone());
+    }
+    let (mode, limit) = (random.bool(), random.u64(range.start / SECTOR..=range.end / SECTOR));
+    for sector in sectors(range) {
+        // Either each sector by itself, or all up to one.
+        let there = !is_torn || if mode { random.bool() } else { sector < limit };
+        if there && !outdated.contains(&sector) {
+            content.write(image, range, sector * SECTOR..(sector + 1) * SECTOR);
+        }
+    }
+}
+
+impl State {
+    fn begin(&mut self, action: Action, done: Rc<RefCell<Done>>) {
+        let range = action.range();
+        let alignment = self.alignment as u64;
+        assert!(range.start.is_multiple_of(alignment) && range.end.is_multiple_of(alignment), "misaligned: {range:?}");
+        assert!(range.end <= self.current.size_bytes, "beyond the end: {range:?}");
+        if action.changes() {
+            for other in self.in_flight.iter().filter(|other| other.action.changes()) {
+                let theirs = other.action.range();
+                assert!(
+                    theirs.end <= range.start || range.end <= theirs.start,
+                    "two changes of the same bytes in flight: {theirs:?} and {range:?}"
+                );
+            }
+        }
+        self.begun += 1;
+        self.events += 1;
+        let number = self.next;
+        self.next += 1;
+        let pieces = parts(range.start, (range.end - range.start) as usize)
+            .map(|(_, _, part)| range.start + part.start as u64..range.start + part.end as u64)
+            .collect();
+        self.in_flight.push(Operation { number, action, pieces, done });
+        if self.at_once && self.begun <= self.stop_after {
+            let index = self.in_flight.len() - 1;
+            self.carry_out_all(index);
+            // Nobody waits yet.
+            self.end(index);
+        }
+    }
+
+    fn carry_out_all(&mut self, index: usize) {
+        while !self.in_flight[index].pieces.is_empty() {
+            self.carry_out_one(index);
+        }
+    }
+
+    fn carry_out_one(&mut self, index: usize) {
+        let operation = &mut self.in_flight[index];
+        if operation.pieces.is_empty() {
+            return;
+        }
+        let piece = operation.pieces.swap_remove(self.random.usize(..operation.pieces.len()));
+        let mut bytes = [0; BLOCK];
+        let bytes = &mut bytes[..(piece.end - piece.start) as usize];
+        match &operation.action {
+            Action::Read(offset, memory) => {
+                self.current.read(piece.start, bytes);
+                memory.write((piece.start - offset) as usize, bytes);
+            }
+            Action::Write(offset, memory) | Action::WriteDurable(offset, memory) => {
+                memory.read((piece.start - offset) as usize, bytes);
+                self.current.write(piece.start, bytes);
+            }
+            Action::Flush(_) => {}
+            Action::Extend(_) | Action::Punch(_) => self.current.zero(piece),
+        }
+    }
+
+    fn end(&mut self, index: usize) -> Option<Waker> {
+        self.events += 1;
+        let operation = self.in_flight.swap_remove(index);
+        let range = operation.action.range();
+        let content = operation.action.content();
+        match (&operation.action, content) {
+            (Action::WriteDurable(..), Some(content)) => {
+                content.write(&mut self.durable, &range, range.clone());
+                for earlier in &mut self.cached {
+                    if earlier.range.start < range.end && range.start < earlier.range.end {
+                        earlier.outdated.extend(sectors(&range));
+                    }
+                }
+            }
+            (_, Some(content)) => {
+                self.cached.push(Cached { number: operation.number, range, content, outdated: HashSet::new() });
+            }
+            (Action::Flush(numbers), None) => {
+                let durable = &mut self.durable;
+                self.cached.retain(|change| {
+                    let covered = numbers.binary_search(&change.number).is_ok();
+                    if covered {
+                        change.write(durable);
+                    }
+                    !covered
+                });
+            }
+            _ => {}
+        }
+        let mut done = operation.done.borrow_mut();
+        done.result = Some(Ok(()));
+        done.waker.take()
+    }
+}
+
+impl Storage for Medium {
+    type Memory = IoMemory;
+
+    fn allocate(&self, len: usize) -> IoMemory {
+        IoMemory::zeroed(len)
+    }
+
+    fn alignment(&self) -> usize {
+        self.state.borrow().alignment
+    }
+
+    fn size_bytes(&self) -> u64 {
+        self.state.borrow().current.size_bytes
+    }
+
+    fn read(&self, offset: u64, into: &IoMemory) -> impl Future<Output = io::Result<()>> + 'static {
+        self.issue(Action::Read(offset, into.clone()))
+    }
+
+    fn write(&self, offset: u64, from: &IoMemory) -> impl Future<Output = io::Result<()>> + 'static {
+        self.issue(Action::Write(offset, from.clone()))
+    }
+
+    fn write_durable(&self, offset: u64, from: &IoMemory) -> impl Future<Output = io::Result<()>> + 'static {
+        self.issue(Action::WriteDurable(offset, from.clone()))
+    }
+
+    fn flush(&self) -> impl Future<Output = io::Result<()>> + 'static {
+        let mut ended: Vec<u64> = self.state.borrow().cached.iter().map(|change| change.number).collect();
+        ended.sort_unstable();
+        self.issue(Action::Flush(ended))
+    }
+
+    fn extend(&self, range: Range<u64>) -> impl Future<Output = io::Result<()>> + 'static {
+        self.issue(Action::Extend(range))
+    }
+
+    fn punch(&self, range: Range<u64>) -> impl Future<Output = io::Result<()>> + 'static {
+        self.issue(Action::Punch(range))
+    }
+}
+
+/// While it lives, a medium carries operations out at once.
+pub struct Turning(Medium);
+
+impl Drop for Turning {
+    fn drop(&mut self) {
+        self.0.state.borrow_mut().at_once = false;
+    }
+}

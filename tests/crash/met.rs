@@ -1,0 +1,133 @@
+//! What a run met. What was never met was not tested.
+
+use plywood::engine::Pool;
+
+use crate::medium::{Medium, Phase};
+
+#[derive(Clone, Debug, Default)]
+pub struct Met {
+    pub worlds: u64,
+    pub operations: u64,
+    /// Crash states opened and compared.
+    pub states: u64,
+    pub power_cuts: u64,
+    pub deaths: u64,
+    pub replays_interrupted: u64,
+    pub went_on: u64,
+    pub no_space: u64,
+    pub in_superblock: u64,
+    pub in_batch: u64,
+    pub in_flush: u64,
+    pub in_write: u64,
+    pub in_punch: u64,
+    pub in_extend: u64,
+    pub replays: u64,
+    pub takeovers: u64,
+    pub carcasses_resumed: u64,
+    pub ring_wraps: u64,
+    pub groups_appended: u64,
+    pub checkpoints: u64,
+    pub batches: u64,
+    pub shadowed: u64,
+    pub punched: u64,
+    pub heights: [u64; 4],
+}
+
+impl Met {
+    /// A crash state was opened.
+    pub fn opened(&mut self, pool: &Pool<Medium>) {
+        let counters = pool.counters();
+        self.replays += u64::from(counters.records_replayed > 0);
+        self.takeovers += u64::from(counters.records_recovered > 0);
+        self.carcasses_resumed += counters.carcasses_resumed;
+    }
+
+    /// An engine of the main line ended.
+    pub fn ended(&mut self, pool: &Pool<Medium>) {
+        let counters = pool.counters();
+        self.ring_wraps += counters.ring_wraps;
+        self.groups_appended += counters.groups_appended;
+        self.checkpoints += counters.checkpoints;
+        self.batches += counters.batches;
+        self.shadowed += counters.nodes_shadowed;
+        self.punched += counters.blocks_punched;
+        for info in pool.volumes().iter().filter(|info| info.mapped_bytes > 0) {
+            let height = (0..3).find(|level| info.size_bytes <= (1 << 20) << (8 * level)).unwrap_or(3);
+            self.heights[height] += 1;
+        }
+    }
+
+    pub fn phase(&mut self, phase: Phase) {
+        self.in_superblock += u64::from(phase.superblock);
+        self.in_batch += u64::from(phase.journal);
+        self.in_flush += u64::from(phase.flush);
+        self.in_write += u64::from(phase.write);
+        self.in_punch += u64::from(phase.punch);
+        self.in_extend += u64::from(phase.extend);
+    }
+
+    /// Names and counts.
+    pub fn list(&self) -> Vec<(&'static str, u64)> {
+        vec![
+            ("worlds", self.worlds),
+            ("operations", self.operations),
+            ("power cuts", self.power_cuts),
+            ("process deaths", self.deaths),
+            ("replays interrupted", self.replays_interrupted),
+            ("crashes gone on from", self.went_on),
+            ("crashes within a superblock's write", self.in_superblock),
+            ("crashes within a batch's write", self.in_batch),
+            ("crashes within a flush", self.in_flush),
+            ("crashes within other writes", self.in_write),
+            ("crashes within an extension", self.in_extend),
+            ("replays", self.replays),
+            ("takeovers of a pending log", self.takeovers),
+            ("carcasses resumed", self.carcasses_resumed),
+            ("ring wraps", self.ring_wraps),
+            ("groups appended", self.groups_appended),
+            ("checkpoints", self.checkpoints),
+            ("batches", self.batches),
+            ("nodes shadowed", self.shadowed),
+            ("changes refused for space", self.no_space),
+            ("trees of height 0", self.heights[0]),
+            ("trees of height 1", self.heights[1]),
+            ("trees of height 2", self.heights[2]),
+            ("trees of height 3", self.heights[3]),
+        ]
+    }
+
+    /// May stay 0 in a short run.
+    pub fn rare(&self) -> Vec<(&'static str, u64)> {
+        vec![("crashes within a punch", self.in_punch), ("blocks punched", self.punched)]
+    }
+
+    /// Adds what another world met.
+    pub fn merge(&mut self, other: &Self) {
+        self.worlds += other.worlds;
+        self.operations += other.operations;
+        self.states += other.states;
+        self.power_cuts += other.power_cuts;
+        self.deaths += other.deaths;
+        self.replays_interrupted += other.replays_interrupted;
+        self.went_on += other.went_on;
+        self.no_space += other.no_space;
+        self.in_superblock += other.in_superblock;
+        self.in_batch += other.in_batch;
+        self.in_flush += other.in_flush;
+        self.in_write += other.in_write;
+        self.in_punch += other.in_punch;
+        self.in_extend += other.in_extend;
+        self.replays += other.replays;
+        self.takeovers += other.takeovers;
+        self.carcasses_resumed += other.carcasses_resumed;
+        self.ring_wraps += other.ring_wraps;
+        self.groups_appended += other.groups_appended;
+        self.checkpoints += other.checkpoints;
+        self.batches += other.batches;
+        self.shadowed += other.shadowed;
+        self.punched += other.punched;
+        for (sum, more) in self.heights.iter_mut().zip(other.heights) {
+            *sum += more;
+        }
+    }
+}

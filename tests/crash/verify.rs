@@ -1,0 +1,366 @@
+//! Opening what a crash left, and judging it.
+
+use std::cell::RefCell;
+use std::collections::BTreeMap;
+use std::rc::Rc;
+
+use async_executor::LocalExecutor;
+use fastrand::Rng;
+use plywood::engine::{Memory, OpenOptions, PendingLog, Pool, VolumeInfo};
+use plywood::io::IoMemory;
+use uuid::Uuid;
+
+use crate::content::{SECTOR, SECTORS, Sectors, parse_blocks};
+use crate::log::Log;
+use crate::medium::{Image, Medium};
+use crate::met::Met;
+use crate::model::{BALLAST_BYTES, Block, Control, Hold, Model, Volume, rolled_back};
+
+const BLOCK_BYTES: u64 = SECTOR * SECTORS;
+/// Blocks read at a time.
+const READ_BLOCKS: u64 = 64;
+/// Rounds without progress after which an engine is taken to be stuck.
+const PATIENCE: u32 = 100;
+
+/// How an engine ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Crash {
+    PowerCut,
+    ProcessDeath,
+}
+
+/// What every opening of a world's pool has in common.
+#[derive(Clone, Copy, Debug)]
+pub struct Setting {
+    pub alignment: usize,
+    pub journal_bytes: u64,
+    pub cache_bytes: usize,
+}
+
+/// What a crash left, to be opened.
+#[derive(Clone)]
+pub struct Remains {
+    pub image: Image,
+    pub log: Log,
+    /// Whether power was lost since the model's last certainty.
+    pub lost_power: bool,
+}
+
+/// Runs `future` on `executor` until it is done. None when the medium stopped answering.
+pub fn run<T: 'static>(
+    executor: &LocalExecutor<'static>,
+    pool: impl Fn() -> Option<Pool<Medium>>,
+    future: impl Future<Output = T> + 'static,
+) -> Option<T> {
+    let result: Rc<RefCell<Option<T>>> = Rc::default();
+    let slot = Rc::clone(&result);
+    let task = executor.spawn(async move {
+        let value = future.await;
+        *slot.borrow_mut() = Some(value);
+    });
+    let mut idle = 0;
+    while result.borrow().is_none() {
+        if executor.try_tick() {
+            idle = 0;
+            continue;
+        }
+        idle += 1;
+        if let Some(pool) = pool() {
+            pool.tick();
+        }
+        if idle > PATIENCE {
+            return None;
+        }
+    }
+    drop(task);
+    result.take()
+}
+
+/// What was found in a pool.
+pub struct Observed {
+    volumes: BTreeMap<Uuid, (VolumeInfo, BTreeMap<u64, Sectors>)>,
+}
+
+/// Opens what a crash left and holds it against the model; now and then with another crash while it is being opened.
+///
+/// # Errors
+/// What is wrong with it.
+pub fn verify(
+    remains: &Remains,
+    setting: Setting,
+    model: &Model,
+    random: &mut Rng,
+    met: &mut Met,
+) -> Result<(), String> {
+    let mut remains = remains.clone();
+    let mut depth = 0;
+    loop {
+        // Only now is it known how many operations opening takes, so the one that is interrupted comes second.
+        let begun = verify_once(&remains, setting, model, random, met)?;
+        depth += 1;
+        if depth > 2 || random.u32(..4) != 0 || begun == 0 {
+            return Ok(());
+        }
+        remains = interrupt(&remains, setting, random.u64(..begun), random);
+        met.replays_interrupted += 1;
+    }
+}
+
+/// Opens and has the medium stop after `stop_after` operations; answers what that leaves.
+fn interrupt(remains: &Remains, setting: Setting, stop_after: u64, random: &mut Rng) -> Remains {
+    let log = remains.log.copy();
+    let medium =
+        Medium::at_once(remains.image.clone(), random.u64(..), setting.alignment, setting.journal_bytes, stop_after);
+    let executor = LocalExecutor::new();
+    let (storage, opened) = (medium.clone(), log.clone());
+    let options = OpenOptions { cache_bytes: setting.cache_bytes };
+    let pool = run(&executor, || None, async move { Pool::open(storage, Box::new(opened), options).await.ok() });
+    drop(pool);
+    drop(executor);
+    if random.bool() {
+        let session = random.u128(..);
+        Remains { image: medium.power_cut(random), log: Log::new(session), lost_power: true }
+    } else {
+        Remains { image: medium.process_death(), log, lost_power: remains.lost_power }
+    }
+}
+
+fn verify_once(
+    remains: &Remains,
+    setting: Setting,
+    model: &Model,
+    random: &mut Rng,
+    met: &mut Met,
+) -> Result<u64, String> {
+    let log = remains.log.copy();
+    let medium =
+        Medium::at_once(remains.image.clone(), random.u64(..), setting.alignment, setting.journal_bytes, u64::MAX);
+    let executor = LocalExecutor::new();
+    let (storage, options) = (medium.clone(), OpenOptions { cache_bytes: setting.cache_bytes });
+    let pool = run(&executor, || None, async move { Pool::open(storage, Box::new(log), options).await })
+        .ok_or("opening is stuck")?
+        .map_err(|error| format!("the pool does not open: {error}"))?;
+    let begun = medium.begun();
+    met.states += 1;
+    met.opened(&pool);
+    let background = pool.clone();
+    executor.spawn(async move { background.run().await }).detach();
+    let observed = observe(&executor, &pool)?;
+    judge(model, &observed, remains.lost_power)?;
+    check(&executor, &pool)?;
+    if random.u32(..4) == 0 {
+        // What was seen once stays, over an orderly end too.
+        let closing = pool.clone();
+        run(&executor, || Some(pool.clone()), async move { closing.close().await })
+            .ok_or("closing is stuck")?
+            .map_err(|error| format!("close: {error}"))?;
+        drop(pool);
+        let executor = LocalExecutor::new();
+        let (storage, options) = (medium.clone(), OpenOptions { cache_bytes: setting.cache_bytes });
+        let log = Log::new(random.u128(..));
+        let pool = run(&executor, || None, async move { Pool::open(storage, Box::new(log), options).await })
+            .ok_or("opening is stuck")?
+            .map_err(|error| format!("the pool does not open after an orderly end: {error}"))?;
+        let again = observe(&executor, &pool)?;
+        if again.volumes.len() != observed.volumes.len()
+            || again.volumes.iter().any(|(uuid, (_, blocks))| {
+                observed.volumes.get(uuid).is_none_or(|(_, before)| *blocks != *before)
+            })
+        {
+            return Err("volumes changed over closing and opening".to_owned());
+        }
+    }
+    Ok(begun)
+}
+
+/// Has the carcasses eaten and the counts compared.
+pub fn check(executor: &LocalExecutor<'static>, pool: &Pool<Medium>) -> Result<(), String> {
+    let checked = pool.clone();
+    let report = run(executor, || Some(pool.clone()), async move {
+        checked.settle().await?;
+        checked.check().await
+    })
+    .ok_or("settling is stuck")?
+    .map_err(|error| format!("check: {error}"))?;
+    if report.is_clean() {
+        return Ok(());
+    }
+    let faults: Vec<String> =
+        report.faults.iter().take(8).map(|fault| format!("block {}: {}", fault.block, fault.message)).collect();
+    Err(format!("{} faults: {}", report.fault_count, faults.join("; ")))
+}
+
+/// Reads everything that is mapped.
+pub fn observe(executor: &LocalExecutor<'static>, pool: &Pool<Medium>) -> Result<Observed, String> {
+    let reader = pool.clone();
+    run(executor, || Some(pool.clone()), async move {
+        let mut volumes = BTreeMap::new();
+        for info in reader.volumes() {
+            let blocks = read_volume(&reader, &info).await.map_err(|error| format!("{}: {error}", info.name))?;
+            volumes.insert(info.uuid, (info, blocks));
+        }
+        Ok(Observed { volumes })
+    })
+    .ok_or("reading is stuck")?
+}
+
+async fn read_volume(pool: &Pool<Medium>, info: &VolumeInfo) -> Result<BTreeMap<u64, Sectors>, String> {
+    let mut blocks = BTreeMap::new();
+    if info.size_bytes == BALLAST_BYTES {
+        return Ok(blocks);
+    }
+    let handle = pool.open_volume(info.id, true).map_err(|error| error.to_string())?;
+    let mut at = 0;
+    while at < info.size_bytes {
+        let Some(data) = handle.seek(at, true).await.map_err(|error| error.to_string())? else { break };
+        let end = handle.seek(data, false).await.map_err(|error| error.to_string())?.unwrap_or(info.size_bytes);
+        let mut from = data;
+        while from < end {
+            let length = (end - from).min(READ_BLOCKS * BLOCK_BYTES);
+            let memory = IoMemory::zeroed(length as usize);
+            handle.read(from, &memory).await.map_err(|error| error.to_string())?;
+            let mut bytes = vec![0; length as usize];
+            memory.read(0, &mut bytes);
+            blocks.extend(parse_blocks(&bytes, from / BLOCK_BYTES)?);
+            from += length;
+        }
+        at = end;
+    }
+    Ok(blocks)
+}
+
+/// Holds what was found against the model, and answers the model that it settles.
+///
+/// # Errors
+/// What is not a good outcome.
+pub fn judge(model: &Model, observed: &Observed, lost_power: bool) -> Result<Model, String> {
+    let mut settled = Model::default();
+    settled.continue_from(model);
+    let gone = |uuid: Uuid| {
+        model.controls.values().any(|control| matches!(control, Control::Delete(deleted) if *deleted == uuid))
+    };
+    for volume in model.volumes.values() {
+        let Some((info, blocks)) = observed.volumes.get(&volume.uuid) else {
+            if gone(volume.uuid) {
+                continue;
+            }
+            return Err(format!("{} is gone", volume.name));
+        };
+        let mut wrong = Vec::new();
+        let accepted = candidates(model, volume).into_iter().find_map(|candidate| {
+            match fits(model, &candidate, info, blocks, lost_power) {
+                Ok(()) => Some(candidate),
+                Err(error) => {
+                    wrong.push(error);
+                    None
+                }
+            }
+        });
+        let Some(accepted) = accepted else { return Err(wrong.join("; or: ")) };
+        settled.volumes.insert(volume.uuid, settle(model, accepted, info, blocks));
+    }
+    for (uuid, (info, blocks)) in &observed.volumes {
+        if model.volumes.contains_key(uuid) {
+            continue;
+        }
+        let Some(volume) = being_made(model, *uuid) else {
+            return Err(format!("{} is there, and nobody made it, or it was deleted", info.name));
+        };
+        fits(model, &volume, info, blocks, lost_power)?;
+        settled.volumes.insert(*uuid, settle(model, volume, info, blocks));
+    }
+    Ok(settled)
+}
+
+/// The states that calls in flight may have given a volume.
+fn candidates(model: &Model, volume: &Volume) -> Vec<Volume> {
+    let mut candidates = vec![volume.clone()];
+    for control in model.controls.values() {
+        match control {
+            Control::RollBack { volume: rolled, snapshot, .. } if *rolled == volume.uuid => {
+                if let Some(source) = model.volumes.get(snapshot) {
+                    let mut after = volume.clone();
+                    rolled_back(&mut after, source);
+                    candidates.push(after);
+                }
+            }
+            Control::Resize { volume: resized, size_bytes } if *resized == volume.uuid => {
+                let mut after = volume.clone();
+                after.truncate(*size_bytes);
+                candidates.push(after);
+            }
+            Control::Rename { volume: renamed, name } if *renamed == volume.uuid => {
+                candidates.push(Volume { name: name.clone(), ..volume.clone() });
+            }
+            _ => {}
+        }
+    }
+    candidates
+}
+
+/// A volume that a call in flight may have made.
+fn being_made(model: &Model, uuid: Uuid) -> Option<Volume> {
+    model.controls.values().find_map(|control| match control {
+        Control::Create(volume) | Control::Clone(volume) if volume.uuid == uuid => Some(volume.clone()),
+        Control::Snapshot { observer, volume } | Control::RollBack { keep: Some((observer, volume)), .. }
+            if volume.uuid == uuid =>
+        {
+            Some(Volume { blocks: model.observed(*observer), ..volume.clone() })
+        }
+        _ => None,
+    })
+}
+
+fn fits(
+    model: &Model,
+    volume: &Volume,
+    info: &VolumeInfo,
+    blocks: &BTreeMap<u64, Sectors>,
+    lost_power: bool,
+) -> Result<(), String> {
+    let expected = (&volume.name, volume.size_bytes, volume.sector_size, volume.read_only);
+    let found = (&info.name, info.size_bytes, info.sector_size, info.read_only);
+    if expected != found {
+        return Err(format!("{found:?} is there, expected {expected:?}"));
+    }
+    let numbers = volume.blocks.keys().chain(blocks.keys());
+    for number in numbers {
+        let found = blocks.get(number).copied().unwrap_or_default();
+        if !model.allows(volume, *number, &found, lost_power) {
+            return Err(format!(
+                "{} (id {}), block {number}: found {found:?}, expected {}",
+                volume.name,
+                info.id,
+                model.expectation(volume, *number)
+            ));
+        }
+    }
+    Ok(())
+}
+
+fn settle(model: &Model, volume: Volume, info: &VolumeInfo, found: &BTreeMap<u64, Sectors>) -> Volume {
+    let mut blocks = BTreeMap::new();
+    for number in volume.blocks.keys().chain(found.keys()) {
+        let sectors = found.get(number).copied().unwrap_or_default();
+        let before = volume.blocks.get(number);
+        let quiet = before.is_some_and(Block::is_quiet) && !model.is_in_flight(volume.uuid, *number);
+        let hold = match before {
+            _ if !found.contains_key(number) => Hold::Hole,
+            Some(block) if quiet && block.hold != Hold::Hole => block.hold,
+            _ => Hold::Unknown,
+        };
+        blocks.insert(*number, Block::settled(sectors, hold));
+    }
+    Volume { id: info.id, blocks, ..volume.quiet() }
+}
+
+/// What a successor's log must be after the loss of power.
+pub fn log_after(crash: Crash, log: &Log, random: &mut Rng) -> Log {
+    match crash {
+        Crash::PowerCut => Log::new(random.u128(..)),
+        Crash::ProcessDeath => {
+            debug_assert!(!log.is_poisoned());
+            log.clone()
+        }
+    }
+}
