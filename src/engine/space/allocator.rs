@@ -249,6 +249,7 @@ impl Allocator {
             for index in first..first + part as u32 {
                 space.held.remove(index);
                 space.fresh.remove(index);
+                space.prepared.insert(index);
                 space.backed.insert(index);
             }
         }
