@@ -112,6 +112,9 @@ impl<S: Storage> Pool<S> {
         // Table nodes stay in memory; should one have been dropped, it is read before the instant.
         let dirty: Vec<VolumeId> = inner.state.borrow().volumes_to_write();
         loop {
+            // After opening, nothing may have been prepared for metadata yet.
+            let needed = inner.state.borrow().checkpoint_blocks() + 64;
+            self.ensure_metadata(needed).await?;
             self.prepare_enlargement().await?;
             for id in &dirty {
                 self.attempt(|state| state.check_path(TreeKey::Table, id.0)).await?;

@@ -58,7 +58,7 @@ impl<S: Storage> Pool<S> {
         let (id, lsn) = {
             let mut state = self.inner.state.borrow_mut();
             if let Err(error) = state.check_name_free(&new.name) {
-                state.drop_attributes(&attributes.blocks);
+                state.give_up_attributes(&attributes.blocks);
                 return Err(error);
             }
             let id = state.next_volume;
@@ -89,6 +89,7 @@ impl<S: Storage> Pool<S> {
                 attributes_bytes: attributes.length,
             };
             let lsn = state.publish(None, &Record::VolumeCreated(Box::new(record.clone())));
+            state.adopt_attributes(&record.attributes);
             state.add_volume(record, lsn);
             (id, lsn)
         };
@@ -221,7 +222,7 @@ impl<S: Storage> Pool<S> {
             })
             .await;
         if outcome.is_err() {
-            self.inner.state.borrow_mut().drop_attributes(&blocks);
+            self.inner.state.borrow_mut().give_up_attributes(&blocks);
         }
         outcome
     }
@@ -285,7 +286,12 @@ impl<S: Storage> Pool<S> {
             let promise = self.promise(1, 0).await?;
             let (address, checksum) = {
                 let mut state = self.inner.state.borrow_mut();
-                let (address, _) = state.take_node_block(0);
+                // Counted with the record that names it, not before: a checkpoint in between would keep it for ever.
+                let Some(address) = state.allocator.take_meta(1) else {
+                    state.give_up_attributes(&blocks);
+                    return Err(Error::NoSpace("the pool has no block left for attributes".into()));
+                };
+                state.allocator.hold(address);
                 let place = Place::Attributes { volume: VolumeId(0), index: index as u32 };
                 (address, format::checksum(&state.uuid, place, chunk))
             };
@@ -294,7 +300,7 @@ impl<S: Storage> Pool<S> {
             let memory = to_memory(&self.inner.storage, chunk);
             let written = self.inner.storage.write(address.offset_bytes(), &memory).await;
             if let Err(error) = written {
-                self.inner.state.borrow_mut().drop_attributes(&blocks);
+                self.inner.state.borrow_mut().give_up_attributes(&blocks);
                 return Err(Error::io(format!("write of attributes at pool block {address}"), error));
             }
         }
@@ -392,9 +398,7 @@ impl State {
         }
         if old.attributes != record.attributes {
             self.drop_attributes(&old.attributes);
-            if self.replaying {
-                self.adopt_attributes(&record.attributes);
-            }
+            self.adopt_attributes(&record.attributes);
         }
         if record.size_bytes < old.size_bytes {
             self.unmap(id, record.size_bytes.div_ceil(BLOCK_BYTES), VOLUME_BLOCKS_MAX, lsn);
@@ -407,10 +411,19 @@ impl State {
         }
     }
 
-    /// Counts blocks of attributes that a replayed record names.
+    /// Counts blocks of attributes that a record names from now on.
     pub(super) fn adopt_attributes(&mut self, blocks: &[AttributeBlockRef]) {
         for block in blocks {
             self.count(block.address, 1);
+            self.allocator.consume(block.address);
+        }
+    }
+
+    /// Gives back blocks of attributes that no record will name.
+    pub(super) fn give_up_attributes(&mut self, blocks: &[AttributeBlockRef]) {
+        for block in blocks {
+            self.allocator.spoil(block.address);
+            self.allocator.release(block.address);
         }
     }
 }

@@ -14,6 +14,8 @@ mod checkpoint;
 mod commit;
 mod control;
 mod counters;
+#[cfg(test)]
+mod crash_tests;
 mod create;
 mod diff;
 mod discard;

@@ -253,7 +253,9 @@ impl<S: Storage> Pool<S> {
         let Some(header) = format::batch_start(uuid, &first).map_err(damage)? else { return Ok(None) };
         let fits = at + header.blocks <= ring;
         let follows = match expected {
-            Some(lsn) => header.first == lsn,
+            // Changes between a batch and the next may be missing where a checkpoint holds them: it ended before they were
+            // appended.
+            Some(lsn) => lsn <= header.first && header.first <= tail.last.next(),
             // The first batch may hold records that the checkpoint has already.
             None => header.first <= tail.last.next(),
         };
@@ -373,6 +375,11 @@ impl<S: Storage> Pool<S> {
         for (lsn, bytes) in adopted {
             state.journal.adopt(lsn, bytes);
         }
+        // A FLUSH must wait for what was taken over, too (rule O2): none of it is recorded yet.
+        let last = state.journal.last();
+        for volume in state.volumes.values_mut() {
+            volume.last = last;
+        }
         Ok(())
     }
 
@@ -389,9 +396,14 @@ impl<S: Storage> Pool<S> {
         }
     }
 
-    /// Replay takes nodes from blocks that were free in the checkpoint; groups are read until there are enough.
+    /// Replay takes nodes from blocks that were free in the checkpoint.
     async fn make_replay_room(&self) -> Result<()> {
-        while self.inner.state.borrow().allocator.fresh() < 128 {
+        self.ensure_metadata(128).await
+    }
+
+    /// Prepares blocks for metadata, and reads groups, until there are `least` of them or nothing is left to be had.
+    pub(super) async fn ensure_metadata(&self, least: u64) -> Result<()> {
+        while self.inner.state.borrow().allocator.fresh() < least {
             if self.prepare().await? {
                 continue;
             }
@@ -400,9 +412,9 @@ impl<S: Storage> Pool<S> {
                 (0..state.groups_in_use)
                     .find(|group| !state.allocator.has_group(*group) && state.index_entry(*group).free_blocks > 0)
             };
+            // What a replayed record names in a group that comes in later is not taken for free: it has deltas.
             let Some(group) = group else { return Ok(()) };
             self.load_group(group).await?;
-            // Groups that come in later hold named blocks as well: they have deltas, so they are not taken for free.
         }
         Ok(())
     }

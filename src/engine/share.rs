@@ -92,7 +92,7 @@ impl<S: Storage> Pool<S> {
                 Err(error) => Some(error),
             });
             if let Some(error) = refused {
-                state.drop_attributes(&attributes.blocks);
+                state.give_up_attributes(&attributes.blocks);
                 return Err(error);
             }
             let clock = state.tick_clock();
@@ -122,6 +122,7 @@ impl<S: Storage> Pool<S> {
             };
             let change = Record::VolumeShared { origin, clock, created: Box::new(record.clone()) };
             let lsn = state.publish(None, &change);
+            state.adopt_attributes(&record.attributes);
             state.share_volume(origin, record, lsn);
             // Not to be read, cloned or rolled back to before it is acknowledged.
             state.volume_mut(id)?.unready = true;

@@ -55,9 +55,8 @@ fn run_world(seed: u64) -> Met {
 #[test]
 fn crash_at_any_moment_leaves_what_was_promised() {
     let seconds = from_environment("PLYWOOD_CRASH_SECONDS").unwrap_or(20);
-    let first = from_environment("PLYWOOD_CRASH_SEED").unwrap_or_else(|| {
-        SystemTime::now().duration_since(UNIX_EPOCH).map_or(1, |since| since.as_secs() * 1000)
-    });
+    let first = from_environment("PLYWOOD_CRASH_SEED")
+        .unwrap_or_else(|| SystemTime::now().duration_since(UNIX_EPOCH).map_or(1, |since| since.as_secs() * 1000));
     let start = Instant::now();
     let mut met = Met::default();
     let mut seed = first;

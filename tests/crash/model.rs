@@ -307,8 +307,7 @@ impl Model {
             if flight.kind == Kind::Discard && !whole_discard && block.hold == Hold::Hole {
                 continue;
             }
-            let in_place =
-                !whole_discard && (is_unsure || matches!(block.hold, Hold::Own | Hold::Unknown));
+            let in_place = !whole_discard && (is_unsure || matches!(block.hold, Hold::Own | Hold::Unknown));
             let after = block.latest().written(mask, flight.value);
             block.events.push(Event { at, in_place, mask, value: flight.value, after });
             block.written_at = at;
@@ -440,8 +439,7 @@ impl Model {
             && volume.shared_at < flight.begun
         {
             // Redirected: whole or not at all.
-            return frame.matches(found)
-                || block.latest().written(flight.mask(number), flight.value).matches(found);
+            return frame.matches(found) || block.latest().written(flight.mask(number), flight.value).matches(found);
         }
         for flight in flights {
             frame.allow(flight.mask(number), flight.value);
