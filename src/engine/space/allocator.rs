@@ -327,15 +327,18 @@ impl Allocator {
         let (first_group, first_index) = self.geometry.group_of(from)?;
         for (group, space) in self.groups.range(first_group..) {
             let begin = if *group == first_group { first_index } else { 0 };
-            let wanted = |index: u32| {
-                index < space.blocks
-                    && space.free.contains(index)
-                    && space.fresh.contains(index)
-                    && !space.prepared.contains(index)
-            };
-            if let Some(start) = (begin..space.blocks).find(|index| wanted(*index)) {
-                let count = (start..start + most).take_while(|index| wanted(*index)).count() as u64;
-                return Some(Run { start: self.geometry.group_start(*group).plus(u64::from(start)), count });
+            if space.free_count == 0 {
+                continue;
+            }
+            let wanted = |index| index < space.blocks && space.fresh.contains(index) && !space.prepared.contains(index);
+            let mut from = begin;
+            while let Some(start) = space.free.next_set(from) {
+                let end = space.free.next_clear(start);
+                if let Some(start) = (start..end).find(|index| wanted(*index)) {
+                    let count = (start..end.min(start + most)).take_while(|index| wanted(*index)).count() as u64;
+                    return Some(Run { start: self.geometry.group_start(*group).plus(u64::from(start)), count });
+                }
+                from = end;
             }
         }
         None
