@@ -14,7 +14,7 @@ use rustc_hash::FxHashMap;
 use super::cache::{Cached, level_of};
 use super::journal::JournalPosition;
 use super::pool::{Pool, to_memory, until};
-use super::space::PageKey;
+use super::space::{PageKey, Run};
 use super::state::{State, TreeKey};
 use super::tree::entry_index;
 use super::{Memory, Storage};
@@ -31,6 +31,8 @@ pub(super) const CARCASS_TABLE: u64 = 1 << 62;
 const RUN_BLOCKS: usize = 64;
 /// Blocks gathered before they are written and requests get their turn: bounds both the memory for them and the delay.
 const BLOCKS_AT_A_TIME: usize = 256;
+/// Freed blocks handed back before requests get their turn.
+const FREED_AT_A_TIME: u64 = 8192;
 /// Operations under way at a time.
 const WRITES_MAX: usize = 16;
 
@@ -150,23 +152,42 @@ impl<S: Storage> Pool<S> {
             }
             state.settle(&checksums, image.nodes);
             state.journal.checkpointed(image.lsn, image.position);
-            for block in freed {
-                if state.untouched(block) {
-                    state.allocator.freed_by_checkpoint(block);
-                }
-                if let Some((group, _)) = state.geometry.group_of(block) {
-                    state.groups_freed_in.insert(group);
-                }
-            }
             state.allocator.enlarge(state.geometry);
-            state.checkpointing = false;
             state.counters.checkpoints += 1;
             self.after_durable(state);
         }
+        self.announce_durable();
+        self.hand_back(freed).await;
+        inner.state.borrow_mut().checkpointing = false;
         inner.checkpoints_ended.set(inner.checkpoints_ended.get() + 1);
         inner.signals.checkpointed.notify(usize::MAX);
         self.announce_durable();
         Ok(())
+    }
+
+    /// Makes what the checkpoint freed free, in steps that hold up nobody: a deleted volume has millions of blocks. The
+    /// checkpoint is not over before, so what happens to a block meanwhile is seen in its deltas.
+    async fn hand_back(&self, freed: Vec<Run>) {
+        let mut done = 0;
+        for run in freed {
+            let mut state = self.inner.state.borrow_mut();
+            for offset in 0..run.count {
+                let block = run.start.plus(offset);
+                if state.untouched(block) {
+                    state.allocator.freed_by_checkpoint(block);
+                }
+            }
+            // A run lies in one page, so in one group.
+            if let Some((group, _)) = state.geometry.group_of(run.start) {
+                state.groups_freed_in.insert(group);
+            }
+            drop(state);
+            done += run.count;
+            if done >= FREED_AT_A_TIME {
+                done = 0;
+                yield_now().await;
+            }
+        }
     }
 
     /// Writes nodes, records and carcasses, from the leaves up, filling in the checksums of children. Answers the
@@ -216,7 +237,7 @@ impl<S: Storage> Pool<S> {
 
     /// Applies the frozen deltas to the pages of counts and writes these to their other slots. Answers the groups'
     /// new descriptors and the blocks whose count is 0 now.
-    async fn write_counts(&self) -> Result<(BTreeMap<u64, GroupImage>, Vec<PoolBlock>)> {
+    async fn write_counts(&self) -> Result<(BTreeMap<u64, GroupImage>, Vec<Run>)> {
         let inner = &self.inner;
         let uuid = inner.state.borrow().uuid;
         let keys = inner.state.borrow().frozen.pages();
@@ -549,12 +570,7 @@ impl State {
     }
 
     /// Applies the frozen deltas of one page. Blocks whose count becomes 0 are added to `freed`.
-    fn apply_deltas(
-        &mut self,
-        key: PageKey,
-        image: &mut GroupImage,
-        freed: &mut Vec<PoolBlock>,
-    ) -> Result<Rc<[u32; 1024]>> {
+    fn apply_deltas(&mut self, key: PageKey, image: &mut GroupImage, freed: &mut Vec<Run>) -> Result<Rc<[u32; 1024]>> {
         let (group, page) = key;
         let deltas = self.frozen.take(key).unwrap_or_default();
         let counts = self.pages.get_mut(&key).expect("loaded by the caller");
@@ -577,7 +593,10 @@ impl State {
             }
             *count = new;
             if new == 0 {
-                freed.push(block);
+                match freed.last_mut() {
+                    Some(run) if index > 0 && run.start.plus(run.count) == block => run.count += 1,
+                    _ => freed.push(Run { start: block, count: 1 }),
+                }
             }
         });
         if let Some(damage) = damage {

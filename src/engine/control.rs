@@ -9,6 +9,7 @@ use uuid::Uuid;
 use super::Storage;
 use super::info::VolumeInfo;
 use super::pool::{Pool, to_memory};
+use super::space::Run;
 use super::state::{State, Volume};
 use super::write::quiesce;
 use crate::error::{Corrupt, Error, Result, Structure};
@@ -415,7 +416,7 @@ impl State {
     pub(super) fn adopt_attributes(&mut self, blocks: &[AttributeBlockRef]) {
         for block in blocks {
             self.count(block.address, 1);
-            self.allocator.consume(block.address);
+            self.allocator.consume(Run { start: block.address, count: 1 });
         }
     }
 

@@ -70,6 +70,33 @@ impl GroupSpace {
     }
 }
 
+/// Takes `count` consecutive blocks for metadata from the first of `groups` that has them, from an index in each on.
+fn find_meta<'a>(
+    groups: impl Iterator<Item = (&'a u64, &'a mut GroupSpace)>,
+    from: impl Fn(u64) -> u32,
+    count: u32,
+) -> Option<(u64, u32)> {
+    for (group, space) in groups {
+        let mut from = from(*group);
+        while let Some(start) = space.free.next_set(from) {
+            let fits =
+                start + count <= space.blocks && (start..start + count).all(|index| space.is_for_metadata(index));
+            if !fits {
+                from = start + 1;
+                continue;
+            }
+            for index in start..start + count {
+                space.free.remove(index);
+                space.fresh.remove(index);
+                space.backed.insert(index);
+            }
+            space.free_count -= count;
+            return Some((*group, start));
+        }
+    }
+    None
+}
+
 /// The groups in memory and where the next blocks come from.
 pub(crate) struct Allocator {
     geometry: Geometry,
@@ -198,42 +225,34 @@ impl Allocator {
 
     /// Takes one fresh block, or a pair of consecutive ones, for metadata.
     pub(crate) fn take_meta(&mut self, count: u32) -> Option<PoolBlock> {
-        let (next_group, next_index) = self.meta_next;
-        let groups: Vec<u64> =
-            self.groups.range(next_group..).chain(self.groups.range(..=next_group)).map(|(group, _)| *group).collect();
-        for (round, group) in groups.into_iter().enumerate() {
-            let space = self.groups.get_mut(&group)?;
-            let mut from = if round == 0 && group == next_group { next_index } else { 0 };
-            while let Some(start) = space.free.next_set(from) {
-                let fits =
-                    start + count <= space.blocks && (start..start + count).all(|index| space.is_for_metadata(index));
-                if !fits {
-                    from = start + 1;
-                    continue;
-                }
-                for index in start..start + count {
-                    space.free.remove(index);
-                    space.fresh.remove(index);
-                    space.backed.insert(index);
-                }
-                space.free_count -= count;
-                self.free -= u64::from(count);
-                self.fresh -= u64::from(count);
-                self.meta_next = (group, start + count);
-                return Some(self.geometry.group_start(group).plus(u64::from(start)));
-            }
+        if self.fresh < u64::from(count) {
+            return None;
         }
-        None
+        let (next, index) = self.meta_next;
+        let after = self.groups.range_mut(next..);
+        let (group, start) = find_meta(after, |group| if group == next { index } else { 0 }, count)
+            .or_else(|| find_meta(self.groups.range_mut(..=next), |_| 0, count))?;
+        self.free -= u64::from(count);
+        self.fresh -= u64::from(count);
+        self.meta_next = (group, start + count);
+        Some(self.geometry.group_start(group).plus(u64::from(start)))
     }
 
-    /// A held block has been written and mapped: it is in use, and no longer fresh.
-    pub(crate) fn consume(&mut self, block: PoolBlock) {
-        self.with(block, |space, index| {
-            space.held.remove(index);
-            space.fresh.remove(index);
-            space.prepared.insert(index);
-            space.backed.insert(index);
-        });
+    /// Held blocks have been written and mapped: they are in use, and no longer fresh.
+    pub(crate) fn consume(&mut self, run: Run) {
+        let mut done = 0;
+        while done < run.count {
+            let Some((group, first)) = self.geometry.group_of(run.start.plus(done)) else { return };
+            let part = (GROUP_BLOCKS - u64::from(first)).min(run.count - done);
+            done += part;
+            let Some(space) = self.groups.get_mut(&group) else { continue };
+            for index in first..first + part as u32 {
+                space.held.remove(index);
+                space.fresh.remove(index);
+                space.prepared.insert(index);
+                space.backed.insert(index);
+            }
+        }
     }
 
     /// A block in use was freed by a change; it stays held until nothing needs it any more.
@@ -308,15 +327,18 @@ impl Allocator {
         let (first_group, first_index) = self.geometry.group_of(from)?;
         for (group, space) in self.groups.range(first_group..) {
             let begin = if *group == first_group { first_index } else { 0 };
-            let wanted = |index: u32| {
-                index < space.blocks
-                    && space.free.contains(index)
-                    && space.fresh.contains(index)
-                    && !space.prepared.contains(index)
-            };
-            if let Some(start) = (begin..space.blocks).find(|index| wanted(*index)) {
-                let count = (start..start + most).take_while(|index| wanted(*index)).count() as u64;
-                return Some(Run { start: self.geometry.group_start(*group).plus(u64::from(start)), count });
+            if space.free_count == 0 {
+                continue;
+            }
+            let wanted = |index| index < space.blocks && space.fresh.contains(index) && !space.prepared.contains(index);
+            let mut from = begin;
+            while let Some(start) = space.free.next_set(from) {
+                let end = space.free.next_clear(start);
+                if let Some(start) = (start..end).find(|index| wanted(*index)) {
+                    let count = (start..end.min(start + most)).take_while(|index| wanted(*index)).count() as u64;
+                    return Some(Run { start: self.geometry.group_start(*group).plus(u64::from(start)), count });
+                }
+                from = end;
             }
         }
         None
