@@ -375,6 +375,11 @@ impl<S: Storage> Pool<S> {
         for (lsn, bytes) in adopted {
             state.journal.adopt(lsn, bytes);
         }
+        // A FLUSH must wait for what was taken over, too (rule O2): none of it is recorded yet.
+        let last = state.journal.last();
+        for volume in state.volumes.values_mut() {
+            volume.last = last;
+        }
         Ok(())
     }
 
