@@ -170,18 +170,7 @@ impl<S: Storage> Pool<S> {
     async fn hand_back(&self, freed: Vec<Run>) {
         let mut done = 0;
         for run in freed {
-            let mut state = self.inner.state.borrow_mut();
-            for offset in 0..run.count {
-                let block = run.start.plus(offset);
-                if state.untouched(block) {
-                    state.allocator.freed_by_checkpoint(block);
-                }
-            }
-            // A run lies in one page, so in one group.
-            if let Some((group, _)) = state.geometry.group_of(run.start) {
-                state.groups_freed_in.insert(group);
-            }
-            drop(state);
+            self.inner.state.borrow_mut().free_run(run);
             done += run.count;
             if done >= FREED_AT_A_TIME {
                 done = 0;
@@ -251,26 +240,19 @@ impl<S: Storage> Pool<S> {
                 |state| if state.pages.contains_key(&key) { Ok(()) } else { Err(super::state::Need::Counts(key)) },
             )
             .await?;
-            let mut state = inner.state.borrow_mut();
-            let geometry = state.geometry;
-            let image = match groups.entry(group) {
-                std::collections::btree_map::Entry::Occupied(known) => known.into_mut(),
-                std::collections::btree_map::Entry::Vacant(vacant) => {
-                    let descriptor =
-                        state.descriptors.get(&group).cloned().unwrap_or_else(|| GroupDescriptor::new(group));
-                    let free_blocks = state.index_entry(group).free_blocks;
-                    vacant.insert(GroupImage { descriptor, free_blocks })
-                }
-            };
-            let applied = state.apply_deltas(key, image, &mut freed)?;
-            let Some(reference) = image.descriptor.pages.get_mut(page as usize) else { continue };
-            let slot = if reference.present { reference.slot.other() } else { Slot::A };
-            let bytes: Rc<[u8]> = Rc::from(&format::encode_counts(&applied)[..]);
-            let checksum = format::checksum(&uuid, Place::SpaceMapPage { group, page }, &bytes);
-            *reference = PageRef { checksum, slot, present: true };
-            state.counters.pages_written += 1;
-            blocks.insert(geometry.page_block(group, page, slot), bytes);
-            drop(state);
+            {
+                let mut state = inner.state.borrow_mut();
+                let geometry = state.geometry;
+                let image = groups.entry(group).or_insert_with(|| state.group_image(group));
+                let applied = state.apply_deltas(key, image, &mut freed)?;
+                let Some(reference) = image.descriptor.pages.get_mut(page as usize) else { continue };
+                let slot = if reference.present { reference.slot.other() } else { Slot::A };
+                let bytes: Rc<[u8]> = Rc::from(&format::encode_counts(&applied)[..]);
+                let checksum = format::checksum(&uuid, Place::SpaceMapPage { group, page }, &bytes);
+                *reference = PageRef { checksum, slot, present: true };
+                state.counters.pages_written += 1;
+                blocks.insert(geometry.page_block(group, page, slot), bytes);
+            }
             if blocks.len() == BLOCKS_AT_A_TIME {
                 self.write_blocks(std::mem::take(&mut blocks)).await?;
                 yield_now().await;
@@ -603,6 +585,26 @@ impl State {
             return Err(damage.into());
         }
         Ok(Rc::clone(counts))
+    }
+
+    /// A group as the last checkpoint has it.
+    fn group_image(&self, group: u64) -> GroupImage {
+        let descriptor = self.descriptors.get(&group).cloned().unwrap_or_else(|| GroupDescriptor::new(group));
+        GroupImage { descriptor, free_blocks: self.index_entry(group).free_blocks }
+    }
+
+    /// Frees those blocks of a run whose count a durable checkpoint has as 0, and to which nothing has happened since.
+    fn free_run(&mut self, run: Run) {
+        for offset in 0..run.count {
+            let block = run.start.plus(offset);
+            if self.untouched(block) {
+                self.allocator.freed_by_checkpoint(block);
+            }
+        }
+        // A run lies in one page, so in one group.
+        if let Some((group, _)) = self.geometry.group_of(run.start) {
+            self.groups_freed_in.insert(group);
+        }
     }
 
     /// Whether nothing has happened to a block since the running checkpoint's instant.
