@@ -145,9 +145,10 @@ impl<S: Storage> Pool<S> {
             }
             state.settle(&checksums, image.nodes);
             state.journal.checkpointed(image.lsn, image.position);
+            let epoch = state.epochs.advance();
             for block in freed {
                 if state.untouched(block) {
-                    state.allocator.freed_by_checkpoint(block);
+                    state.free_by_checkpoint(block, epoch);
                 }
                 if let Some((group, _)) = state.geometry.group_of(block) {
                     state.groups_freed_in.insert(group);

@@ -45,7 +45,7 @@ impl<S: Storage> Pool<S> {
                 let state = inner.state.borrow();
                 (
                     !state.unrecorded_frees.is_empty(),
-                    state.draining_frees.front().map(|(epoch, _)| *epoch),
+                    state.draining_frees.front().map(|(epoch, ..)| *epoch),
                     state.allocator.free(),
                 )
             };
@@ -69,6 +69,10 @@ impl<S: Storage> Pool<S> {
                 (state.allocator.fresh(), state.counters.leaves_eaten)
             };
             self.checkpoint().await?;
+            // What it freed passes on when the plans of before have left (O7).
+            let epoch = inner.state.borrow_mut().epochs.advance();
+            self.wait_for_epoch(epoch).await;
+            inner.state.borrow_mut().release_frees();
             {
                 // What was eaten while the checkpoint ran comes free with the next one.
                 let state = inner.state.borrow();
@@ -338,7 +342,7 @@ impl State {
             .unrecorded_frees
             .iter()
             .map(|(_, block)| *block)
-            .chain(self.draining_frees.iter().map(|(_, block)| *block))
+            .chain(self.draining_frees.iter().map(|(_, block, _)| *block))
             .collect();
         for (index, count) in counts.iter().enumerate().take(blocks as usize) {
             let page = (group, (index as u64 / COUNTS_PER_PAGE) as u32);

@@ -92,7 +92,6 @@ impl<S: Storage> Pool<S> {
                 Err(error) => Some(error),
             });
             if let Some(error) = refused {
-                state.drop_attributes(&attributes.blocks);
                 return Err(error);
             }
             let clock = state.tick_clock();
@@ -116,12 +115,13 @@ impl<S: Storage> Pool<S> {
                 digest: None,
                 created_time: made.created,
                 depth: from.depth + 1,
-                attributes: attributes.blocks,
                 attributes_bytes: attributes.length,
+                attributes: attributes.take(),
                 ..from.clone()
             };
             let change = Record::VolumeShared { origin, clock, created: Box::new(record.clone()) };
             let lsn = state.publish(None, &change);
+            state.adopt_attributes(&record.attributes);
             state.share_volume(origin, record, lsn);
             // Not to be read, cloned or rolled back to before it is acknowledged.
             state.volume_mut(id)?.unready = true;
