@@ -12,6 +12,7 @@ use futures_lite::future::yield_now;
 use rustc_hash::FxHashMap;
 
 use super::cache::{Cached, level_of};
+use super::epoch::EpochId;
 use super::journal::JournalPosition;
 use super::pool::{Pool, to_memory, until};
 use super::space::{PageKey, Run};
@@ -157,7 +158,9 @@ impl<S: Storage> Pool<S> {
             self.after_durable(state);
         }
         self.announce_durable();
-        self.hand_back(freed).await;
+        // Rule O7: plans of before may still use what nobody counts any more.
+        let epoch = inner.state.borrow_mut().epochs.advance();
+        self.hand_back(freed, epoch).await;
         inner.state.borrow_mut().checkpointing = false;
         inner.checkpoints_ended.set(inner.checkpoints_ended.get() + 1);
         inner.signals.checkpointed.notify(usize::MAX);
@@ -167,10 +170,10 @@ impl<S: Storage> Pool<S> {
 
     /// Makes what the checkpoint freed free, in steps that hold up nobody: a deleted volume has millions of blocks. The
     /// checkpoint is not over before, so what happens to a block meanwhile is seen in its deltas.
-    async fn hand_back(&self, freed: Vec<Run>) {
+    async fn hand_back(&self, freed: Vec<Run>, epoch: EpochId) {
         let mut done = 0;
         for run in freed {
-            self.inner.state.borrow_mut().free_run(run);
+            self.inner.state.borrow_mut().free_run(run, epoch);
             done += run.count;
             if done >= FREED_AT_A_TIME {
                 done = 0;
@@ -594,11 +597,11 @@ impl State {
     }
 
     /// Frees those blocks of a run whose count a durable checkpoint has as 0, and to which nothing has happened since.
-    fn free_run(&mut self, run: Run) {
+    fn free_run(&mut self, run: Run, epoch: EpochId) {
         for offset in 0..run.count {
             let block = run.start.plus(offset);
             if self.untouched(block) {
-                self.allocator.freed_by_checkpoint(block);
+                self.free_by_checkpoint(block, epoch);
             }
         }
         // A run lies in one page, so in one group.

@@ -58,10 +58,7 @@ impl<S: Storage> Pool<S> {
         let promise = self.promise(1, VOLUME_RECORD_BYTES).await?;
         let (id, lsn) = {
             let mut state = self.inner.state.borrow_mut();
-            if let Err(error) = state.check_name_free(&new.name) {
-                state.give_up_attributes(&attributes.blocks);
-                return Err(error);
-            }
+            state.check_name_free(&new.name)?;
             let id = state.next_volume;
             let clock = state.clock;
             let record = VolumeRecord {
@@ -86,8 +83,8 @@ impl<S: Storage> Pool<S> {
                 digest: None,
                 created_time: new.created,
                 depth: 0,
-                attributes: attributes.blocks,
                 attributes_bytes: attributes.length,
+                attributes: attributes.take(),
             };
             let lsn = state.publish(None, &Record::VolumeCreated(Box::new(record.clone())));
             state.adopt_attributes(&record.attributes);
@@ -213,19 +210,15 @@ impl<S: Storage> Pool<S> {
                 None => attributes.remove(&key),
             };
         }
-        let written = self.write_attributes(&attributes).await?;
-        let blocks = written.blocks.clone();
-        let outcome = self
-            .change(id, |_, record| {
-                record.attributes.clone_from(&written.blocks);
+        let mut written = Some(self.write_attributes(&attributes).await?);
+        self.change(id, |_, record| {
+            if let Some(written) = written.take() {
                 record.attributes_bytes = written.length;
-                Ok(())
-            })
-            .await;
-        if outcome.is_err() {
-            self.inner.state.borrow_mut().give_up_attributes(&blocks);
-        }
-        outcome
+                record.attributes = written.take();
+            }
+            Ok(())
+        })
+        .await
     }
 
     /// Changes a volume's record in one durable step.
@@ -278,34 +271,28 @@ impl<S: Storage> Pool<S> {
         Ok(None)
     }
 
-    /// Writes attributes to new blocks. The record that names them comes after.
-    pub(super) async fn write_attributes(&self, attributes: &BTreeMap<String, Vec<u8>>) -> Result<Attributes> {
+    /// Writes attributes to new blocks. The record that names them comes after, and they count from then on: a checkpoint
+    /// between the two must not hold them.
+    pub(super) async fn write_attributes(&self, attributes: &BTreeMap<String, Vec<u8>>) -> Result<Attributes<S>> {
         let bytes = format::encode_attributes(attributes)?;
         let used = if attributes.is_empty() { 0 } else { bytes.len() };
-        let mut blocks = Vec::new();
+        let mut written = Attributes { pool: self.clone(), blocks: Vec::new(), length: used as u32 };
         for (index, chunk) in bytes.chunks(BLOCK_SIZE).take(used.div_ceil(BLOCK_SIZE)).enumerate() {
             let promise = self.promise(1, 0).await?;
             let (address, checksum) = {
                 let mut state = self.inner.state.borrow_mut();
-                // Counted with the record that names it, not before: a checkpoint in between would keep it for ever.
-                let Some(address) = state.allocator.take_meta(1) else {
-                    state.give_up_attributes(&blocks);
-                    return Err(Error::NoSpace("the pool has no block left for attributes".into()));
-                };
+                let address = state.allocator.take_meta(1).expect("room was promised");
                 state.allocator.hold(address);
                 let place = Place::Attributes { volume: VolumeId(0), index: index as u32 };
                 (address, format::checksum(&state.uuid, place, chunk))
             };
             drop(promise);
-            blocks.push(AttributeBlockRef { address, checksum });
+            written.blocks.push(AttributeBlockRef { address, checksum });
             let memory = to_memory(&self.inner.storage, chunk);
-            let written = self.inner.storage.write(address.offset_bytes(), &memory).await;
-            if let Err(error) = written {
-                self.inner.state.borrow_mut().give_up_attributes(&blocks);
-                return Err(Error::io(format!("write of attributes at pool block {address}"), error));
-            }
+            let outcome = self.inner.storage.write(address.offset_bytes(), &memory).await;
+            outcome.map_err(|error| Error::io(format!("write of attributes at pool block {address}"), error))?;
         }
-        Ok(Attributes { length: used as u32, blocks })
+        Ok(written)
     }
 
     /// Takes a volume out of use for a change of its whole tree, and waits for what is in flight.
@@ -329,10 +316,27 @@ impl<S: Storage> Pool<S> {
     }
 }
 
-/// Attributes that have been written.
-pub(super) struct Attributes {
-    pub(super) blocks: Vec<AttributeBlockRef>,
+/// Attributes that have been written. Their blocks are given back unless a record takes them.
+pub(super) struct Attributes<S: Storage> {
+    pool: Pool<S>,
+    blocks: Vec<AttributeBlockRef>,
     pub(super) length: u32,
+}
+
+impl<S: Storage> Attributes<S> {
+    /// The blocks, for the record that is about to name them.
+    pub(super) fn take(mut self) -> Vec<AttributeBlockRef> {
+        std::mem::take(&mut self.blocks)
+    }
+}
+
+impl<S: Storage> Drop for Attributes<S> {
+    fn drop(&mut self) {
+        // Taken while the state is borrowed: then there is nothing to give back.
+        if !self.blocks.is_empty() {
+            self.pool.inner.state.borrow_mut().abandon(self.blocks.iter().map(|block| block.address));
+        }
+    }
 }
 
 /// Refuses sizes that no volume can have.
@@ -417,14 +421,6 @@ impl State {
         for block in blocks {
             self.count(block.address, 1);
             self.allocator.consume(Run { start: block.address, count: 1 });
-        }
-    }
-
-    /// Gives back blocks of attributes that no record will name.
-    pub(super) fn give_up_attributes(&mut self, blocks: &[AttributeBlockRef]) {
-        for block in blocks {
-            self.allocator.spoil(block.address);
-            self.allocator.release(block.address);
         }
     }
 }

@@ -49,7 +49,7 @@ impl<S: Storage> Pool<S> {
                 let state = inner.state.borrow();
                 (
                     !state.unrecorded_frees.is_empty(),
-                    state.draining_frees.front().map(|(epoch, _)| *epoch),
+                    state.draining_frees.front().map(|(epoch, ..)| *epoch),
                     state.allocator.free(),
                 )
             };
@@ -73,6 +73,10 @@ impl<S: Storage> Pool<S> {
                 (state.allocator.fresh(), state.counters.leaves_eaten)
             };
             self.checkpoint().await?;
+            // What it freed passes on when the plans of before have left (O7).
+            let epoch = inner.state.borrow_mut().epochs.advance();
+            self.wait_for_epoch(epoch).await;
+            inner.state.borrow_mut().release_frees();
             {
                 // What was eaten while the checkpoint ran comes free with the next one.
                 let state = inner.state.borrow();
@@ -225,6 +229,9 @@ impl<S: Storage> Pool<S> {
             if let Some(error) = self.poison_error() {
                 return Err(error);
             }
+            // What a checkpoint freed in a group that was not in memory is found free here: rule O7 holds for it, too.
+            let epoch = inner.state.borrow_mut().epochs.advance();
+            self.wait_for_epoch(epoch).await;
             let begun = inner.checkpoints_begun.get();
             let counts = self.read_group(group).await?;
             let mut state = inner.state.borrow_mut();
@@ -375,7 +382,7 @@ impl State {
             .unrecorded_frees
             .iter()
             .map(|(_, block)| *block)
-            .chain(self.draining_frees.iter().map(|(_, block)| *block))
+            .chain(self.draining_frees.iter().map(|(_, block, _)| *block))
             .collect();
         for (index, count) in counts.iter().enumerate().take(blocks as usize) {
             let page = (group, (index as u64 / COUNTS_PER_PAGE) as u32);

@@ -92,7 +92,6 @@ impl<S: Storage> Pool<S> {
                 Err(error) => Some(error),
             });
             if let Some(error) = refused {
-                state.give_up_attributes(&attributes.blocks);
                 return Err(error);
             }
             let clock = state.tick_clock();
@@ -116,8 +115,8 @@ impl<S: Storage> Pool<S> {
                 digest: None,
                 created_time: made.created,
                 depth: from.depth + 1,
-                attributes: attributes.blocks,
                 attributes_bytes: attributes.length,
+                attributes: attributes.take(),
                 ..from.clone()
             };
             let change = Record::VolumeShared { origin, clock, created: Box::new(record.clone()) };

@@ -72,6 +72,15 @@ impl Volume {
     }
 }
 
+/// What made a block free.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum Freed {
+    /// A change that is recorded: it may become data.
+    ByRecord,
+    /// A checkpoint that counts it 0: it may become anything.
+    ByCheckpoint,
+}
+
 /// A carcass, and the change that made it: it is eaten only when that is durable.
 #[derive(Clone, Copy)]
 pub(super) struct Waiting {
@@ -119,7 +128,7 @@ pub(super) struct State {
     /// Blocks freed by a change that is not durable yet.
     pub(super) unrecorded_frees: VecDeque<(Lsn, PoolBlock)>,
     /// Blocks whose freeing is durable, waiting for the plans that may still use them.
-    pub(super) draining_frees: VecDeque<(EpochId, PoolBlock)>,
+    pub(super) draining_frees: VecDeque<(EpochId, PoolBlock, Freed)>,
     pub(super) journal: Journal,
     pub(super) log: Box<dyn PendingLog>,
     /// Bytes of the log promised to operations under way.
@@ -251,6 +260,16 @@ impl State {
         }
     }
 
+    /// A durable checkpoint counts `block` 0, and nothing has happened to it since. Unless it was free already, plans of
+    /// before may still use it (O7).
+    pub(super) fn free_by_checkpoint(&mut self, block: PoolBlock, epoch: EpochId) {
+        if self.allocator.is_unused(block) {
+            self.allocator.freed_by_checkpoint(block);
+        } else if self.allocator.hold_freed(block) {
+            self.draining_frees.push_back((epoch, block, Freed::ByCheckpoint));
+        }
+    }
+
     /// Passes on what `durable` changes have freed, and what the epochs that ended have let go.
     pub(super) fn release_frees(&mut self) {
         let durable = self.journal.durable();
@@ -260,16 +279,21 @@ impl State {
                 && lsn <= durable
             {
                 self.unrecorded_frees.pop_front();
-                self.draining_frees.push_back((epoch, block));
+                self.draining_frees.push_back((epoch, block, Freed::ByRecord));
             }
         }
-        while let Some((epoch, block)) = self.draining_frees.front().copied()
+        while let Some((epoch, block, freed)) = self.draining_frees.front().copied()
             && self.epochs.is_over(epoch)
         {
             self.draining_frees.pop_front();
-            // The next checkpoint looks at it, so that it may become metadata again.
-            self.count(block, 0);
-            self.allocator.release(block);
+            match freed {
+                Freed::ByRecord => {
+                    // The next checkpoint looks at it, so that it may become metadata again.
+                    self.count(block, 0);
+                    self.allocator.release(block);
+                }
+                Freed::ByCheckpoint => self.allocator.release_fresh(block),
+            }
         }
     }
 

@@ -7,7 +7,7 @@ use smallvec::SmallVec;
 
 use super::pool::{Pool, until};
 use super::space::Run;
-use super::state::{Need, State, TreeKey, Try};
+use super::state::{Freed, Need, State, TreeKey, Try};
 use super::tree::entry_index;
 use super::volume::{Held, VolumeHandle};
 use super::{Memory, Storage};
@@ -496,21 +496,24 @@ impl State {
         Ok(TakenBlocks { runs, position: 0, offset: 0 })
     }
 
-    /// Data of a plan did not land, or could not be mapped: its blocks are free again when nothing can write them any more.
+    /// Data of a plan did not land, or could not be mapped.
     fn give_up(&mut self, steps: &[Step]) {
+        let runs = steps.iter().filter_map(|step| match step {
+            Step::Redirect { run, .. } => Some(*run),
+            Step::Merge { new, in_place: false, .. } => Some(Run { start: *new, count: 1 }),
+            _ => None,
+        });
+        self.abandon(runs.flat_map(|run| (0..run.count).map(move |offset| run.start.plus(offset))));
+    }
+
+    /// Held blocks that were written and that no record will name are free again when nothing can write them any more.
+    pub(super) fn abandon(&mut self, blocks: impl Iterator<Item = PoolBlock>) {
         let epoch = self.epochs.advance();
-        for step in steps {
-            let run = match step {
-                Step::Redirect { run, .. } => *run,
-                Step::Merge { new, in_place: false, .. } => Run { start: *new, count: 1 },
-                _ => continue,
-            };
-            for offset in 0..run.count {
-                let block = run.start.plus(offset);
-                self.allocator.spoil(block);
-                self.draining_frees.push_back((epoch, block));
-            }
+        for block in blocks {
+            self.allocator.spoil(block);
+            self.draining_frees.push_back((epoch, block, Freed::ByRecord));
         }
+        self.release_frees();
     }
 }
 

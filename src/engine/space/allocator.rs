@@ -291,6 +291,27 @@ impl Allocator {
         });
     }
 
+    /// Whether nobody has the block: it may be handed out.
+    pub(crate) fn is_unused(&self, block: PoolBlock) -> bool {
+        let Some((group, index)) = self.geometry.group_of(block) else { return false };
+        self.groups.get(&group).is_some_and(|space| space.free.contains(index))
+    }
+
+    /// Holds a block that a checkpoint has freed. Answers false when it is held for something else, or not in memory.
+    pub(crate) fn hold_freed(&mut self, block: PoolBlock) -> bool {
+        let mut held = false;
+        self.with(block, |space, index| held = index < space.ready && space.held.insert(index));
+        held
+    }
+
+    /// A block that a checkpoint has freed, and that nothing planned before needs any more, may become anything.
+    pub(crate) fn release_fresh(&mut self, block: PoolBlock) {
+        self.with(block, |space, index| {
+            space.held.remove(index);
+        });
+        self.freed_by_checkpoint(block);
+    }
+
     /// A durable checkpoint says that the count is 0, and nothing has happened to the block since.
     pub(crate) fn freed_by_checkpoint(&mut self, block: PoolBlock) {
         self.with(block, |space, index| {
