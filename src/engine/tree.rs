@@ -51,26 +51,6 @@ impl State {
         }
     }
 
-    /// The entry that maps `block`.
-    pub(super) fn lookup(&mut self, key: TreeKey, block: u64) -> Try<Entry> {
-        let root = self.root(key);
-        let mut entry = root.entry;
-        if entry.kind == EntryKind::Hole || block >= span_blocks(root.level) {
-            return Ok(Entry::hole(entry.birth));
-        }
-        let mut level = root.level;
-        loop {
-            let Some(node) = self.cache.node(entry.address) else {
-                return Err(Self::need_node(entry, key, level, block));
-            };
-            entry = node.entry(entry_index(block, level));
-            if level == 0 || entry.kind == EntryKind::Hole {
-                return Ok(entry);
-            }
-            level -= 1;
-        }
-    }
-
     /// The leaf that maps `block`, or the hole in its place: the caller reads neighbouring entries from it.
     pub(super) fn leaf(&mut self, key: TreeKey, block: u64) -> Try<Option<&Node>> {
         let root = self.root(key);
