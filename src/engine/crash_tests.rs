@@ -224,3 +224,32 @@ fn batch_behind_changes_that_only_a_checkpoint_holds_is_replayed() {
         assert_clean(&pool).await;
     });
 }
+
+/// An engine died with a change published and not recorded. Its successor took the change over, answered a FLUSH without
+/// recording it, and lost power: what had been flushed was gone.
+#[test]
+fn flush_after_a_takeover_waits_for_what_was_taken_over() {
+    let storage = Gated::new(new_image());
+    let (gate, log) = (Rc::clone(&storage.journal), Log::new(1));
+    with(storage.clone(), &log, |pool| async move {
+        let volume = create(&pool, 1, 8 * MIB).await;
+        write(&pool, volume, 0, 1).await;
+    });
+    assert!(!log.published().is_empty());
+    let recorded = with(storage, &log, |pool| async move {
+        let handle = pool.open_volume(pool.volume("v1").unwrap().id, false).unwrap();
+        // No batch reaches the medium: a FLUSH must not come back.
+        gate.set(true);
+        let flushed = async { Some(handle.flush().await) };
+        let waited = async {
+            for _ in 0..1000 {
+                yield_now().await;
+            }
+            None
+        };
+        let early = futures_lite::future::or(flushed, waited).await;
+        gate.set(false);
+        early.is_none()
+    });
+    assert!(recorded, "FLUSH was answered before the change it covers was recorded");
+}
