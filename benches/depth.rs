@@ -3,10 +3,10 @@
 //! Each layer has overwritten blocks all over the volume. The storage completes at once and copies no data.
 
 #[path = "../tests/cost/blank_storage.rs"]
-#[allow(dead_code, reason = "shared with the tests of costs; each bench uses a part")]
+#[allow(dead_code, reason = "what the tests of cost use as well")]
 mod blank_storage;
 #[path = "../tests/cost/world.rs"]
-#[allow(dead_code, reason = "shared with the tests of costs; each bench uses a part")]
+#[allow(dead_code, reason = "what the tests of cost use as well")]
 mod world;
 
 use std::time::{Duration, Instant};

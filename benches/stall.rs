@@ -4,10 +4,10 @@
 //! completes at once, so this is what the engine's thread does without a pause.
 
 #[path = "../tests/cost/blank_storage.rs"]
-#[allow(dead_code, reason = "shared with the tests of costs; each bench uses a part")]
+#[allow(dead_code, reason = "what the tests of cost use as well")]
 mod blank_storage;
 #[path = "../tests/cost/world.rs"]
-#[allow(dead_code, reason = "shared with the tests of costs; each bench uses a part")]
+#[allow(dead_code, reason = "what the tests of cost use as well")]
 mod world;
 
 use std::time::{Duration, Instant};

@@ -3,10 +3,10 @@
 //! The storage completes at once and copies nothing: this is the engine alone.
 
 #[path = "../tests/cost/blank_storage.rs"]
-#[allow(dead_code, reason = "shared with the tests of costs; each bench uses a part")]
+#[allow(dead_code, reason = "what the tests of cost use as well")]
 mod blank_storage;
 #[path = "../tests/cost/world.rs"]
-#[allow(dead_code, reason = "shared with the tests of costs; each bench uses a part")]
+#[allow(dead_code, reason = "what the tests of cost use as well")]
 mod world;
 
 use std::time::{Duration, Instant};

@@ -170,7 +170,7 @@ impl<S: Storage> Pool<S> {
     async fn hand_back(&self, freed: Vec<Run>) {
         let mut done = 0;
         for run in freed {
-            self.inner.state.borrow_mut().hand_back(run);
+            self.inner.state.borrow_mut().free_run(run);
             done += run.count;
             if done >= FREED_AT_A_TIME {
                 done = 0;
@@ -228,18 +228,30 @@ impl<S: Storage> Pool<S> {
     /// new descriptors and the blocks whose count is 0 now.
     async fn write_counts(&self) -> Result<(BTreeMap<u64, GroupImage>, Vec<Run>)> {
         let inner = &self.inner;
+        let uuid = inner.state.borrow().uuid;
         let keys = inner.state.borrow().frozen.pages();
         let mut groups: BTreeMap<u64, GroupImage> = BTreeMap::new();
         let mut freed = Vec::new();
         let mut blocks = Blocks::new();
         for key in keys {
-            self.load_descriptor(key.0).await?;
+            let (group, page) = key;
+            self.load_descriptor(group).await?;
             self.attempt(
                 |state| if state.pages.contains_key(&key) { Ok(()) } else { Err(super::state::Need::Counts(key)) },
             )
             .await?;
-            if let Some((block, bytes)) = inner.state.borrow_mut().apply_page(key, &mut groups, &mut freed)? {
-                blocks.insert(block, bytes);
+            {
+                let mut state = inner.state.borrow_mut();
+                let geometry = state.geometry;
+                let image = groups.entry(group).or_insert_with(|| state.group_image(group));
+                let applied = state.apply_deltas(key, image, &mut freed)?;
+                let Some(reference) = image.descriptor.pages.get_mut(page as usize) else { continue };
+                let slot = if reference.present { reference.slot.other() } else { Slot::A };
+                let bytes: Rc<[u8]> = Rc::from(&format::encode_counts(&applied)[..]);
+                let checksum = format::checksum(&uuid, Place::SpaceMapPage { group, page }, &bytes);
+                *reference = PageRef { checksum, slot, present: true };
+                state.counters.pages_written += 1;
+                blocks.insert(geometry.page_block(group, page, slot), bytes);
             }
             if blocks.len() == BLOCKS_AT_A_TIME {
                 self.write_blocks(std::mem::take(&mut blocks)).await?;
@@ -539,29 +551,6 @@ impl State {
         Some(CarcassImage { carcasses, pages, nodes })
     }
 
-    /// Applies the frozen deltas of one page and names its other slot in its group's descriptor. Answers where the page
-    /// goes, and its bytes.
-    fn apply_page(
-        &mut self,
-        key: PageKey,
-        groups: &mut BTreeMap<u64, GroupImage>,
-        freed: &mut Vec<Run>,
-    ) -> Result<Option<(PoolBlock, Rc<[u8]>)>> {
-        let (group, page) = key;
-        let image = groups.entry(group).or_insert_with(|| {
-            let descriptor = self.descriptors.get(&group).cloned().unwrap_or_else(|| GroupDescriptor::new(group));
-            GroupImage { descriptor, free_blocks: self.index_entry(group).free_blocks }
-        });
-        let applied = self.apply_deltas(key, image, freed)?;
-        let Some(reference) = image.descriptor.pages.get_mut(page as usize) else { return Ok(None) };
-        let slot = if reference.present { reference.slot.other() } else { Slot::A };
-        let bytes: Rc<[u8]> = Rc::from(&format::encode_counts(&applied)[..]);
-        let checksum = format::checksum(&self.uuid, Place::SpaceMapPage { group, page }, &bytes);
-        *reference = PageRef { checksum, slot, present: true };
-        self.counters.pages_written += 1;
-        Ok(Some((self.geometry.page_block(group, page, slot), bytes)))
-    }
-
     /// Applies the frozen deltas of one page. Blocks whose count becomes 0 are added to `freed`.
     fn apply_deltas(&mut self, key: PageKey, image: &mut GroupImage, freed: &mut Vec<Run>) -> Result<Rc<[u32; 1024]>> {
         let (group, page) = key;
@@ -598,8 +587,14 @@ impl State {
         Ok(Rc::clone(counts))
     }
 
-    /// Makes a run free that the checkpoint freed, but for what has been touched since.
-    fn hand_back(&mut self, run: Run) {
+    /// A group as the last checkpoint has it.
+    fn group_image(&self, group: u64) -> GroupImage {
+        let descriptor = self.descriptors.get(&group).cloned().unwrap_or_else(|| GroupDescriptor::new(group));
+        GroupImage { descriptor, free_blocks: self.index_entry(group).free_blocks }
+    }
+
+    /// Frees those blocks of a run whose count a durable checkpoint has as 0, and to which nothing has happened since.
+    fn free_run(&mut self, run: Run) {
         for offset in 0..run.count {
             let block = run.start.plus(offset);
             if self.untouched(block) {

@@ -25,7 +25,7 @@ struct Repeat(u64);
 impl Drop for Repeat {
     fn drop(&mut self) {
         if std::thread::panicking() {
-            eprintln!(
+            println!(
                 "to repeat: PLYWOOD_CRASH_SEED={} PLYWOOD_CRASH_SECONDS=0 cargo test --test crash -- --nocapture",
                 self.0
             );
@@ -48,8 +48,7 @@ fn run_world(seed: u64) -> Met {
         lived.unwrap_or_else(|error| panic!("seed {seed}: {error}"));
         world.crash().unwrap_or_else(|error| panic!("seed {seed}: {error}"));
     }
-    let met = world.shared.met.borrow().clone();
-    met
+    world.shared.met.borrow().clone()
 }
 
 #[test]

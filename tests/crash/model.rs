@@ -27,9 +27,10 @@ impl Frame {
     }
 
     pub fn matches(&self, found: &Sectors) -> bool {
-        found.iter().enumerate().all(|(index, value)| {
-            self.latest[index] == *value || self.also.iter().any(|also| *also == (index as u8, *value))
-        })
+        found
+            .iter()
+            .enumerate()
+            .all(|(index, value)| self.latest[index] == *value || self.also.contains(&(index as u8, *value)))
     }
 
     pub fn is_certain(&self) -> bool {

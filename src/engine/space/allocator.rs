@@ -282,11 +282,11 @@ impl Allocator {
         });
     }
 
-    /// A held block was written to but will not be mapped: it is no longer fresh.
+    /// A held block was written to, perhaps in vain, and will not be mapped: it is no longer fresh. A host that refused the
+    /// write has no space for it.
     pub(crate) fn spoil(&mut self, block: PoolBlock) {
         self.with(block, |space, index| {
             space.fresh.remove(index);
-            space.prepared.insert(index);
             space.backed.insert(index);
         });
     }
