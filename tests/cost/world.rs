@@ -21,7 +21,8 @@ pub const GIB: u64 = 1 << 30;
 pub const BLOCK: BlankMemory = BlankMemory::Blank(BLOCK_SIZE);
 
 pub struct World {
-    executor: LocalExecutor<'static>,
+    /// Where the background work runs.
+    pub executor: LocalExecutor<'static>,
     pub pool: Pool<BlankStorage>,
     pub storage: BlankStorage,
     created: Cell<u128>,
