@@ -4,6 +4,8 @@
 //! plain_export FILE DIRECTORY auto|uring|classic [--read-only] [--sector-size 512|4096]
 //! ```
 //!
+//! `plain_export loop-helper` does one command on loop devices, as JSON on its standard input.
+//!
 //! Prints the loop device when it is ready, and the pid of each engine process. What this device reaches is the most that
 //! an engine can reach over the same path. `tools/try-export` runs it under fio and kills its engines. Ends on SIGTERM.
 
@@ -20,7 +22,7 @@ use plywood::engine::PendingLog;
 use plywood::export::device::{PlainDevice, PlainVolumes};
 use plywood::export::front::{EngineCommand, Front, FrontEvent, FrontOptions};
 use plywood::export::link::EngineLink;
-use plywood::export::loopdev::{self, AttachRequest};
+use plywood::export::loopdev::{self, AttachRequest, helper};
 use plywood::export::server::Server;
 use plywood::io::{FileStorage, OpenOptions, PayloadArea, Reactor, ReactorOptions, block_on};
 use plywood::units::{Lsn, VolumeId};
@@ -36,6 +38,9 @@ fn main() -> anyhow::Result<()> {
     if let Some(link) = EngineLink::inherit()? {
         let file = arguments.get(1).context("the front gives the file")?;
         return engine(link, Path::new(file));
+    }
+    if arguments.first().is_some_and(|word| word == "loop-helper") {
+        return Ok(helper::serve_one()?);
     }
     front(&arguments)
 }
@@ -63,6 +68,7 @@ fn front(arguments: &[OsString]) -> anyhow::Result<()> {
     }
     let front = Front::start(options)?;
     println!("transport {}", front.transport());
+    println!("pool {POOL}");
     let stop = front.stop_handle();
     let mut signals = signal_hook::iterator::Signals::new([SIGTERM, SIGINT])?;
     let (serving, first) = mpsc::channel();

@@ -43,7 +43,9 @@ pub fn attach(context: &Context, arguments: AttachArguments) -> Result<()> {
             let name = name.text()?;
             let attachment = client.attach(&name, arguments.read_only)?;
             // Whoever asks for the device itself keeps it, though it was attached for a mount before.
-            client.set_attributes(&name, [(attributes::ATTACHED_BY.to_owned(), None)].into())?;
+            if client.attributes(&name)?.contains_key(attributes::ATTACHED_BY) {
+                client.set_attributes(&name, [(attributes::ATTACHED_BY.to_owned(), None)].into())?;
+            }
             vec![attachment]
         }
         None => match client.call(Command::AttachAll)? {

@@ -200,7 +200,8 @@ fn read_head(file: &File, head: &mut [u8]) -> std::io::Result<usize> {
 }
 
 fn require_directory(directory: &Path) -> Result<()> {
-    let metadata = fs::metadata(directory).with_context(|| directory.display().to_string())?;
+    let missing = || format!("{}: make the directory to mount on first", directory.display());
+    let metadata = fs::metadata(directory).with_context(missing)?;
     if metadata.is_dir() { Ok(()) } else { bail!("{} is not a directory", directory.display()) }
 }
 

@@ -101,6 +101,8 @@ impl Daemon {
                 let _devices = self.lock();
                 let volume = self.find(&name)?;
                 let Some(attachment) = self.attachment(volume.id)? else {
+                    // A predecessor may have died between detaching and forgetting.
+                    self.forget(volume.id)?;
                     return Err(Error::NotFound(format!("{name} is not attached; nothing to detach")).into());
                 };
                 self.detach(volume.id, &attachment, true)?;
@@ -153,6 +155,12 @@ impl Daemon {
     fn remember(&self, id: VolumeId, value: Option<&'static str>) -> Result<()> {
         let changes = BTreeMap::from([(attributes::ATTACHED.to_owned(), value.map(|value| value.as_bytes().to_vec()))]);
         self.remote.call(move |engine| async move { engine.control.pool.set_attributes(id, changes).await })?
+    }
+
+    /// Takes the mark of an attached volume away, when it is there.
+    fn forget(&self, id: VolumeId) -> Result<()> {
+        let attributes = self.remote.call(move |engine| async move { engine.control.pool.attributes(id).await })??;
+        if attributes.contains_key(attributes::ATTACHED) { self.remember(id, None) } else { Ok(()) }
     }
 
     fn file(&self, id: VolumeId) -> PathBuf {
@@ -248,6 +256,9 @@ impl Daemon {
                 Err(error) => return Err(error),
             }
         }
+        if forget && let Err(error) = self.sorted_devices() {
+            tracing::warn!("looking for devices of dead daemons: {error}");
+        }
         Ok(outcome)
     }
 
@@ -314,16 +325,7 @@ impl Daemon {
 
     fn find_devices(&self) -> Result<()> {
         let _devices = self.lock();
-        let found = helped(&LoopCommand::List { pool: self.pool, directory: self.directory.clone() })?;
-        for Attached { device, number, volume, read_only, stale } in found {
-            if stale {
-                // The front that served it has died, and it gives nothing but errors.
-                match helped(&LoopCommand::Detach { number }) {
-                    Ok(_) => tracing::info!(%volume, device = %device.display(), "a dead daemon's device is gone"),
-                    Err(error) => tracing::warn!(%volume, "a dead daemon's device: {error}"),
-                }
-                continue;
-            }
+        for Attached { device, volume, read_only, .. } in self.sorted_devices()? {
             let known = self.remote.call(move |engine| async move { engine.control.pool.volume_by_id(volume) })?;
             match known {
                 Ok(known) => self.enter(volume, Attachment { name: known.name, device, read_only })?,
@@ -331,6 +333,20 @@ impl Daemon {
             }
         }
         Ok(())
+    }
+
+    /// The devices of this front. Those of a front that has died give nothing but errors, and are taken away as soon as
+    /// nobody has them mounted any more.
+    fn sorted_devices(&self) -> Result<Vec<Attached>> {
+        let found = helped(&LoopCommand::List { pool: self.pool, directory: self.directory.clone() })?;
+        let (dead, living): (Vec<_>, Vec<_>) = found.into_iter().partition(|device| device.stale);
+        for Attached { device, number, volume, .. } in dead {
+            match helped(&LoopCommand::Detach { number }) {
+                Ok(_) => tracing::info!(%volume, device = %device.display(), "a dead daemon's device is gone"),
+                Err(error) => tracing::warn!(%volume, "a dead daemon's device: {error}"),
+            }
+        }
+        Ok(living)
     }
 
     /// What lives only as long as its use has none any more when a daemon starts.

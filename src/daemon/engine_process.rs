@@ -4,7 +4,7 @@
 //! signals and see to devices; what they want of the engine they hand over by a `Remote`. None of them outlives the
 //! process, and none has to: what was acknowledged is durable or in the memory that the front holds.
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
 use std::fs::File;
 use std::os::unix::fs::FileExt;
@@ -16,7 +16,6 @@ use std::time::Duration;
 
 use async_executor::LocalExecutor;
 use event_listener::Event;
-use std::cell::Cell;
 
 use super::devices::Daemon;
 use super::execute::{Control, DaemonFacts};

@@ -11,7 +11,7 @@ use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt};
 use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use rustix::fs::{MemfdFlags, memfd_create};
 use signal_hook::consts::{SIGINT, SIGTERM};
@@ -27,6 +27,8 @@ use crate::io::PoolClaim;
 
 /// How long a command that works on the file may hold up the start.
 const TURN: Duration = Duration::from_secs(10);
+/// Time between two looks at who is in the way.
+const LOOK_AGAIN: Duration = Duration::from_millis(20);
 
 /// How to serve.
 #[derive(Clone, Debug, Default)]
@@ -53,7 +55,7 @@ pub fn serve(pool: &FoundPool, options: &ServeOptions) -> Result<()> {
         // Fails when it leads its process group already, and then it is in no session of the starter's to leave.
         let _ = rustix::process::setsid();
     }
-    let claim = PoolClaim::acquire(&pool.path, TURN)?;
+    let claim = claim(pool)?;
     let control = ControlSocket::bind(pool)?;
     process::enter_own_mount_namespace(device_of(&pool.path)?)?;
     process::stay_in_memory();
@@ -78,6 +80,20 @@ pub fn serve(pool: &FoundPool, options: &ServeOptions) -> Result<()> {
         let _ = fs::remove_dir(directory);
     }
     served
+}
+
+/// Takes the right to start engines. A command that works on the file is waited for, another daemon is not.
+fn claim(pool: &FoundPool) -> Result<PoolClaim> {
+    let began = Instant::now();
+    loop {
+        match PoolClaim::acquire(&pool.path, LOOK_AGAIN) {
+            Err(Error::Busy(_)) if daemon_socket(pool.uuid)?.is_some() => {
+                return Err(Error::Busy(format!("a daemon serves pool {} already", pool.name)));
+            }
+            Err(Error::Busy(_)) if began.elapsed() < TURN => {}
+            claimed => return claimed,
+        }
+    }
 }
 
 fn tell(pool: &FoundPool, event: &FrontEvent) {
@@ -137,6 +153,11 @@ impl ControlSocket {
         places::make_private_directory(Path::new(places::RUN_DIRECTORY))?;
         let path = places::socket(pool.uuid);
         let failed = |error| Error::io(format!("{}: control socket", path.display()), error);
+        // The claim is ours, so this is an engine that has not noticed yet that its front has died.
+        let began = Instant::now();
+        while daemon_socket(pool.uuid)?.is_some() && began.elapsed() < TURN {
+            thread::sleep(LOOK_AGAIN);
+        }
         if daemon_socket(pool.uuid)?.is_some() {
             return Err(Error::Busy(format!(
                 "a daemon serves another file with the uuid of {}; a pool must not be copied under its daemon",

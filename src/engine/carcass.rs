@@ -10,7 +10,7 @@ use super::pool::{Pool, until};
 use super::state::{Need, State, Try};
 use super::tree::{entry_index, entry_span};
 use crate::error::Result;
-use crate::format::{Carcass, ENTRIES_PER_NODE, Entry, EntryKind, Node, Place, span_blocks};
+use crate::format::{Carcass, ENTRIES_PER_NODE, Entry, EntryKind, Node, Place, VolumeRecord, span_blocks};
 use crate::units::{PoolBlock, VirtualBlock, VolumeId};
 
 /// Leaves eaten before other tasks get their turn.
@@ -35,7 +35,7 @@ impl<S: Storage> Pool<S> {
                 let state = inner.state.borrow();
                 inner.stopped.get()
                     || state.poisoned.is_some()
-                    || (!state.closing && state.next_carcass_to_eat().is_some())
+                    || (!state.closing && inner.checks.get() == 0 && state.next_carcass_to_eat().is_some())
             })
             .await;
             if inner.stopped.get() || inner.state.borrow().poisoned.is_some() {
@@ -245,10 +245,10 @@ impl State {
         if account.mapped == 0 && account.own == 0 {
             return;
         }
-        let applies = self.volumes.get(&carcass.volume).is_some_and(|volume| {
-            let record = &volume.record;
-            carcass.made_at >= record.rolled_at || carcass.made_at < record.rolled_to
-        });
+        // A rollback to a state before the cut has undone it. A snapshot inherits its origin's last rollback.
+        let concerns =
+            |record: &VolumeRecord| carcass.made_at >= record.rolled_at || carcass.made_at < record.rolled_to;
+        let applies = self.volumes.get(&carcass.volume).is_some_and(|volume| concerns(&volume.record));
         if applies {
             self.account(carcass.volume, account.own, account.mapped);
         }
@@ -256,7 +256,7 @@ impl State {
         let mut heirs: Vec<(VolumeId, bool)> = Vec::new();
         for (id, volume) in self.volumes.range(carcass.volume..) {
             let Some(origin) = volume.record.origin else { continue };
-            if affected.contains(&origin.id) && origin.clock > carcass.made_at {
+            if affected.contains(&origin.id) && origin.clock > carcass.made_at && concerns(&volume.record) {
                 affected.push(*id);
                 heirs.push((*id, volume.record.flags.read_only && volume.record.created_at == carcass.created_at));
             }

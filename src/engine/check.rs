@@ -52,6 +52,27 @@ pub struct Fault {
     pub message: String,
 }
 
+/// Checkpoints that a check writes at most to find an instant after which nothing has changed.
+const CHECKPOINTS_TRIED: u32 = 8;
+
+/// While one lives, the carcass worker rests.
+struct CarcassPause<S: Storage>(Pool<S>);
+
+impl<S: Storage> CarcassPause<S> {
+    fn begin(pool: &Pool<S>) -> Self {
+        pool.inner.checks.set(pool.inner.checks.get() + 1);
+        Self(pool.clone())
+    }
+}
+
+impl<S: Storage> Drop for CarcassPause<S> {
+    fn drop(&mut self) {
+        let inner = &self.0.inner;
+        inner.checks.set(inner.checks.get() - 1);
+        inner.signals.carcass.notify(usize::MAX);
+    }
+}
+
 /// Counts found by walking.
 struct Walk {
     counts: FxHashMap<u64, u32>,
@@ -64,8 +85,22 @@ impl<S: Storage> Pool<S> {
     /// # Errors
     /// `Busy` when something was changed during the check; what is damaged is reported, not an error.
     pub async fn check(&self) -> Result<CheckReport> {
+        let busy = || Error::Busy("the pool was changed while it was checked; try again when it is idle".into());
+        // The worker would take counts down beside the walk; a step that it had begun is waited for below.
+        let _pause = CarcassPause::begin(self);
         self.commit().await?;
-        self.checkpoint().await?;
+        let mut tries = 0;
+        loop {
+            self.checkpoint().await?;
+            // What is counted on the medium is compared: nothing may have changed since the checkpoint's instant.
+            if self.inner.state.borrow().deltas.is_empty() {
+                break;
+            }
+            tries += 1;
+            if tries == CHECKPOINTS_TRIED {
+                return Err(busy());
+            }
+        }
         let before = self.change_mark();
         let mut walk = Walk { counts: FxHashMap::default(), report: CheckReport::default() };
         self.walk_volumes(&mut walk).await?;
@@ -73,14 +108,14 @@ impl<S: Storage> Pool<S> {
         self.walk_table(&mut walk).await?;
         self.compare_counts(&mut walk).await?;
         if before != self.change_mark() {
-            return Err(Error::Busy("the pool was changed while it was checked; try again when it is idle".into()));
+            return Err(busy());
         }
         Ok(walk.report)
     }
 
-    fn change_mark(&self) -> (u64, u64, usize) {
+    fn change_mark(&self) -> (u64, u64, bool) {
         let state = self.inner.state.borrow();
-        (state.journal.last().0, self.inner.checkpoints_begun.get(), state.carcasses.len())
+        (state.journal.last().0, self.inner.checkpoints_begun.get(), state.deltas.is_empty())
     }
 
     async fn walk_volumes(&self, walk: &mut Walk) -> Result<()> {

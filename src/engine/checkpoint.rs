@@ -12,9 +12,10 @@ use futures_lite::future::yield_now;
 use rustc_hash::FxHashMap;
 
 use super::cache::{Cached, level_of};
+use super::epoch::EpochId;
 use super::journal::JournalPosition;
 use super::pool::{Pool, to_memory, until};
-use super::space::PageKey;
+use super::space::{PageKey, Run};
 use super::state::{State, TreeKey};
 use super::tree::entry_index;
 use super::{Memory, Storage};
@@ -29,6 +30,10 @@ use crate::units::{BLOCK_SIZE, Clock, Lsn, PoolBlock, VolumeId};
 pub(super) const CARCASS_TABLE: u64 = 1 << 62;
 /// Blocks written in one operation at most.
 const RUN_BLOCKS: usize = 64;
+/// Blocks gathered before they are written and requests get their turn: bounds both the memory for them and the delay.
+const BLOCKS_AT_A_TIME: usize = 256;
+/// Freed blocks handed back before requests get their turn.
+const FREED_AT_A_TIME: u64 = 8192;
 /// Operations under way at a time.
 const WRITES_MAX: usize = 16;
 
@@ -108,6 +113,9 @@ impl<S: Storage> Pool<S> {
         // Table nodes stay in memory; should one have been dropped, it is read before the instant.
         let dirty: Vec<VolumeId> = inner.state.borrow().volumes_to_write();
         loop {
+            // After opening, nothing may have been prepared for metadata yet.
+            let needed = inner.state.borrow().checkpoint_blocks() + 64;
+            self.ensure_metadata(needed).await?;
             self.prepare_enlargement().await?;
             for id in &dirty {
                 self.attempt(|state| state.check_path(TreeKey::Table, id.0)).await?;
@@ -145,24 +153,33 @@ impl<S: Storage> Pool<S> {
             }
             state.settle(&checksums, image.nodes);
             state.journal.checkpointed(image.lsn, image.position);
-            let epoch = state.epochs.advance();
-            for block in freed {
-                if state.untouched(block) {
-                    state.free_by_checkpoint(block, epoch);
-                }
-                if let Some((group, _)) = state.geometry.group_of(block) {
-                    state.groups_freed_in.insert(group);
-                }
-            }
             state.allocator.enlarge(state.geometry);
-            state.checkpointing = false;
             state.counters.checkpoints += 1;
             self.after_durable(state);
         }
+        self.announce_durable();
+        // Rule O7: plans of before may still use what nobody counts any more.
+        let epoch = inner.state.borrow_mut().epochs.advance();
+        self.hand_back(freed, epoch).await;
+        inner.state.borrow_mut().checkpointing = false;
         inner.checkpoints_ended.set(inner.checkpoints_ended.get() + 1);
         inner.signals.checkpointed.notify(usize::MAX);
         self.announce_durable();
         Ok(())
+    }
+
+    /// Makes what the checkpoint freed free, in steps that hold up nobody: a deleted volume has millions of blocks. The
+    /// checkpoint is not over before, so what happens to a block meanwhile is seen in its deltas.
+    async fn hand_back(&self, freed: Vec<Run>, epoch: EpochId) {
+        let mut done = 0;
+        for run in freed {
+            self.inner.state.borrow_mut().free_run(run, epoch);
+            done += run.count;
+            if done >= FREED_AT_A_TIME {
+                done = 0;
+                yield_now().await;
+            }
+        }
     }
 
     /// Writes nodes, records and carcasses, from the leaves up, filling in the checksums of children. Answers the
@@ -179,7 +196,8 @@ impl<S: Storage> Pool<S> {
         for (address, cached) in volume_nodes {
             finish_node(&uuid, *address, cached, &mut checksums, &mut blocks);
             done += 1;
-            if done % 256 == 0 {
+            if done % BLOCKS_AT_A_TIME == 0 {
+                self.write_blocks(std::mem::take(&mut blocks)).await?;
                 yield_now().await;
             }
         }
@@ -211,7 +229,7 @@ impl<S: Storage> Pool<S> {
 
     /// Applies the frozen deltas to the pages of counts and writes these to their other slots. Answers the groups'
     /// new descriptors and the blocks whose count is 0 now.
-    async fn write_counts(&self) -> Result<(BTreeMap<u64, GroupImage>, Vec<PoolBlock>)> {
+    async fn write_counts(&self) -> Result<(BTreeMap<u64, GroupImage>, Vec<Run>)> {
         let inner = &self.inner;
         let uuid = inner.state.borrow().uuid;
         let keys = inner.state.borrow().frozen.pages();
@@ -225,25 +243,23 @@ impl<S: Storage> Pool<S> {
                 |state| if state.pages.contains_key(&key) { Ok(()) } else { Err(super::state::Need::Counts(key)) },
             )
             .await?;
-            let mut state = inner.state.borrow_mut();
-            let geometry = state.geometry;
-            let image = match groups.entry(group) {
-                std::collections::btree_map::Entry::Occupied(known) => known.into_mut(),
-                std::collections::btree_map::Entry::Vacant(vacant) => {
-                    let descriptor =
-                        state.descriptors.get(&group).cloned().unwrap_or_else(|| GroupDescriptor::new(group));
-                    let free_blocks = state.index_entry(group).free_blocks;
-                    vacant.insert(GroupImage { descriptor, free_blocks })
-                }
-            };
-            let applied = state.apply_deltas(key, image, &mut freed)?;
-            let Some(reference) = image.descriptor.pages.get_mut(page as usize) else { continue };
-            let slot = if reference.present { reference.slot.other() } else { Slot::A };
-            let bytes: Rc<[u8]> = Rc::from(&format::encode_counts(&applied)[..]);
-            let checksum = format::checksum(&uuid, Place::SpaceMapPage { group, page }, &bytes);
-            *reference = PageRef { checksum, slot, present: true };
-            state.counters.pages_written += 1;
-            blocks.insert(geometry.page_block(group, page, slot), bytes);
+            {
+                let mut state = inner.state.borrow_mut();
+                let geometry = state.geometry;
+                let image = groups.entry(group).or_insert_with(|| state.group_image(group));
+                let applied = state.apply_deltas(key, image, &mut freed)?;
+                let Some(reference) = image.descriptor.pages.get_mut(page as usize) else { continue };
+                let slot = if reference.present { reference.slot.other() } else { Slot::A };
+                let bytes: Rc<[u8]> = Rc::from(&format::encode_counts(&applied)[..]);
+                let checksum = format::checksum(&uuid, Place::SpaceMapPage { group, page }, &bytes);
+                *reference = PageRef { checksum, slot, present: true };
+                state.counters.pages_written += 1;
+                blocks.insert(geometry.page_block(group, page, slot), bytes);
+            }
+            if blocks.len() == BLOCKS_AT_A_TIME {
+                self.write_blocks(std::mem::take(&mut blocks)).await?;
+                yield_now().await;
+            }
         }
         self.write_blocks(blocks).await?;
         Ok((groups, freed))
@@ -540,12 +556,7 @@ impl State {
     }
 
     /// Applies the frozen deltas of one page. Blocks whose count becomes 0 are added to `freed`.
-    fn apply_deltas(
-        &mut self,
-        key: PageKey,
-        image: &mut GroupImage,
-        freed: &mut Vec<PoolBlock>,
-    ) -> Result<Rc<[u32; 1024]>> {
+    fn apply_deltas(&mut self, key: PageKey, image: &mut GroupImage, freed: &mut Vec<Run>) -> Result<Rc<[u32; 1024]>> {
         let (group, page) = key;
         let deltas = self.frozen.take(key).unwrap_or_default();
         let counts = self.pages.get_mut(&key).expect("loaded by the caller");
@@ -568,13 +579,36 @@ impl State {
             }
             *count = new;
             if new == 0 {
-                freed.push(block);
+                match freed.last_mut() {
+                    Some(run) if index > 0 && run.start.plus(run.count) == block => run.count += 1,
+                    _ => freed.push(Run { start: block, count: 1 }),
+                }
             }
         });
         if let Some(damage) = damage {
             return Err(damage.into());
         }
         Ok(Rc::clone(counts))
+    }
+
+    /// A group as the last checkpoint has it.
+    fn group_image(&self, group: u64) -> GroupImage {
+        let descriptor = self.descriptors.get(&group).cloned().unwrap_or_else(|| GroupDescriptor::new(group));
+        GroupImage { descriptor, free_blocks: self.index_entry(group).free_blocks }
+    }
+
+    /// Frees those blocks of a run whose count a durable checkpoint has as 0, and to which nothing has happened since.
+    fn free_run(&mut self, run: Run, epoch: EpochId) {
+        for offset in 0..run.count {
+            let block = run.start.plus(offset);
+            if self.untouched(block) {
+                self.free_by_checkpoint(block, epoch);
+            }
+        }
+        // A run lies in one page, so in one group.
+        if let Some((group, _)) = self.geometry.group_of(run.start) {
+            self.groups_freed_in.insert(group);
+        }
     }
 
     /// Whether nothing has happened to a block since the running checkpoint's instant.
@@ -589,6 +623,7 @@ impl State {
         for (address, cached) in nodes {
             self.cache.thaw(address, cached.node);
         }
+        self.cache.end_freeze();
         for address in self.cache.dirty_inner() {
             self.cache.refill(address, |node, place| fill_checksums(node, checksums, place));
         }

@@ -9,6 +9,7 @@ use uuid::Uuid;
 use super::Storage;
 use super::info::VolumeInfo;
 use super::pool::{Pool, to_memory};
+use super::space::Run;
 use super::state::{State, Volume};
 use super::write::quiesce;
 use crate::error::{Corrupt, Error, Result, Structure};
@@ -421,8 +422,8 @@ impl State {
     /// Counts blocks of attributes that a record names from now on.
     pub(super) fn adopt_attributes(&mut self, blocks: &[AttributeBlockRef]) {
         for block in blocks {
-            self.allocator.consume(block.address);
             self.count(block.address, 1);
+            self.allocator.consume(Run { start: block.address, count: 1 });
         }
     }
 }

@@ -311,7 +311,10 @@ fn block_freed_by_a_checkpoint_waits_for_reads_planned_before() {
         let shared = snapshot(&pool, volume, 3).await;
         pool.delete_volume(shared).await.unwrap();
         pool.settle().await.unwrap();
-        let at = pool.attempt(|state| state.lookup(TreeKey::Volume(volume), 10)).await.unwrap().address;
+        let at = pool
+            .attempt(|state| Ok(state.leaf(TreeKey::Volume(volume), 10)?.unwrap().entry(10).address))
+            .await
+            .unwrap();
         read_of.set(at.offset_bytes());
         let handle = pool.open_volume(volume, true).unwrap();
         let into = IoMemory::zeroed(BLOCK_BYTES as usize);

@@ -10,6 +10,10 @@ use crate::units::{BLOCK_BYTES, BLOCK_SIZE, PoolBlock};
 
 /// Free blocks that the background task keeps ready (32 MiB).
 pub(super) const READY_BLOCKS: u64 = 8192;
+/// Blocks known to the host that are kept for metadata (8 MiB): never punched.
+pub(super) const PREPARED_BLOCKS: u64 = 2048;
+/// Runs tried to be prepared while the host refuses: those of a former session's reserve are among them.
+const PREPARE_TRIES: usize = 4096;
 /// Blocks prepared in one step (8 MiB).
 const STEP_BLOCKS: u32 = 2048;
 /// Shortest run that is worth punching (64 KiB), and the longest that is punched at once (32 MiB).
@@ -130,6 +134,9 @@ impl<S: Storage> Pool<S> {
 
     async fn grow_step(&self) -> Result<bool> {
         let inner = &self.inner;
+        if inner.state.borrow().allocator.fresh() < PREPARED_BLOCKS && self.prepare().await? {
+            return Ok(true);
+        }
         let (unready, unloaded, next) = {
             let state = inner.state.borrow();
             let unready = (0..state.groups_in_use).rev().find_map(|group| {
@@ -157,6 +164,34 @@ impl<S: Storage> Pool<S> {
         let Some(group) = next else { return Ok(false) };
         self.append_group(group).await?;
         Ok(true)
+    }
+
+    /// Makes sure of the host's space for a run of fresh blocks of which it is not known: whether a block is allocated there
+    /// is not kept. A full host refuses some and not others: those that a former session had prepared are there.
+    pub(super) async fn prepare(&self) -> Result<bool> {
+        const RUN_BLOCKS: u32 = 256;
+        let inner = &self.inner;
+        let mut from = inner.state.borrow().geometry.first_group();
+        let mut refusal = None;
+        for _ in 0..PREPARE_TRIES {
+            let most = if refusal.is_some() { 16 } else { RUN_BLOCKS };
+            let Some(run) = inner.state.borrow_mut().allocator.take_unprepared(most, from) else { break };
+            let extended = self.extend(run.start.offset_bytes()..run.start.plus(run.count).offset_bytes()).await;
+            let mut state = inner.state.borrow_mut();
+            if extended.is_ok() {
+                state.allocator.prepared(run);
+            }
+            for offset in 0..run.count {
+                state.allocator.release(run.start.plus(offset));
+            }
+            match extended {
+                Ok(()) => return Ok(true),
+                Err(error @ Error::NoSpace(_)) => refusal = Some(error),
+                Err(error) => return Err(error),
+            }
+            from = run.start.plus(run.count);
+        }
+        refusal.map_or(Ok(false), Err)
     }
 
     async fn extend(&self, range: std::ops::Range<u64>) -> Result<()> {
@@ -194,6 +229,9 @@ impl<S: Storage> Pool<S> {
             if let Some(error) = self.poison_error() {
                 return Err(error);
             }
+            // What a checkpoint freed in a group that was not in memory is found free here: rule O7 holds for it, too.
+            let epoch = inner.state.borrow_mut().epochs.advance();
+            self.wait_for_epoch(epoch).await;
             let begun = inner.checkpoints_begun.get();
             let counts = self.read_group(group).await?;
             let mut state = inner.state.borrow_mut();
@@ -302,7 +340,9 @@ impl<S: Storage> Pool<S> {
     pub(super) async fn punch_some(&self, runs: usize) {
         let inner = &self.inner;
         for _ in 0..runs {
-            let Some(run) = inner.state.borrow_mut().allocator.take_punchable(PUNCH_BLOCKS.0, PUNCH_BLOCKS.1) else {
+            let Some(run) =
+                inner.state.borrow_mut().allocator.take_punchable(PUNCH_BLOCKS.0, PUNCH_BLOCKS.1, PREPARED_BLOCKS)
+            else {
                 return;
             };
             let range = run.start.offset_bytes()..run.start.plus(run.count).offset_bytes();
@@ -349,7 +389,9 @@ impl State {
             let in_page = (index as u64 % COUNTS_PER_PAGE) as u16;
             let block = start.plus(index as u64);
             if *count == 0 && self.deltas.get(page, in_page).is_none() && !waiting.contains(&block) {
-                space.set_fresh(index as u32, true);
+                space.set_fresh(index as u32);
+            } else if *count > 0 {
+                space.set_used(index as u32);
             }
         }
         self.allocator.add_group(group, space);

@@ -124,7 +124,11 @@ impl Journal {
             length += *bytes as usize;
             last = Some(*lsn);
         }
-        Some(Cut { first, last: last?, records: self.bytes.range(..length).copied().collect() })
+        let (front, back) = self.bytes.as_slices();
+        let mut records = Vec::with_capacity(length);
+        records.extend_from_slice(front.get(..length).unwrap_or(front));
+        records.extend_from_slice(back.get(..length - records.len()).unwrap_or(back));
+        Some(Cut { first, last: last?, records })
     }
 
     /// Where a batch of `blocks` goes, and the blocks skipped before it; `None` while the ring has no room.

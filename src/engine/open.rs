@@ -396,17 +396,25 @@ impl<S: Storage> Pool<S> {
         }
     }
 
-    /// Replay takes nodes from blocks that were free in the checkpoint; groups are read until there are enough.
+    /// Replay takes nodes from blocks that were free in the checkpoint.
     async fn make_replay_room(&self) -> Result<()> {
-        while self.inner.state.borrow().allocator.fresh() < 128 {
+        self.ensure_metadata(128).await
+    }
+
+    /// Prepares blocks for metadata, and reads groups, until there are `least` of them or nothing is left to be had.
+    pub(super) async fn ensure_metadata(&self, least: u64) -> Result<()> {
+        while self.inner.state.borrow().allocator.fresh() < least {
+            if self.prepare().await? {
+                continue;
+            }
             let group = {
                 let state = self.inner.state.borrow();
                 (0..state.groups_in_use)
                     .find(|group| !state.allocator.has_group(*group) && state.index_entry(*group).free_blocks > 0)
             };
+            // What a replayed record names in a group that comes in later is not taken for free: it has deltas.
             let Some(group) = group else { return Ok(()) };
             self.load_group(group).await?;
-            // Groups that come in later hold named blocks as well: they have deltas, so they are not taken for free.
         }
         Ok(())
     }

@@ -323,6 +323,13 @@ impl State {
         CONSTANT + self.carcasses.len() as u64 / 32 + 4 * self.deleted.len() as u64 + records
     }
 
+    /// Whether so much waits in memory that a checkpoint should begin.
+    pub(super) fn is_checkpoint_due(&self) -> bool {
+        // 32 MiB of pages, all of which a checkpoint holds until its end.
+        const DELTA_PAGES: usize = 8192;
+        !self.checkpointing && (self.cache.is_due() || self.deltas.len() > DELTA_PAGES)
+    }
+
     /// Fresh blocks that data may not take.
     pub(super) fn data_reserve_blocks(&self) -> u64 {
         const CHANGES: u64 = 192;

@@ -6,6 +6,8 @@
 
 use std::rc::Rc;
 
+use smallvec::SmallVec;
+
 use super::cache::NodeState;
 use super::space::PageKey;
 use super::state::{Need, State, TreeKey, Try, Waiting};
@@ -46,26 +48,6 @@ impl State {
             mirrored: entry.mirrored,
             checksum: entry.checksum,
             place: Self::place(key, level, first),
-        }
-    }
-
-    /// The entry that maps `block`.
-    pub(super) fn lookup(&mut self, key: TreeKey, block: u64) -> Try<Entry> {
-        let root = self.root(key);
-        let mut entry = root.entry;
-        if entry.kind == EntryKind::Hole || block >= span_blocks(root.level) {
-            return Ok(Entry::hole(entry.birth));
-        }
-        let mut level = root.level;
-        loop {
-            let Some(node) = self.cache.node(entry.address) else {
-                return Err(Self::need_node(entry, key, level, block));
-            };
-            entry = node.entry(entry_index(block, level));
-            if level == 0 || entry.kind == EntryKind::Hole {
-                return Ok(entry);
-            }
-            level -= 1;
         }
     }
 
@@ -125,10 +107,11 @@ impl State {
         let shared_at = self.shared_at(key);
         let clock = self.clock;
         let exclusive = entry.birth >= shared_at || self.exact_count(entry.address).unwrap_or(2) == 1;
-        let cached = self.cache.get(entry.address).cloned().expect("checked by the first pass");
+        let cached = self.cache.get(entry.address).expect("checked by the first pass");
         if exclusive && cached.state == NodeState::Dirty {
             return Entry { birth: clock, ..entry };
         }
+        let node = Rc::clone(&cached.node);
         if exclusive {
             // It moves: the children keep their counts, the old block is freed by the next checkpoint.
             self.count(entry.address, -1);
@@ -137,11 +120,11 @@ impl State {
             }
             self.cache.remove(entry.address);
         } else {
-            self.count_children(&cached.node, 1);
+            self.count_children(&node, 1);
             self.count(entry.address, -1);
             self.counters.nodes_shadowed += 1;
         }
-        self.place_node(cached.node, key, level, block)
+        self.place_node(node, key, level, block)
     }
 
     /// Gives a new or copied node its block and makes it dirty.
@@ -263,7 +246,7 @@ impl State {
         let clock = self.clock;
         let created_at = self.volumes.get(&volume).map_or(Clock(0), |volume| volume.record.created_at);
         let (mut own, mut mapped) = (0i64, 0i64);
-        let mut replaced: Vec<Entry> = Vec::new();
+        let mut replaced: SmallVec<[Entry; 4]> = SmallVec::new();
         let mut done = 0;
         while done < count {
             let first = block.0 + done;

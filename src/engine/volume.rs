@@ -2,6 +2,8 @@
 
 use std::rc::Rc;
 
+use smallvec::SmallVec;
+
 use super::pool::{Inner, Pool, until};
 use super::ranges::RangeId;
 use super::state::{State, TreeKey, Try};
@@ -158,7 +160,7 @@ impl<S: Storage> VolumeHandle<S> {
         let stay = self.pool.enter();
         let first = self.pool.attempt(|state| state.extents(self.id, offset, length)).await?;
         let storage = &self.pool.inner.storage;
-        let mut reads = Vec::new();
+        let mut reads = SmallVec::<[_; 1]>::new();
         let mut position = 0;
         for extent in first {
             let range = position as usize..(position + extent.length) as usize;
@@ -224,8 +226,8 @@ impl<S: Storage> VolumeHandle<S> {
 
 impl State {
     /// Where the bytes `offset..offset + length` of a volume lie, neighbours in the pool joined.
-    fn extents(&mut self, volume: VolumeId, offset: u64, length: u64) -> Try<Vec<Extent>> {
-        let mut extents: Vec<Extent> = Vec::with_capacity(1);
+    fn extents(&mut self, volume: VolumeId, offset: u64, length: u64) -> Try<SmallVec<[Extent; 2]>> {
+        let mut extents: SmallVec<[Extent; 2]> = SmallVec::new();
         let end = offset + length;
         let mut at = offset;
         while at < end {

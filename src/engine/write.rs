@@ -3,6 +3,8 @@
 //! Order (rules O5, O7, O8): take nothing and wait for room; hold the range; enter an epoch; plan; write; change the
 //! mapping and publish the change; answer. A plan that finds no space lets go of range and epoch and is made again.
 
+use smallvec::SmallVec;
+
 use super::pool::{Pool, until};
 use super::space::Run;
 use super::state::{Freed, Need, State, TreeKey, Try};
@@ -10,8 +12,8 @@ use super::tree::entry_index;
 use super::volume::{Held, VolumeHandle};
 use super::{Memory, Storage};
 use crate::error::{Error, Result};
-use crate::format::{ENTRIES_PER_NODE, EntryKind, Record};
-use crate::units::{BLOCK_BYTES, BLOCK_SIZE, PoolBlock, VirtualBlock, VolumeId};
+use crate::format::{ENTRIES_PER_NODE, Entry, EntryKind, Record};
+use crate::units::{BLOCK_BYTES, BLOCK_SIZE, Clock, PoolBlock, VirtualBlock, VolumeId};
 
 /// Bytes of one map record.
 pub(super) const MAP_RECORD_BYTES: usize = 32;
@@ -55,9 +57,22 @@ enum Step {
     },
 }
 
+/// Most writes are one block: what is kept of one stands in the future itself and not on the heap.
+type Steps = SmallVec<[Step; 1]>;
+
+/// What a write finds in the map.
+struct Survey {
+    /// Data blocks that it will take.
+    missing: u64,
+    /// By how many the volume's own blocks will grow.
+    more_own: u64,
+    /// The entry of each block that it touches.
+    entries: SmallVec<[Entry; 2]>,
+}
+
 /// A planned write.
 struct Plan {
-    steps: Vec<Step>,
+    steps: Steps,
     /// Own blocks that it will add.
     more_own: u64,
 }
@@ -110,15 +125,17 @@ impl<S: Storage> Pool<S> {
                 let state = self.inner.state.borrow();
                 if state.log_free() < records_bytes {
                     Wanting::Commit
-                } else if state.cache.dirty() > state.cache.budget() / 2 {
-                    Wanting::Checkpoint
+                } else if state.cache.is_full() {
+                    Wanting::Checkpoint { due: state.is_checkpoint_due() }
                 } else {
                     Wanting::Metadata
                 }
             };
             match wanting {
                 Wanting::Commit => self.want_commit(),
-                Wanting::Checkpoint => self.want_checkpoint(),
+                Wanting::Checkpoint { due: true } => self.want_checkpoint(),
+                // The one that is running will do.
+                Wanting::Checkpoint { due: false } => {}
                 Wanting::Metadata => {
                     self.make_room(metadata_blocks(blocks), true, 0).await?;
                     continue;
@@ -135,16 +152,15 @@ impl<S: Storage> Pool<S> {
         let metadata_blocks = metadata_blocks(blocks);
         let mut state = self.inner.state.borrow_mut();
         state.check_writable()?;
-        let dirty = state.cache.dirty();
         let fits = state.log_free() >= records_bytes
-            && dirty <= state.cache.budget() / 2
+            && !state.cache.is_full()
             && state.allocator.fresh() >= state.administration_blocks() + state.metadata_promised + metadata_blocks;
         if !fits {
             return Ok(None);
         }
         state.log_promised += records_bytes;
         state.metadata_promised += metadata_blocks;
-        let much = dirty > state.cache.budget() / 4 && !state.checkpointing;
+        let much = state.is_checkpoint_due();
         let low = state.allocator.free() < super::growth::READY_BLOCKS;
         drop(state);
         if much {
@@ -160,7 +176,7 @@ impl<S: Storage> Pool<S> {
 /// What a change waits for before it may begin.
 enum Wanting {
     Commit,
-    Checkpoint,
+    Checkpoint { due: bool },
     Metadata,
 }
 
@@ -290,7 +306,7 @@ impl<S: Storage> VolumeHandle<S> {
     /// Does the I/O of a plan.
     async fn land(&self, steps: &[Step], from: &S::Memory) -> std::io::Result<()> {
         let storage = &self.pool.inner.storage;
-        let mut writes = Vec::with_capacity(steps.len());
+        let mut writes = SmallVec::<[_; 1]>::new();
         let mut merges = Vec::new();
         let mut bytes = 0;
         for step in steps {
@@ -359,9 +375,7 @@ impl<S: Storage> VolumeHandle<S> {
 impl State {
     /// Makes one change of a run that has been written: LSN, map and publication in one step.
     fn map_written(&mut self, volume: VolumeId, block: u64, run: Run) {
-        for offset in 0..run.count {
-            self.allocator.consume(run.start.plus(offset));
-        }
+        self.allocator.consume(run);
         let virtual_block = VirtualBlock(block);
         let record = Record::Map { volume, virtual_block, pool_block: run.start, count: run.count as u32 };
         let lsn = self.publish(Some(volume), &record);
@@ -379,7 +393,7 @@ impl State {
         let Manner { mapped_only, may_map, alignment } = manner;
         self.check_writable().map_err(Unplanned::Refused)?;
         let end = offset + length as u64;
-        let (missing, more_own) = self.survey_write(id, offset, end, mapped_only)?;
+        let Survey { missing, more_own, entries } = self.survey_write(id, offset, end, mapped_only)?;
         if let Err(error) = self.check_quota(id, more_own) {
             return Err(Unplanned::Refused(error));
         }
@@ -388,14 +402,13 @@ impl State {
         }
         let mut runs = self.take_blocks(id, missing).map_err(Unplanned::Space)?;
         let shared_at = self.shared_at(TreeKey::Volume(id));
-        let mut steps: Vec<Step> = Vec::with_capacity(1);
+        let mut steps = Steps::new();
         let mut at = offset;
-        while at < end {
+        for entry in entries {
             let block = at / BLOCK_BYTES;
             let skip = at % BLOCK_BYTES;
             let part = ((BLOCK_BYTES - skip).min(end - at)) as usize;
             let from = (at - offset) as usize;
-            let entry = self.lookup(TreeKey::Volume(id), block)?;
             at += part as u64;
             let mapped = entry.kind == EntryKind::Block;
             if mapped_only && !mapped {
@@ -443,37 +456,30 @@ impl State {
         Ok(Plan { steps, more_own })
     }
 
-    /// Data blocks that a write will take, and by how many the volume's own blocks will grow. Finds every leaf in memory,
-    /// so that planning itself cannot miss one after blocks were taken.
-    fn survey_write(&mut self, id: VolumeId, offset: u64, end: u64, mapped_only: bool) -> Try<(u64, u64)> {
+    /// Finds every leaf that a write touches in memory, before anything is taken for it.
+    fn survey_write(&mut self, id: VolumeId, offset: u64, end: u64, mapped_only: bool) -> Try<Survey> {
         let shared_at = self.shared_at(TreeKey::Volume(id));
-        let created_at = self.volumes.get(&id).map_or(crate::units::Clock(0), |volume| volume.record.created_at);
-        let (mut missing, mut more_own) = (0, 0);
+        let created_at = self.volumes.get(&id).map_or(Clock(0), |volume| volume.record.created_at);
+        let mut survey = Survey { missing: 0, more_own: 0, entries: SmallVec::new() };
         let mut block = offset / BLOCK_BYTES;
         let last = end.div_ceil(BLOCK_BYTES);
+        survey.entries.reserve((last - block) as usize);
         while block < last {
             let leaf_end = ((block | (ENTRIES_PER_NODE as u64 - 1)) + 1).min(last);
-            match self.leaf(TreeKey::Volume(id), block)? {
-                None if mapped_only => {}
-                None => {
-                    missing += leaf_end - block;
-                    more_own += leaf_end - block;
+            let leaf = self.leaf(TreeKey::Volume(id), block)?;
+            for at in block..leaf_end {
+                let entry = leaf.map_or(Entry::hole(Clock(0)), |leaf| leaf.entry(entry_index(at, 0)));
+                let mapped = entry.kind == EntryKind::Block;
+                survey.entries.push(entry);
+                if mapped_only && !mapped {
+                    continue;
                 }
-                Some(leaf) => {
-                    for at in block..leaf_end {
-                        let entry = leaf.entry(entry_index(at, 0));
-                        let mapped = entry.kind == EntryKind::Block;
-                        if mapped_only && !mapped {
-                            continue;
-                        }
-                        missing += u64::from(!mapped || entry.birth < shared_at);
-                        more_own += u64::from(!mapped || entry.birth < created_at);
-                    }
-                }
+                survey.missing += u64::from(!mapped || entry.birth < shared_at);
+                survey.more_own += u64::from(!mapped || entry.birth < created_at);
             }
             block = leaf_end;
         }
-        Ok((missing, more_own))
+        Ok(survey)
     }
 
     fn check_quota(&mut self, id: VolumeId, more_own: u64) -> Result<()> {
@@ -493,7 +499,7 @@ impl State {
 
     /// Takes `count` blocks for data from the volume's window; `Err` says how many there must be, and nothing is taken.
     fn take_blocks(&mut self, id: VolumeId, count: u64) -> std::result::Result<TakenBlocks, u64> {
-        let mut runs: Vec<Run> = Vec::new();
+        let mut runs: SmallVec<[Run; 2]> = SmallVec::new();
         let mut missing = count;
         let reserve = self.data_reserve_blocks();
         while missing > 0 {
@@ -543,7 +549,7 @@ impl State {
 
 /// Blocks taken for a plan, handed out one by one.
 struct TakenBlocks {
-    runs: Vec<Run>,
+    runs: SmallVec<[Run; 2]>,
     position: usize,
     offset: u64,
 }

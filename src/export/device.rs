@@ -72,20 +72,18 @@ pub trait Volumes: 'static {
 #[derive(Debug)]
 pub struct PlainDevice<S> {
     storage: Rc<S>,
-    size_bytes: u64,
 }
 
 impl<S> Clone for PlainDevice<S> {
     fn clone(&self) -> Self {
-        Self { storage: Rc::clone(&self.storage), size_bytes: self.size_bytes }
+        Self { storage: Rc::clone(&self.storage) }
     }
 }
 
 impl<S: Storage> PlainDevice<S> {
     /// All of `storage` as a device.
     pub fn new(storage: S) -> Self {
-        let size_bytes = storage.size_bytes();
-        Self { storage: Rc::new(storage), size_bytes }
+        Self { storage: Rc::new(storage) }
     }
 }
 
@@ -99,7 +97,7 @@ impl<S: Storage> Device for PlainDevice<S> {
     type Held = ();
 
     fn size_bytes(&self) -> u64 {
-        self.size_bytes
+        self.storage.size_bytes()
     }
 
     async fn read(&self, offset: u64, into: &S::Memory) -> Result<()> {
@@ -134,7 +132,8 @@ impl<S: Storage> Device for PlainDevice<S> {
     }
 
     async fn seek(&self, offset: u64, data: bool) -> Result<Option<u64>> {
-        Ok((offset < self.size_bytes).then_some(if data { offset } else { self.size_bytes }))
+        let size_bytes = self.storage.size_bytes();
+        Ok((offset < size_bytes).then_some(if data { offset } else { size_bytes }))
     }
 }
 
@@ -146,7 +145,7 @@ impl<S: Storage> Volumes for PlainVolumes<S> {
     type Device = PlainDevice<S>;
 
     fn find(&self, id: VolumeId) -> Option<VolumeFace> {
-        self.0.get(&id).map(|device| VolumeFace { size_bytes: device.size_bytes, read_only: false })
+        self.0.get(&id).map(|device| VolumeFace { size_bytes: device.storage.size_bytes(), read_only: false })
     }
 
     fn list(&self, after: VolumeId, count: usize) -> Vec<VolumeId> {

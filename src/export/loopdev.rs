@@ -191,11 +191,7 @@ pub fn detach(number: u32) -> Result<()> {
     // O_EXCL fails while the device is mounted anywhere, or otherwise claimed, and keeps it from being mounted until it is
     // detached. Without it the kernel would accept, and detach whenever the last user goes.
     let deadline = Instant::now() + DETACH_PATIENCE;
-    let device = match OpenOptions::new().read(true).custom_flags(libc::O_EXCL | libc::O_CLOEXEC).open(&path) {
-        Ok(device) => device,
-        Err(error) if error.raw_os_error() == Some(libc::EBUSY) => return Err(busy(number)),
-        Err(error) => return Err(Error::io(format!("opening {}", path.display()), error)),
-    };
+    let Some(device) = claim(number, deadline)? else { return Ok(()) };
     // Somebody who has it open keeps it attached too, whatever the driver answers: probes go after a moment.
     while !in_use::users(number).is_empty() {
         if Instant::now() > deadline {
@@ -221,6 +217,27 @@ pub fn detach(number: u32) -> Result<()> {
     }
     tracing::info!(device = %path.display(), "detached");
     Ok(())
+}
+
+/// Opens a device so that nobody can mount it. None when it is not attached any more.
+fn claim(number: u32, deadline: Instant) -> Result<Option<File>> {
+    let path = device_path(number);
+    loop {
+        match OpenOptions::new().read(true).custom_flags(libc::O_EXCL | libc::O_CLOEXEC).open(&path) {
+            Ok(device) => return Ok(Some(device)),
+            Err(error) if matches!(error.raw_os_error(), Some(libc::ENXIO | libc::ENOENT)) => return Ok(None),
+            Err(error) if error.raw_os_error() != Some(libc::EBUSY) => {
+                return Err(Error::io(format!("opening {}", path.display()), error));
+            }
+            Err(_) => {}
+        }
+        // The mounts of a namespace whose last process has ended are undone a moment later.
+        let mounted = in_use::users(number).iter().any(|user| matches!(user, Use::Mounted { .. }));
+        if mounted || Instant::now() > deadline {
+            return Err(busy(number));
+        }
+        sleep(Duration::from_millis(20));
+    }
 }
 
 fn busy(number: u32) -> Error {

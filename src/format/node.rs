@@ -37,10 +37,10 @@ enum Tree {
     Table,
 }
 
-/// A node, all of whose entries have been checked.
+/// A node, all of whose entries have been checked. It is as large as its block: keep it behind a pointer.
 #[derive(Clone, PartialEq, Eq)]
 pub struct Node {
-    bytes: Box<[u8; BLOCK_SIZE]>,
+    bytes: [u8; BLOCK_SIZE],
 }
 
 impl std::fmt::Debug for Node {
@@ -54,7 +54,7 @@ impl Node {
     /// A node of holes, all of them since `birth`.
     pub fn new(birth: Clock) -> Self {
         let raw = RawNode { entries: [Entry::hole(birth).to_raw(); ENTRIES_PER_NODE] };
-        Self { bytes: Box::new(bytemuck::cast(raw)) }
+        Self { bytes: bytemuck::cast(raw) }
     }
 
     /// Reads a node of a volume's tree, of `level`, in a pool of `pool_blocks`.
@@ -87,7 +87,7 @@ impl Node {
             }
             entry.check_address(pool_blocks)?;
         }
-        Ok(Self { bytes: Box::new(*bytes) })
+        Ok(Self { bytes: *bytes })
     }
 
     /// The entry at `index`.
@@ -96,7 +96,7 @@ impl Node {
     /// When `index` is not below [`ENTRIES_PER_NODE`].
     #[inline]
     pub fn entry(&self, index: usize) -> Entry {
-        let raw: &RawNode = bytemuck::cast_ref(&*self.bytes);
+        let raw: &RawNode = bytemuck::cast_ref(&self.bytes);
         Entry::from_checked(&raw.entries[index])
     }
 
@@ -106,7 +106,7 @@ impl Node {
     /// When `index` is not below [`ENTRIES_PER_NODE`], and as [`Entry::encode`].
     #[inline]
     pub fn set(&mut self, index: usize, entry: Entry) {
-        let raw: &mut RawNode = bytemuck::cast_mut(&mut *self.bytes);
+        let raw: &mut RawNode = bytemuck::cast_mut(&mut self.bytes);
         raw.entries[index] = entry.to_raw();
     }
 

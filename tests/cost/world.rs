@@ -1,7 +1,9 @@
 //! A pool on blank memory with its background work, and the volumes that costs are measured on.
 
+use std::cell::Cell;
 use std::collections::BTreeMap;
 use std::future::Future;
+use std::ops::Range;
 
 use async_executor::LocalExecutor;
 use futures_lite::future;
@@ -19,10 +21,11 @@ pub const GIB: u64 = 1 << 30;
 pub const BLOCK: BlankMemory = BlankMemory::Blank(BLOCK_SIZE);
 
 pub struct World {
-    executor: LocalExecutor<'static>,
+    /// Where the background work runs.
+    pub executor: LocalExecutor<'static>,
     pub pool: Pool<BlankStorage>,
     pub storage: BlankStorage,
-    created: std::cell::Cell<u128>,
+    created: Cell<u128>,
 }
 
 impl World {
@@ -43,7 +46,7 @@ impl World {
         }));
         let background = pool.clone();
         executor.spawn(async move { background.run().await }).detach();
-        Self { executor, pool, storage, created: std::cell::Cell::new(1) }
+        Self { executor, pool, storage, created: Cell::new(1) }
     }
 
     /// Runs `work` to its end beside the pool's background work.
@@ -87,11 +90,17 @@ impl World {
         self.pool.open_volume(volume, read_only).expect("open of a volume")
     }
 
-    /// Writes all blocks of a volume, a mebibyte at a time.
+    /// Writes all blocks of a volume.
     pub async fn fill(&self, volume: VolumeId) {
+        let size_bytes = self.pool.volume_by_id(volume).expect("a volume").size_bytes;
+        self.fill_part(volume, 0..size_bytes).await;
+    }
+
+    /// Writes whole mebibytes of a volume, one at a time.
+    pub async fn fill_part(&self, volume: VolumeId, bytes: Range<u64>) {
         const STEP: u64 = 1 << 20;
         let handle = self.handle(volume);
-        for offset in (0..handle.size_bytes()).step_by(STEP as usize) {
+        for offset in bytes.step_by(STEP as usize) {
             drop(handle.write(offset, &BlankMemory::Blank(STEP as usize), false).await.expect("write"));
         }
     }

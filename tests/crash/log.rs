@@ -32,10 +32,6 @@ impl Log {
     pub fn copy(&self) -> Self {
         Self(Rc::new(RefCell::new(self.0.borrow().clone())))
     }
-
-    pub fn is_empty(&self) -> bool {
-        self.0.borrow().records.is_empty()
-    }
 }
 
 impl PendingLog for Log {

@@ -27,9 +27,10 @@ impl Frame {
     }
 
     pub fn matches(&self, found: &Sectors) -> bool {
-        found.iter().enumerate().all(|(index, value)| {
-            self.latest[index] == *value || self.also.iter().any(|also| *also == (index as u8, *value))
-        })
+        found
+            .iter()
+            .enumerate()
+            .all(|(index, value)| self.latest[index] == *value || self.also.contains(&(index as u8, *value)))
     }
 
     pub fn is_certain(&self) -> bool {
@@ -308,8 +309,7 @@ impl Model {
             if flight.kind == Kind::Discard && !whole_discard && block.hold == Hold::Hole {
                 continue;
             }
-            let in_place =
-                !whole_discard && (is_unsure || matches!(block.hold, Hold::Own | Hold::Unknown));
+            let in_place = !whole_discard && (is_unsure || matches!(block.hold, Hold::Own | Hold::Unknown));
             let after = block.latest().written(mask, flight.value);
             block.events.push(Event { at, in_place, mask, value: flight.value, after });
             block.written_at = at;
@@ -441,8 +441,7 @@ impl Model {
             && volume.shared_at < flight.begun
         {
             // Redirected: whole or not at all.
-            return frame.matches(found)
-                || block.latest().written(flight.mask(number), flight.value).matches(found);
+            return frame.matches(found) || block.latest().written(flight.mask(number), flight.value).matches(found);
         }
         for flight in flights {
             frame.allow(flight.mask(number), flight.value);

@@ -141,8 +141,11 @@ impl World {
         let model = self.shared.model.borrow();
         let (taken, used) = (self.shared.alone.borrow(), self.shared.used.borrow());
         let is_free = |uuid: &Uuid| !taken.contains(uuid) && (!alone || used.get(uuid).is_none_or(|count| *count == 0));
-        let fitting: Vec<&Volume> =
-            model.volumes.values().filter(|volume| !volume.is_ballast() && is_free(&volume.uuid) && wanted(volume)).collect();
+        let fitting: Vec<&Volume> = model
+            .volumes
+            .values()
+            .filter(|volume| !volume.is_ballast() && is_free(&volume.uuid) && wanted(volume))
+            .collect();
         (!fitting.is_empty()).then(|| fitting[self.random.usize(..fitting.len())].clone())
     }
 
@@ -223,7 +226,8 @@ impl World {
         let (mut offset, mut length) = self.range(&volume);
         if self.random.u32(..4) == 0 {
             let reach = [MIB, 3 * MIB, 256 * MIB, 70 * GIB][self.random.usize(..4)];
-            offset = offset.saturating_sub(self.random.u64(..4) * SECTOR) / u64::from(volume.sector_size) * u64::from(volume.sector_size);
+            offset = offset.saturating_sub(self.random.u64(..4) * SECTOR) / u64::from(volume.sector_size)
+                * u64::from(volume.sector_size);
             length = (length + reach).min(volume.size_bytes - offset);
         }
         let handle = self.handle(volume.uuid);
@@ -239,9 +243,13 @@ impl World {
         let handle = self.handle(volume.uuid);
         let kind = if unmap { Kind::Discard } else { Kind::Write };
         let number = self.begin(volume.uuid, offset, length, kind, false);
-        self.change(volume, number, false, true, async move {
-            handle.write_zeroes(offset, length, unmap).await.map(boxed)
-        });
+        self.change(
+            volume,
+            number,
+            false,
+            true,
+            async move { handle.write_zeroes(offset, length, unmap).await.map(boxed) },
+        );
         true
     }
 
@@ -372,8 +380,8 @@ impl World {
             return false;
         };
         self.handles.remove(&origin.uuid);
-        let keep = (self.random.u32(..3) == 0 && !self.is_crowded())
-            .then(|| origin.share(self.uuid(), self.name(), true));
+        let keep =
+            (self.random.u32(..3) == 0 && !self.is_crowded()).then(|| origin.share(self.uuid(), self.name(), true));
         let observer = keep.as_ref().map(|_| {
             let mut model = self.shared.model.borrow_mut();
             let number = model.number();
@@ -381,11 +389,8 @@ impl World {
             number
         });
         let pool = self.pool();
-        let control = Control::RollBack {
-            volume: origin.uuid,
-            snapshot: snapshot.uuid,
-            keep: observer.zip(keep.clone()),
-        };
+        let control =
+            Control::RollBack { volume: origin.uuid, snapshot: snapshot.uuid, keep: observer.zip(keep.clone()) };
         *self.shared.used.borrow_mut().entry(snapshot.uuid).or_default() += 1;
         self.control_alone(origin.uuid, control, async move |shared: &Shared| {
             let outcome = pool.roll_back(origin.id, snapshot.id, keep.as_ref().map(new_snapshot)).await;
@@ -430,7 +435,11 @@ impl World {
         let Some(volume) = self.pick(true, |volume| !volume.read_only) else { return false };
         self.handles.remove(&volume.uuid);
         let shift = self.random.u64(1..600) * BLOCK;
-        let size_bytes = if self.random.bool() { volume.size_bytes + shift } else { volume.size_bytes.saturating_sub(shift).max(BLOCK) };
+        let size_bytes = if self.random.bool() {
+            volume.size_bytes + shift
+        } else {
+            volume.size_bytes.saturating_sub(shift).max(BLOCK)
+        };
         let pool = self.pool();
         let control = Control::Resize { volume: volume.uuid, size_bytes };
         self.control_alone(volume.uuid, control, async move |shared: &Shared| {
@@ -533,13 +542,7 @@ fn new_snapshot(volume: &Volume) -> NewSnapshot {
 }
 
 fn new_clone(volume: &Volume) -> NewClone {
-    NewClone {
-        uuid: volume.uuid,
-        name: volume.name.clone(),
-        created: 3,
-        size_bytes: None,
-        attributes: BTreeMap::new(),
-    }
+    NewClone { uuid: volume.uuid, name: volume.name.clone(), created: 3, size_bytes: None, attributes: BTreeMap::new() }
 }
 
 fn adopt(shared: &Shared, volume: Volume) {

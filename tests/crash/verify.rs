@@ -163,9 +163,10 @@ fn verify_once(
             .map_err(|error| format!("the pool does not open after an orderly end: {error}"))?;
         let again = observe(&executor, &pool)?;
         if again.volumes.len() != observed.volumes.len()
-            || again.volumes.iter().any(|(uuid, (_, blocks))| {
-                observed.volumes.get(uuid).is_none_or(|(_, before)| *blocks != *before)
-            })
+            || again
+                .volumes
+                .iter()
+                .any(|(uuid, (_, blocks))| observed.volumes.get(uuid).is_none_or(|(_, before)| *blocks != *before))
         {
             return Err("volumes changed over closing and opening".to_owned());
         }

@@ -32,6 +32,7 @@ impl Verify<'_> {
             "--verify_fatal=1",
             "--verify_backlog=4096",
             "--randrepeat=0",
+            "--verify_state_save=0",
             "--group_reporting",
         ]
         .map(str::to_owned)

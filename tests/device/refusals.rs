@@ -66,13 +66,13 @@ pub fn attached_is_kept() {
     let (pool, device) = with_file_system();
     pool.done("snapshot create files one");
     pool.refused("volume delete files --yes", &["files", "attached"]);
-    pool.refused("snapshot rollback files one", &["files", "attached"]);
+    pool.refused("snapshot rollback files one --yes", &["files", "attached"]);
     assert_eq!(pool.volume("files")["device"], *device);
     pool.done("volume protect one");
     pool.refused("snapshot delete one --yes", &["one", "protected"]);
     assert_eq!(pool.names(), ["files", "one"]);
     pool.done("detach files");
-    pool.done("snapshot rollback files one --keep two");
+    pool.done("snapshot rollback files one --keep two --yes");
     assert_eq!(pool.names(), ["files", "one", "two"]);
     pool.stop();
     pool.check();

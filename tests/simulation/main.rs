@@ -13,8 +13,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use met::Met;
 use world::{End, World};
 
-/// Runs that are the same every time; one more takes a fresh seed.
-const FIXED_SEEDS: [u64; 3] = [1, 2, 3];
+/// Runs that are the same every time; PLYWOOD_MODEL_FRESH adds one with a fresh seed.
+const FIXED_SEEDS: [u64; 4] = [1, 2, 3, 4];
 const OPERATIONS: u64 = 120_000;
 /// Rounds from one end of the engine to the next, on average.
 const ROUNDS_A_LIFE: u32 = 40;
@@ -79,9 +79,9 @@ fn random_operations_equal_the_model() {
         println!("seed {seed}: {met:?}");
         return;
     }
-    let fresh = fastrand::u64(..);
-    let seeds: Vec<u64> = FIXED_SEEDS.into_iter().chain([fresh]).collect();
-    println!("seeds: {seeds:?}; the last is fresh");
+    let fresh = std::env::var_os("PLYWOOD_MODEL_FRESH").map(|_| fastrand::u64(..));
+    let seeds: Vec<u64> = FIXED_SEEDS.into_iter().chain(fresh).collect();
+    println!("seeds: {seeds:?}");
     let share = operations.div_ceil(seeds.len() as u64);
     let mut met = Met::default();
     std::thread::scope(|scope| {

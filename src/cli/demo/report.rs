@@ -80,8 +80,8 @@ impl Report {
             times("root of a container made and mounted", &|side| side.start),
             times("first write + fsync", &|side| side.first),
             times("second write + fsync", &|side| side.second),
-            bytes("written to disk by the first, each", plywood.first_written_bytes, overlay.first_written_bytes),
-            bytes("written to disk by the second, each", plywood.second_written_bytes, overlay.second_written_bytes),
+            bytes("disk wrote during the first, each", plywood.first_written_bytes, overlay.first_written_bytes),
+            bytes("disk wrote during the second, each", plywood.second_written_bytes, overlay.second_written_bytes),
             bytes("space taken, each", Some(plywood.taken_bytes), Some(overlay.taken_bytes)),
         ];
         Ok(output::table(&["", "plywood", &overlay.name, "ratio"], &["ratio"], rows)?)

@@ -180,11 +180,12 @@ pub fn import_image(client: &Client, order: &Order, progress: &ProgressBar, inte
             Ok(imported)
         }
         Err(error) => {
-            drop(work);
-            if interrupt.load(Ordering::Relaxed) {
-                bail!("interrupted by a signal; the pool holds what it held before");
+            let left = work.take_away();
+            let error = if interrupt.load(Ordering::Relaxed) { anyhow!("interrupted by a signal") } else { error };
+            match left.as_slice() {
+                [] => Err(error),
+                left => Err(anyhow!("{error:#}; and could not be taken away again: {}", left.join(", "))),
             }
-            Err(error)
         }
     }
 }
@@ -448,18 +449,26 @@ impl Workshop<'_> {
     }
 }
 
-impl Drop for Workshop<'_> {
-    fn drop(&mut self) {
+impl Workshop<'_> {
+    /// Deletes all that was made. Answers what could not be, with the reason.
+    fn take_away(&mut self) -> Vec<String> {
+        let mut left = Vec::new();
         for volume in self.working.drain(..) {
-            detach(self.client, &volume).ok();
-            if let Err(error) = self.client.delete(&volume) {
-                tracing::warn!(volume, %error, "a working volume of an import could not be deleted");
-            }
+            let gone = detach(self.client, &volume).and_then(|()| self.client.delete(&volume));
+            left.extend(gone.err().map(|failure| format!("{volume} ({failure})")));
         }
         for snapshot in self.made.drain(..).rev() {
-            if let Err(error) = self.client.delete(&snapshot) {
-                tracing::warn!(snapshot, %error, "a snapshot of a failed import could not be deleted");
-            }
+            left.extend(self.client.delete(&snapshot).err().map(|failure| format!("{snapshot} ({failure})")));
+        }
+        left
+    }
+}
+
+/// For a panic; otherwise there is nothing left by then.
+impl Drop for Workshop<'_> {
+    fn drop(&mut self) {
+        for volume in self.take_away() {
+            tracing::warn!(volume, "left behind by an import");
         }
     }
 }

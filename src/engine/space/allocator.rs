@@ -4,7 +4,10 @@
 //! handed out since; only these may become nodes and records, so that the metadata of one life never stands on blocks that
 //! its journal names (replay then fits in what it finds). *Held*: in a window, under a write that has not changed its
 //! mapping yet, freed but not yet reusable, or being punched; a checkpoint that finds the count 0 leaves such a block alone.
-//! A fourth, *backed*, remembers what the host has allocated and is worth punching.
+//!
+//! Two more are about the host. *Prepared*: known to be allocated there, since it was extended or written in this session
+//! or was in use when the pool was opened; metadata goes nowhere else, so that no checkpoint meets a full host. *Backed*:
+//! the host may have allocated it and it is worth punching.
 
 use std::collections::BTreeMap;
 
@@ -24,20 +27,22 @@ pub(crate) struct GroupSpace {
     free: Bitmap,
     fresh: Bitmap,
     held: Bitmap,
+    prepared: Bitmap,
     backed: Bitmap,
     free_count: u32,
-    /// Blocks from the group's start that have been prepared on the host; those behind are not free yet.
+    /// Blocks from the group's start that may be handed out; those behind have never been.
     ready: u32,
     blocks: u32,
 }
 
 impl GroupSpace {
-    /// A group of `blocks` blocks, none free yet, the first `ready` of them prepared.
+    /// A group of `blocks` blocks, none free yet, the first `ready` of which may be handed out when they are.
     pub(crate) fn new(blocks: u32, ready: u32) -> Self {
         Self {
             free: Bitmap::new(),
             fresh: Bitmap::new(),
             held: Bitmap::new(),
+            prepared: Bitmap::new(),
             backed: Bitmap::new(),
             free_count: 0,
             ready,
@@ -45,16 +50,51 @@ impl GroupSpace {
         }
     }
 
-    /// Marks a block as free in the last durable checkpoint and now.
-    pub(crate) fn set_fresh(&mut self, index: u32, backed: bool) {
+    /// While a group is read: a block that is free in the last durable checkpoint and now. Whether the host has it is not
+    /// known.
+    pub(crate) fn set_fresh(&mut self, index: u32) {
         self.fresh.insert(index);
-        if backed {
-            self.backed.insert(index);
-        }
-        if self.free.insert(index) {
-            self.free_count += 1;
+        self.backed.insert(index);
+        self.free_count += u32::from(self.free.insert(index));
+    }
+
+    /// While a group is read: a block in use, so that the host has it.
+    pub(crate) fn set_used(&mut self, index: u32) {
+        self.prepared.insert(index);
+        self.backed.insert(index);
+    }
+
+    /// Whether the block may become metadata.
+    fn is_for_metadata(&self, index: u32) -> bool {
+        self.free.contains(index) && self.fresh.contains(index) && self.prepared.contains(index)
+    }
+}
+
+/// Takes `count` consecutive blocks for metadata from the first of `groups` that has them, from an index in each on.
+fn find_meta<'a>(
+    groups: impl Iterator<Item = (&'a u64, &'a mut GroupSpace)>,
+    from: impl Fn(u64) -> u32,
+    count: u32,
+) -> Option<(u64, u32)> {
+    for (group, space) in groups {
+        let mut from = from(*group);
+        while let Some(start) = space.free.next_set(from) {
+            let fits =
+                start + count <= space.blocks && (start..start + count).all(|index| space.is_for_metadata(index));
+            if !fits {
+                from = start + 1;
+                continue;
+            }
+            for index in start..start + count {
+                space.free.remove(index);
+                space.fresh.remove(index);
+                space.backed.insert(index);
+            }
+            space.free_count -= count;
+            return Some((*group, start));
         }
     }
+    None
 }
 
 /// The groups in memory and where the next blocks come from.
@@ -77,7 +117,7 @@ impl Allocator {
         self.free
     }
 
-    /// Of these, blocks that may become metadata.
+    /// Of these, blocks that may become metadata: fresh, and prepared on the host.
     pub(crate) fn fresh(&self) -> u64 {
         self.fresh
     }
@@ -88,8 +128,18 @@ impl Allocator {
 
     pub(crate) fn add_group(&mut self, group: u64, space: GroupSpace) {
         self.free += u64::from(space.free_count);
-        self.fresh += u64::from(space.free_count);
+        self.fresh += (0..space.blocks).filter(|index| space.is_for_metadata(*index)).count() as u64;
         self.groups.insert(group, space);
+    }
+
+    /// The pool has become larger, and a durable checkpoint says so. Of a group that was short, what is new has to be
+    /// prepared on the host before it may be handed out.
+    pub(crate) fn enlarge(&mut self, geometry: Geometry) {
+        let last = self.geometry.group_count() - 1;
+        self.geometry = geometry;
+        if let Some(space) = self.groups.get_mut(&last) {
+            space.blocks = geometry.group_blocks(last) as u32;
+        }
     }
 
     /// How far the group has been prepared: blocks ready, blocks in all.
@@ -100,25 +150,16 @@ impl Allocator {
     /// The blocks of `group` up to `ready` have been prepared on the host and may be handed out.
     pub(crate) fn make_ready(&mut self, group: u64, ready: u32) {
         let Some(space) = self.groups.get_mut(&group) else { return };
-        for index in space.ready..ready.min(space.blocks) {
-            if space.free.insert(index) {
-                space.free_count += 1;
-                self.free += 1;
-            }
-            if space.fresh.insert(index) {
-                self.fresh += 1;
-            }
-        }
-        space.ready = ready.min(space.blocks);
-    }
-
-    /// The pool has become larger, and a durable checkpoint says so. Of a group that was short, what is new has to be
-    /// prepared on the host before it may be handed out.
-    pub(crate) fn enlarge(&mut self, geometry: Geometry) {
-        let last = self.geometry.group_count() - 1;
-        self.geometry = geometry;
-        if let Some(space) = self.groups.get_mut(&last) {
-            space.blocks = geometry.group_blocks(last) as u32;
+        let ready = ready.min(space.blocks);
+        let new = space.ready..ready;
+        space.ready = ready;
+        let start = self.geometry.group_start(group);
+        for index in new {
+            self.with(start.plus(u64::from(index)), |space, index| {
+                space.prepared.insert(index);
+                space.fresh.insert(index);
+                space.free.insert(index);
+            });
         }
     }
 
@@ -135,9 +176,9 @@ impl Allocator {
         self.data_next = (group, first + run.count as u32);
         let space = self.groups.get_mut(&group)?;
         for index in first..first + run.count as u32 {
+            self.fresh -= u64::from(space.is_for_metadata(index));
             space.free.remove(index);
             space.held.insert(index);
-            self.fresh -= u64::from(space.fresh.contains(index));
         }
         space.free_count -= run.count as u32;
         self.free -= run.count;
@@ -156,13 +197,13 @@ impl Allocator {
             while let Some(start) = space.free.next_set(from) {
                 let end = space.free.next_clear(start);
                 let mut count = u64::from(end - start).min(want);
-                // Within the run, no more fresh blocks than can be spared.
-                let fresh = (start..start + count as u32).filter(|index| space.fresh.contains(*index)).count() as u64;
+                // Within the run, no more blocks for metadata than can be spared.
+                let fresh = (start..start + count as u32).filter(|index| space.is_for_metadata(*index)).count() as u64;
                 if fresh > spare {
                     let mut left = spare;
                     count = (start..start + count as u32)
                         .take_while(|index| {
-                            let is_fresh = space.fresh.contains(*index);
+                            let is_fresh = space.is_for_metadata(*index);
                             let goes = !is_fresh || left > 0;
                             left -= u64::from(is_fresh && goes);
                             goes
@@ -184,77 +225,67 @@ impl Allocator {
 
     /// Takes one fresh block, or a pair of consecutive ones, for metadata.
     pub(crate) fn take_meta(&mut self, count: u32) -> Option<PoolBlock> {
-        let (next_group, next_index) = self.meta_next;
-        let groups: Vec<u64> =
-            self.groups.range(next_group..).chain(self.groups.range(..=next_group)).map(|(group, _)| *group).collect();
-        for (round, group) in groups.into_iter().enumerate() {
-            let space = self.groups.get_mut(&group)?;
-            let mut from = if round == 0 && group == next_group { next_index } else { 0 };
-            while let Some(start) = space.free.next_set(from) {
-                let fits = start + count <= space.blocks
-                    && (start..start + count).all(|index| space.free.contains(index) && space.fresh.contains(index));
-                if !fits {
-                    from = start + 1;
-                    continue;
-                }
-                for index in start..start + count {
-                    space.free.remove(index);
-                    space.fresh.remove(index);
-                    space.backed.insert(index);
-                }
-                space.free_count -= count;
-                self.free -= u64::from(count);
-                self.fresh -= u64::from(count);
-                self.meta_next = (group, start + count);
-                return Some(self.geometry.group_start(group).plus(u64::from(start)));
-            }
+        if self.fresh < u64::from(count) {
+            return None;
         }
-        None
+        let (next, index) = self.meta_next;
+        let after = self.groups.range_mut(next..);
+        let (group, start) = find_meta(after, |group| if group == next { index } else { 0 }, count)
+            .or_else(|| find_meta(self.groups.range_mut(..=next), |_| 0, count))?;
+        self.free -= u64::from(count);
+        self.fresh -= u64::from(count);
+        self.meta_next = (group, start + count);
+        Some(self.geometry.group_start(group).plus(u64::from(start)))
     }
 
-    /// A held block has been written and mapped: it is in use, and no longer fresh.
-    pub(crate) fn consume(&mut self, block: PoolBlock) {
-        self.with(block, |space, index, _| {
-            space.held.remove(index);
-            space.fresh.remove(index);
-            space.backed.insert(index);
-        });
+    /// Held blocks have been written and mapped: they are in use, and no longer fresh.
+    pub(crate) fn consume(&mut self, run: Run) {
+        let mut done = 0;
+        while done < run.count {
+            let Some((group, first)) = self.geometry.group_of(run.start.plus(done)) else { return };
+            let part = (GROUP_BLOCKS - u64::from(first)).min(run.count - done);
+            done += part;
+            let Some(space) = self.groups.get_mut(&group) else { continue };
+            for index in first..first + part as u32 {
+                space.held.remove(index);
+                space.fresh.remove(index);
+                space.prepared.insert(index);
+                space.backed.insert(index);
+            }
+        }
     }
 
     /// A block in use was freed by a change; it stays held until nothing needs it any more.
     pub(crate) fn hold(&mut self, block: PoolBlock) {
-        self.with(block, |space, index, _| {
+        self.with(block, |space, index| {
             space.held.insert(index);
         });
     }
 
-    /// Every use of a block named in the journal: it is neither free nor fresh until a checkpoint looks at it.
+    /// A block that a record of the journal names: it is neither free nor fresh until a checkpoint looks at it.
     pub(crate) fn claim(&mut self, block: PoolBlock) {
-        self.with(block, |space, index, totals| {
-            if space.free.remove(index) {
-                space.free_count -= 1;
-                totals.0 -= 1;
-                totals.1 -= i64::from(space.fresh.contains(index));
-            }
+        self.with(block, |space, index| {
+            space.free.remove(index);
             space.fresh.remove(index);
+            space.prepared.insert(index);
+            space.backed.insert(index);
         });
     }
 
     /// A held block may be handed out again. It is fresh when it was before it was taken and was never used.
     pub(crate) fn release(&mut self, block: PoolBlock) {
-        self.with(block, |space, index, totals| {
+        self.with(block, |space, index| {
             space.held.remove(index);
-            if index < space.ready && space.free.insert(index) {
-                space.free_count += 1;
-                totals.0 += 1;
-                totals.1 += i64::from(space.fresh.contains(index));
+            if index < space.ready {
+                space.free.insert(index);
             }
         });
     }
 
-    /// A block that was written to but never mapped: as [`release`](Self::release), no longer fresh.
+    /// A held block was written to, perhaps in vain, and will not be mapped: it is no longer fresh. A host that refused the
+    /// write has no space for it.
     pub(crate) fn spoil(&mut self, block: PoolBlock) {
-        self.with(block, |space, index, _| {
+        self.with(block, |space, index| {
             space.fresh.remove(index);
             space.backed.insert(index);
         });
@@ -269,13 +300,13 @@ impl Allocator {
     /// Holds a block that a checkpoint has freed. Answers false when it is held for something else, or not in memory.
     pub(crate) fn hold_freed(&mut self, block: PoolBlock) -> bool {
         let mut held = false;
-        self.with(block, |space, index, _| held = index < space.ready && space.held.insert(index));
+        self.with(block, |space, index| held = index < space.ready && space.held.insert(index));
         held
     }
 
     /// A block that a checkpoint has freed, and that nothing planned before needs any more, may become anything.
     pub(crate) fn release_fresh(&mut self, block: PoolBlock) {
-        self.with(block, |space, index, _| {
+        self.with(block, |space, index| {
             space.held.remove(index);
         });
         self.freed_by_checkpoint(block);
@@ -283,62 +314,111 @@ impl Allocator {
 
     /// A durable checkpoint says that the count is 0, and nothing has happened to the block since.
     pub(crate) fn freed_by_checkpoint(&mut self, block: PoolBlock) {
-        self.with(block, |space, index, totals| {
-            if space.held.contains(index) || index >= space.ready {
-                return;
-            }
-            let fresh = space.fresh.insert(index);
-            if space.free.insert(index) {
-                space.free_count += 1;
-                totals.0 += 1;
-                totals.1 += 1;
-            } else {
-                totals.1 += i64::from(fresh);
+        self.with(block, |space, index| {
+            if !space.held.contains(index) && index < space.ready {
+                space.fresh.insert(index);
+                space.free.insert(index);
             }
         });
     }
 
-    /// Takes a run of at least `least` free blocks that the host has allocated, to be punched; they are held meanwhile.
-    pub(crate) fn take_punchable(&mut self, least: u32, most: u32) -> Option<Run> {
-        for (group, space) in &mut self.groups {
-            if space.free_count < least {
+    /// Takes a run of at least `least` free blocks that the host may have allocated, to be punched; they are held
+    /// meanwhile. Blocks for metadata are left when no more than `keep` of them are there.
+    pub(crate) fn take_punchable(&mut self, least: u32, most: u32, keep: u64) -> Option<Run> {
+        let spare = self.fresh.saturating_sub(keep);
+        let found = self.find_run(least, most, |space, index| {
+            space.backed.contains(index) && (spare >= u64::from(most) || !space.is_for_metadata(index))
+        })?;
+        self.hold_run(found, |space, index| {
+            space.backed.remove(index);
+            space.prepared.remove(index);
+        });
+        Some(found)
+    }
+
+    /// Takes a run of up to `most` fresh blocks of which it is not known whether the host has them, at or after `from`,
+    /// to be prepared; they are held meanwhile.
+    pub(crate) fn take_unprepared(&mut self, most: u32, from: PoolBlock) -> Option<Run> {
+        let found = self.find_unprepared(most, from)?;
+        self.hold_run(found, |_, _| {});
+        Some(found)
+    }
+
+    fn find_unprepared(&self, most: u32, from: PoolBlock) -> Option<Run> {
+        let (first_group, first_index) = self.geometry.group_of(from)?;
+        for (group, space) in self.groups.range(first_group..) {
+            let begin = if *group == first_group { first_index } else { 0 };
+            if space.free_count == 0 {
                 continue;
             }
-            let mut from = 0;
+            let wanted = |index| index < space.blocks && space.fresh.contains(index) && !space.prepared.contains(index);
+            let mut from = begin;
             while let Some(start) = space.free.next_set(from) {
-                let free_end = space.free.next_clear(start).min(start + most);
-                let Some(backed) = space.backed.next_set(start) else { break };
-                let end = space.backed.next_clear(backed).min(free_end);
-                if backed >= free_end {
-                    from = free_end;
-                    continue;
+                let end = space.free.next_clear(start);
+                if let Some(start) = (start..end).find(|index| wanted(*index)) {
+                    let count = (start..end.min(start + most)).take_while(|index| wanted(*index)).count() as u64;
+                    return Some(Run { start: self.geometry.group_start(*group).plus(u64::from(start)), count });
                 }
-                if end - backed < least {
-                    from = end;
-                    continue;
-                }
-                for index in backed..end {
-                    space.free.remove(index);
-                    space.held.insert(index);
-                    space.backed.remove(index);
-                    self.fresh -= u64::from(space.fresh.contains(index));
-                }
-                space.free_count -= end - backed;
-                self.free -= u64::from(end - backed);
-                let start = self.geometry.group_start(*group).plus(u64::from(backed));
-                return Some(Run { start, count: u64::from(end - backed) });
+                from = end;
             }
         }
         None
     }
 
-    fn with(&mut self, block: PoolBlock, change: impl FnOnce(&mut GroupSpace, u32, &mut (i64, i64))) {
+    /// A run that was being prepared is known to the host now.
+    pub(crate) fn prepared(&mut self, run: Run) {
+        for offset in 0..run.count {
+            self.with(run.start.plus(offset), |space, index| {
+                space.prepared.insert(index);
+                space.backed.insert(index);
+            });
+        }
+    }
+
+    /// The first run of `least` to `most` free blocks that are all `wanted`.
+    fn find_run(&self, least: u32, most: u32, wanted: impl Fn(&GroupSpace, u32) -> bool) -> Option<Run> {
+        for (group, space) in &self.groups {
+            if space.free_count < least {
+                continue;
+            }
+            let mut from = 0;
+            while let Some(start) = space.free.next_set(from) {
+                let end = space.free.next_clear(start);
+                let mut at = start;
+                while at < end {
+                    let count = (at..end.min(at + most)).take_while(|index| wanted(space, *index)).count() as u32;
+                    if count >= least {
+                        let start = self.geometry.group_start(*group).plus(u64::from(at));
+                        return Some(Run { start, count: u64::from(count) });
+                    }
+                    at += count + 1;
+                }
+                from = end;
+            }
+        }
+        None
+    }
+
+    fn hold_run(&mut self, run: Run, change: impl Fn(&mut GroupSpace, u32)) {
+        for offset in 0..run.count {
+            self.with(run.start.plus(offset), |space, index| {
+                space.free.remove(index);
+                space.held.insert(index);
+                change(space, index);
+            });
+        }
+    }
+
+    /// Changes one block's sets and keeps the sums right.
+    fn with(&mut self, block: PoolBlock, change: impl FnOnce(&mut GroupSpace, u32)) {
         let Some((group, index)) = self.geometry.group_of(block) else { return };
         let Some(space) = self.groups.get_mut(&group) else { return };
         debug_assert!(u64::from(index) < GROUP_BLOCKS);
-        let mut totals = (0, 0);
-        change(space, index, &mut totals);
-        self.free = self.free.saturating_add_signed(totals.0);
-        self.fresh = self.fresh.saturating_add_signed(totals.1);
+        let before = (space.free.contains(index), space.is_for_metadata(index));
+        change(space, index);
+        let after = (space.free.contains(index), space.is_for_metadata(index));
+        space.free_count = space.free_count + u32::from(after.0) - u32::from(before.0);
+        self.free = self.free + u64::from(after.0) - u64::from(before.0);
+        self.fresh = self.fresh + u64::from(after.1) - u64::from(before.1);
     }
 }

@@ -71,7 +71,7 @@ impl StreamQueue {
                 Err(error) if matches!(error.raw_os_error(), Some(libc::EINTR | libc::EAGAIN | libc::ENOENT)) => {}
                 Err(error) => {
                     if error.raw_os_error() != Some(libc::ENODEV) {
-                        tracing::error!(queue = self.front.queue(), %error, "a FUSE queue ended");
+                        super::give_out(self.front.queue(), &error);
                     }
                     break;
                 }

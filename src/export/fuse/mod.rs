@@ -14,3 +14,10 @@ mod uring;
 
 pub(crate) use session::{Session, SessionOptions};
 pub use session::{Transport, TransportChoice};
+
+/// A queue cannot go on, for a reason that none should have. Its devices would hang for ever; the end of the process turns
+/// that into errors.
+fn give_out(queue: usize, error: &std::io::Error) -> ! {
+    tracing::error!(queue, %error, "a FUSE queue of the front failed: the front ends, and its devices give errors");
+    std::process::exit(1)
+}

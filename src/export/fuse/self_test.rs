@@ -291,3 +291,20 @@ impl Drop for AioContext {
         unsafe { libc::syscall(libc::SYS_io_destroy, self.0) };
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::switch::UringSwitch;
+    use super::*;
+
+    #[test]
+    #[ignore = "needs root and a kernel with FUSE over io_uring"]
+    fn sound_kernel_keeps_as_many_under_way_as_it_may() {
+        let _on = UringSwitch::on().unwrap();
+        let folder = tempfile::tempdir().unwrap();
+        for _ in 0..5 {
+            assert_eq!(background_depth(&folder.path().join("scratch")).unwrap(), u32::from(AT_A_TIME));
+        }
+        assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 0, "the directory is gone again");
+    }
+}

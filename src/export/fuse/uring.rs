@@ -113,7 +113,7 @@ impl RingQueue {
             return;
         }
         if let Err(error) = self.serve() {
-            tracing::error!(queue = self.front.queue(), %error, "a FUSE queue ended");
+            super::give_out(self.front.queue(), &error);
         }
     }
 

@@ -122,7 +122,7 @@ impl FrontQueue {
 
     /// Hands the request in this entry to the engine; [`ring`](Self::ring) after a batch of them.
     pub(crate) fn send(&self, entry: u32) {
-        self.outstanding[entry as usize].store(true, Ordering::Relaxed);
+        self.outstanding[entry as usize].store(true, Ordering::Release);
         // The request's bytes are in place before the state says so.
         self.memory.state(self.slot(entry)).store(SlotState::Sent.number(), Ordering::Release);
         self.to_engine.push(entry);
@@ -139,14 +139,15 @@ impl FrontQueue {
     fn answer(&self, entry: u32) -> Option<Answer> {
         let outstanding = self.outstanding.get(entry as usize)?;
         let number = self.memory.slot(self.queue, entry)?;
-        // The state alone may be old or damaged: an entry that was not sent has no answer.
-        if !outstanding.load(Ordering::Relaxed)
-            || self.memory.state(number).load(Ordering::Acquire) != SlotState::Answered.number()
+        // First the state: with it comes what the thread that sent the entry wrote before. It alone may be old or damaged,
+        // though: an entry that was not sent has no answer.
+        if self.memory.state(number).load(Ordering::Acquire) != SlotState::Answered.number()
+            || !outstanding.load(Ordering::Acquire)
         {
             return None;
         }
         self.memory.state(number).store(SlotState::Idle.number(), Ordering::Relaxed);
-        outstanding.store(false, Ordering::Relaxed);
+        outstanding.store(false, Ordering::Release);
         let field = |field| self.memory.word(number, field).load(Ordering::Relaxed);
         let error = field(slot::ERROR).cast_signed();
         let (payload_len, inline_len) =
@@ -185,7 +186,7 @@ impl FrontQueue {
         for (entry, outstanding) in (0..).zip(&self.outstanding) {
             if let Some(answer) = self.answer(entry) {
                 each(answer);
-            } else if outstanding.swap(false, Ordering::Relaxed) {
+            } else if outstanding.swap(false, Ordering::AcqRel) {
                 self.memory.state(self.slot(entry)).store(SlotState::Idle.number(), Ordering::Relaxed);
                 each(Answer { entry, error: -libc::EIO, payload_len: 0, inline_len: 0 });
             }
@@ -205,7 +206,7 @@ impl FrontQueue {
     }
 
     fn is_owed(&self) -> bool {
-        self.outstanding.iter().any(|outstanding| outstanding.load(Ordering::Relaxed))
+        self.outstanding.iter().any(|outstanding| outstanding.load(Ordering::Acquire))
     }
 
     /// Says that this queue is awake.

@@ -1,0 +1,116 @@
+//! What `--json` prints: its version, and the fields that programs may rely on.
+
+use serde_json::Value;
+
+use crate::scratch::Scratch;
+
+const VOLUME: [&str; 16] = [
+    "created_ns",
+    "depth",
+    "device",
+    "id",
+    "mapped_bytes",
+    "name",
+    "open",
+    "origin",
+    "origin_uuid",
+    "own_bytes",
+    "protected",
+    "quota_bytes",
+    "sector_size",
+    "size_bytes",
+    "snapshot",
+    "uuid",
+];
+
+const POOL: [&str; 22] = [
+    "carcasses",
+    "clock",
+    "engine_pid",
+    "engine_restarts",
+    "free_bytes",
+    "front_pid",
+    "generation",
+    "host_bytes",
+    "journal_bytes",
+    "journal_used_bytes",
+    "layout_bytes",
+    "name",
+    "path",
+    "poisoned",
+    "reserve_bytes",
+    "size_bytes",
+    "snapshots",
+    "transport",
+    "used_bytes",
+    "uuid",
+    "virtual_bytes",
+    "volumes",
+];
+
+#[track_caller]
+fn assert_fields(value: &Value, fields: &[&str]) {
+    let mut found: Vec<&str> = value.as_object().expect("an object").keys().map(String::as_str).collect();
+    found.sort_unstable();
+    assert_eq!(found, fields, "{value}");
+}
+
+#[test]
+fn every_command_that_prints_data_has_a_version_and_its_fields() {
+    let scratch = Scratch::with_pool();
+    let created = scratch.json("volume create one --size 64M --quota 32M");
+    assert_fields(&created, &["version", "volume"]);
+    assert_eq!(created["version"], 1);
+    assert_fields(&created["volume"], &VOLUME);
+    assert_eq!(created["volume"]["size_bytes"], 64 << 20);
+    assert_eq!(created["volume"]["quota_bytes"], 32 << 20);
+    assert_eq!(created["volume"]["sector_size"], 4096);
+
+    let snapshot = scratch.json("snapshot create one first");
+    assert_eq!(snapshot["volume"]["snapshot"], true);
+    assert_eq!(snapshot["volume"]["origin"], "one");
+    let clone = scratch.json("clone create first two --size 128M");
+    assert_eq!(clone["volume"]["size_bytes"], 128 << 20);
+    assert_eq!(clone["volume"]["depth"], 2);
+
+    for line in ["volume list --all", "volume list", "snapshot list", "snapshot list one"] {
+        let listed = scratch.json(line);
+        assert_fields(&listed, &["version", "volumes"]);
+        for volume in listed["volumes"].as_array().expect("a list") {
+            assert_fields(volume, &VOLUME);
+        }
+    }
+    assert_eq!(scratch.json("volume list --all")["volumes"].as_array().map(Vec::len), Some(3));
+    assert_eq!(scratch.json("volume list")["volumes"].as_array().map(Vec::len), Some(2));
+    assert_eq!(scratch.json("snapshot list two")["volumes"], serde_json::json!([]));
+
+    let info = scratch.json("pool info");
+    assert_fields(&info, &["pool", "version"]);
+    assert_fields(&info["pool"], &POOL);
+    assert_eq!(info["pool"]["name"], "main");
+    assert_eq!(info["pool"]["size_bytes"], 1 << 30);
+    assert_eq!((&info["pool"]["volumes"], &info["pool"]["snapshots"]), (&2.into(), &1.into()));
+    assert_eq!(info["pool"]["virtual_bytes"], 256 << 20);
+    for daemon_only in ["front_pid", "engine_pid", "engine_restarts", "transport"] {
+        assert!(info["pool"][daemon_only].is_null(), "{daemon_only} without a daemon");
+    }
+
+    let check = scratch.json("pool check");
+    assert_fields(&check["check"], &["data_blocks", "fault_count", "faults", "nodes", "used_blocks", "volumes"]);
+    assert_eq!(check["check"]["volumes"], 3);
+
+    let diff = scratch.json("diff one first");
+    assert_fields(&diff["diff"], &["changed_bytes", "from", "ranges", "to"]);
+    assert_eq!(diff["diff"]["changed_bytes"], 0);
+
+    assert_eq!(scratch.json("volume delete two --yes"), serde_json::json!({"version": 1, "deleted": "two"}));
+    assert_fields(&scratch.json("image list"), &["images", "version"]);
+}
+
+#[test]
+fn failed_command_prints_no_json() {
+    let scratch = Scratch::with_pool();
+    let outcome = scratch.plywood(["volume", "info", "nothing", "--json"]);
+    assert_eq!(outcome.stdout, "");
+    assert_eq!(outcome.stderr.lines().count(), 1, "{}", outcome.stderr);
+}

@@ -1,0 +1,13 @@
+//! The command line on pools that nobody holds: exit codes, help, JSON, and bad input that takes no device to give. Needs
+//! io_uring and a folder with direct I/O, and no root.
+//!
+//! `PLYWOOD_PIN=1` writes the pinned help anew.
+
+mod bad_pools;
+mod bad_volumes;
+mod help;
+mod json;
+mod scratch;
+#[path = "../support/mod.rs"]
+mod support;
+mod work;

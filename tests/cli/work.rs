@@ -1,0 +1,102 @@
+//! What commands do that succeed, as far as it can be seen without a device.
+
+use std::process::Stdio;
+
+use crate::scratch::{Scratch, digest};
+
+fn names(scratch: &Scratch) -> Vec<String> {
+    let listed = scratch.json("volume list --all");
+    listed["volumes"].as_array().expect("a list").iter().map(|volume| volume["name"].as_str().unwrap().into()).collect()
+}
+
+#[test]
+fn volumes_snapshots_and_clones_come_and_go() {
+    let scratch = Scratch::with_pool();
+    assert!(scratch.done("volume create a --size 64M").contains("64.0 MiB (67108864 bytes)"), "the size is echoed");
+    scratch.done("snapshot create a s");
+    scratch.done("clone create s c");
+    scratch.done("volume rename c d");
+    assert_eq!(names(&scratch), ["a", "s", "d"]);
+    scratch.done("volume resize d --size 96M");
+    scratch.done("volume resize d --size 32M --quota 16M");
+    let info = scratch.json("volume info d");
+    assert_eq!(
+        (&info["volume"]["size_bytes"], &info["volume"]["quota_bytes"]),
+        (&(32 << 20).into(), &(16 << 20).into())
+    );
+    scratch.done("snapshot rollback a s --keep before");
+    assert_eq!(names(&scratch), ["a", "s", "d", "before"]);
+    scratch.done("volume protect s");
+    scratch.done("volume protect s --off");
+    scratch.done("snapshot delete s before --yes");
+    // Not on a terminal: nobody is there to be asked.
+    scratch.done("volume delete a d");
+    assert_eq!(names(&scratch), [""; 0]);
+    assert!(scratch.done("pool check").ends_with("0 faults"));
+}
+
+#[test]
+fn pool_grows_and_keeps_what_it_holds() {
+    let scratch = Scratch::with_pool();
+    scratch.done("volume create a --size 64M");
+    scratch.done("pool grow --size 2G");
+    assert_eq!(scratch.json("pool info")["pool"]["size_bytes"], 2_u64 << 30);
+    assert_eq!(std::fs::metadata(scratch.pool()).unwrap().len(), 2 << 30);
+    assert_eq!(names(&scratch), ["a"]);
+    scratch.done("pool check");
+    scratch.refused("pool grow --size 1G", &["shrink"]);
+}
+
+#[test]
+fn commands_that_only_look_change_nothing() {
+    let scratch = Scratch::with_pool();
+    scratch.done("volume create a --size 64M");
+    scratch.done("snapshot create a s");
+    let before = digest(&scratch.pool());
+    for line in ["pool info", "volume list", "volume info a", "snapshot list", "diff a s", "image list"] {
+        scratch.done(line);
+        assert_eq!(digest(&scratch.pool()), before, "plywood {line}");
+    }
+}
+
+#[test]
+fn pool_is_found_by_file_name_and_by_path() {
+    let scratch = Scratch::with_pool();
+    for named in ["main.plywood", "./main.plywood", scratch.pool().to_str().unwrap()] {
+        let mut prepared = scratch.prepare(["--pool", named, "pool", "info"]);
+        prepared.env_remove("PLYWOOD_POOL");
+        crate::support::command::run_command(prepared).expect();
+    }
+}
+
+#[test]
+fn reader_that_goes_away_is_no_failure() {
+    let scratch = Scratch::with_pool();
+    for index in 0..40 {
+        scratch.done(&format!("volume create volume-{index} --size 64M"));
+    }
+    let mut command = scratch.prepare(["volume", "list", "--json"]);
+    command.stdout(Stdio::piped()).stderr(Stdio::piped());
+    let mut child = command.spawn().expect("plywood");
+    drop(child.stdout.take());
+    let output = child.wait_with_output().expect("its end");
+    assert!(output.status.success(), "{}: {}", output.status, String::from_utf8_lossy(&output.stderr));
+    assert!(output.stderr.is_empty(), "{}", String::from_utf8_lossy(&output.stderr));
+}
+
+#[test]
+fn two_commands_on_one_file_take_turns() {
+    let scratch = Scratch::with_pool();
+    let commands: Vec<_> = (0..6)
+        .map(|index| {
+            let mut command = scratch.prepare(["volume", "create", &format!("v{index}"), "--size", "64M"]);
+            command.stdout(Stdio::null()).stderr(Stdio::inherit());
+            command.spawn().expect("plywood")
+        })
+        .collect();
+    for mut command in commands {
+        assert!(command.wait().expect("its end").success());
+    }
+    assert_eq!(names(&scratch).len(), 6);
+    scratch.done("pool check");
+}
