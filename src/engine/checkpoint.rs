@@ -487,6 +487,7 @@ impl State {
                 volume.dirty = false;
             }
         }
+        self.dirty_volumes = 0;
         self.deleted.clear();
         let carcasses = self.take_carcass_image();
         let nodes = self.cache.freeze();

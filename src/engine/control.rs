@@ -362,12 +362,15 @@ impl State {
     pub(super) fn add_volume(&mut self, record: VolumeRecord, lsn: Lsn) {
         self.next_volume = VolumeId(self.next_volume.0.max(record.id.0 + 1));
         self.names.insert(record.name.clone(), record.id);
-        self.volumes.insert(record.id, Volume::new(record, lsn, true));
+        let id = record.id;
+        self.volumes.insert(id, Volume::new(record, lsn, false));
+        self.mark_dirty(id);
     }
 
     /// Removes a volume: its tree becomes a carcass, its attributes go, its record goes with the next checkpoint.
     pub(super) fn remove_volume(&mut self, id: VolumeId, lsn: Lsn) {
         let Some(mut volume) = self.volumes.remove(&id) else { return };
+        self.dirty_volumes -= u64::from(volume.dirty);
         if let Some(run) = volume.window.give_back() {
             for offset in 0..run.count {
                 self.allocator.release(run.start.plus(offset));
@@ -395,8 +398,8 @@ impl State {
             rolled_to: old.rolled_to,
             ..record.clone()
         };
-        volume.dirty = true;
         volume.last = lsn;
+        self.mark_dirty(id);
         if old.name != record.name {
             self.names.remove(&old.name);
             self.names.insert(record.name.clone(), id);

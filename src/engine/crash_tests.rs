@@ -394,3 +394,66 @@ fn attributes_of_a_refused_volume_come_free() {
         assert_eq!(pool.check().await.unwrap().used_blocks, used);
     });
 }
+
+/// Two discards that overlap held the blocks at their edges while each waited for what lay between: for ever.
+#[test]
+fn overlapping_discards_with_odd_edges_both_end() {
+    let storage = Gated::new(new_image());
+    let gate = Rc::clone(&storage.writes);
+    with(storage, &Log::new(1), |pool| async move {
+        let volume = create(&pool, 1, 8 * MIB).await;
+        for block in 0..16 {
+            write(&pool, volume, block, 1).await;
+        }
+        let handle = pool.open_volume(volume, false).unwrap();
+        let discard = async |first: u64, last: u64| {
+            let offset = first * BLOCK_BYTES + 512;
+            drop(handle.discard(offset, last * BLOCK_BYTES + 512 - offset).await.unwrap());
+        };
+        let both = async {
+            zip(discard(0, 9), discard(5, 12)).await;
+            true
+        };
+        gate.set(true);
+        let waited = async {
+            turns(100).await;
+            gate.set(false);
+            turns(5000).await;
+            false
+        };
+        assert!(futures_lite::future::or(both, waited).await, "they wait for each other");
+        assert_eq!(first_byte(&pool, volume, 0).await, 1);
+        assert_eq!(first_byte(&pool, volume, 7).await, 0);
+        assert_clean(&pool).await;
+    });
+}
+
+/// Every volume whose record changed needs a new pair of blocks at the next checkpoint. Nobody kept them back: on a full
+/// pool with many volumes in use the checkpoint found none and the pool was poisoned.
+#[test]
+fn full_pool_keeps_blocks_for_the_records_of_its_volumes() {
+    with(MemoryStorage::from_image(new_image()), &Log::new(1), |pool| async move {
+        let mut volumes = Vec::new();
+        for number in 0..120 {
+            let volume = create(&pool, 100 + number, 300 * MIB).await;
+            write(&pool, volume, 0, 1).await;
+            write(&pool, volume, 1, 1).await;
+            write(&pool, volume, 70000, 1).await;
+            snapshot(&pool, volume, 1000 + number).await;
+            volumes.push(volume);
+        }
+        pool.checkpoint().await.unwrap();
+        let ballast = create(&pool, 1, 1 << 30).await;
+        fill(&pool, ballast, 9).await;
+        for volume in volumes {
+            // A discard of one block of a shared leaf takes metadata and gives nothing back. It may be refused.
+            let handle = pool.open_volume(volume, false).unwrap();
+            match handle.discard(0, BLOCK_BYTES).await {
+                Ok(held) => drop(held),
+                Err(Error::NoSpace(_)) => {}
+                Err(error) => panic!("{error}"),
+            }
+        }
+        assert_clean(&pool).await;
+    });
+}

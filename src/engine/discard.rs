@@ -1,6 +1,7 @@
 //! Discarding and zeroing.
 
 use super::volume::{Held, VolumeHandle};
+use super::write::{Lacking, MAP_RECORD_BYTES};
 use super::{Memory, Storage};
 use crate::error::Result;
 use crate::format::{EntryKind, Record};
@@ -9,6 +10,16 @@ use crate::units::{BLOCK_BYTES, VirtualBlock};
 /// Bytes of zeros written at a time.
 const ZERO_BYTES: u64 = 1 << 20;
 
+/// A change of one range in several steps, all under one hold: two that overlap would wait for each other's parts.
+#[derive(Clone, Copy)]
+struct Clearing {
+    /// Bytes to be zeroed, and whether only where they are mapped.
+    zeroed: [(u64, u64); 2],
+    mapped_only: bool,
+    /// Blocks to be unmapped.
+    unmapped: (u64, u64),
+}
+
 impl<S: Storage> VolumeHandle<S> {
     /// Unmaps `length` bytes at `offset`: they read as zeros afterwards. Blocks covered only in part are zeroed there.
     pub async fn discard(&self, offset: u64, length: u64) -> Result<Held<S>> {
@@ -16,18 +27,13 @@ impl<S: Storage> VolumeHandle<S> {
         let end = offset + length;
         let first = offset.next_multiple_of(BLOCK_BYTES);
         let last = end - end % BLOCK_BYTES;
-        if first >= last {
-            return match self.zero_edges(&[(offset, end)]).await? {
-                Some(held) => Ok(held),
-                None => self.hold_nothing(offset, end).await,
-            };
-        }
-        let edges = self.zero_edges(&[(offset, first), (last, end)]).await?;
-        let held = self.unmap(first / BLOCK_BYTES, last / BLOCK_BYTES).await?;
-        Ok(match edges {
-            Some(edges) => held.join(edges),
-            None => held,
-        })
+        let clearing = if first < last {
+            let unmapped = (first / BLOCK_BYTES, last / BLOCK_BYTES);
+            Clearing { zeroed: [(offset, first), (last, end)], mapped_only: true, unmapped }
+        } else {
+            Clearing { zeroed: [(offset, end), (end, end)], mapped_only: true, unmapped: (0, 0) }
+        };
+        self.clear(offset, end, clearing).await
     }
 
     /// Makes `length` bytes at `offset` read as zeros. Without `unmap` they stay provisioned: zeros are written.
@@ -36,50 +42,58 @@ impl<S: Storage> VolumeHandle<S> {
             return self.discard(offset, length).await;
         }
         self.check_write(offset, length)?;
-        let zeros = self.pool.inner.storage.allocate(ZERO_BYTES.min(length) as usize);
         let end = offset + length;
-        let mut held: Option<Held<S>> = None;
-        let mut at = offset;
-        while at < end {
-            // Parts begin on whole blocks, so that none is read to be merged.
-            let stop = ((at / BLOCK_BYTES * BLOCK_BYTES) + ZERO_BYTES).min(end);
-            let part = self.write_through(at, &zeros.slice(0..(stop - at) as usize), false).await?;
-            held = Some(match held {
-                Some(held) => held.join(part),
-                None => part,
-            });
-            at = stop;
-        }
-        match held {
-            Some(held) => Ok(held),
-            None => self.hold_nothing(offset, end).await,
+        let clearing = Clearing { zeroed: [(offset, end), (end, end)], mapped_only: false, unmapped: (0, 0) };
+        self.clear(offset, end, clearing).await
+    }
+
+    /// Where a step lacks room, everything is let go and begun again when there is some (rule O8): what has been zeroed
+    /// is the volume's own by then and needs none.
+    async fn clear(&self, offset: u64, end: u64, clearing: Clearing) -> Result<Held<S>> {
+        let mut refusals = 0;
+        loop {
+            let held = self.pool.hold_range(self.id, offset / BLOCK_BYTES, end.div_ceil(BLOCK_BYTES)).await?;
+            let Some((lacking, blocks)) = self.clear_held(clearing).await? else { return Ok(held) };
+            drop(held);
+            drop(self.wait_for(lacking, blocks, &mut refusals).await?);
         }
     }
 
-    async fn hold_nothing(&self, offset: u64, end: u64) -> Result<Held<S>> {
-        self.pool.hold_range(self.id, offset / BLOCK_BYTES, end.div_ceil(BLOCK_BYTES)).await
-    }
-
-    async fn zero_edges(&self, edges: &[(u64, u64)]) -> Result<Option<Held<S>>> {
-        let mut held: Option<Held<S>> = None;
-        for (start, end) in edges.iter().copied().filter(|(start, end)| start < end) {
-            let zeros = self.pool.inner.storage.allocate((end - start) as usize);
-            let part = self.write_through(start, &zeros, true).await?;
-            held = Some(match held {
-                Some(held) => held.join(part),
-                None => part,
-            });
-        }
-        Ok(held)
-    }
-
-    /// Unmaps the blocks `start..end` in one change.
-    async fn unmap(&self, start: u64, end: u64) -> Result<Held<S>> {
+    /// Answers what it lacks, and for how many blocks.
+    async fn clear_held(&self, clearing: Clearing) -> Result<Option<(Lacking, u64)>> {
         let pool = &self.pool;
-        let promise = pool.promise(1, 64).await?;
-        let held = pool.hold_range(self.id, start, end).await?;
-        let stay = pool.enter();
+        for (start, end) in clearing.zeroed {
+            let zeros = pool.inner.storage.allocate(ZERO_BYTES.min(end - start) as usize);
+            let mut at = start;
+            while at < end {
+                // Parts begin on whole blocks, so that none is read to be merged.
+                let stop = ((at / BLOCK_BYTES * BLOCK_BYTES) + ZERO_BYTES).min(end);
+                let blocks = stop.div_ceil(BLOCK_BYTES) - at / BLOCK_BYTES;
+                let promise = pool.try_promise(blocks, blocks as usize * MAP_RECORD_BYTES)?;
+                let part = zeros.slice(0..(stop - at) as usize);
+                if let Some(lacking) = self.write_held(at, &part, clearing.mapped_only, promise.is_some()).await? {
+                    return Ok(Some((lacking, blocks)));
+                }
+                at = stop;
+            }
+        }
+        let (start, end) = clearing.unmapped;
+        if start < end {
+            const BLOCKS: u64 = 2;
+            let Some(promise) = pool.try_promise(BLOCKS, BLOCKS as usize * MAP_RECORD_BYTES)? else {
+                return Ok(Some((Lacking::Promise, BLOCKS)));
+            };
+            self.unmap_held(start, end).await?;
+            drop(promise);
+        }
+        Ok(None)
+    }
+
+    /// Unmaps the blocks `start..end`, which are held, in one change.
+    async fn unmap_held(&self, start: u64, end: u64) -> Result<()> {
+        let pool = &self.pool;
         let id = self.id;
+        let _stay = pool.enter();
         pool.attempt(|state| {
             if state.root(super::state::TreeKey::Volume(id)).entry.kind == EntryKind::Hole {
                 return Ok(());
@@ -90,8 +104,6 @@ impl<S: Storage> VolumeHandle<S> {
             state.unmap(id, start, end, lsn);
             Ok(())
         })
-        .await?;
-        drop((stay, promise));
-        Ok(held)
+        .await
     }
 }

@@ -540,6 +540,7 @@ fn new_state(superblock: &Superblock, slot: Slot, log: Box<dyn PendingLog>, opti
         transaction_id: superblock.transaction_id,
         table: superblock.volume_table,
         volumes: BTreeMap::new(),
+        dirty_volumes: 0,
         names: HashMap::new(),
         deleted: Vec::new(),
         used_blocks: superblock.used_blocks,

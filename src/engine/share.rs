@@ -205,13 +205,15 @@ impl State {
         let Some(from) = self.volumes.get_mut(&origin) else { return };
         if record.flags.read_only {
             from.record.shared_at = record.shared_at;
-            from.dirty = true;
             from.last = lsn;
         }
         record.root = from.record.root;
         record.mapped_blocks = from.record.mapped_blocks;
         if record.flags.read_only {
             record.own_blocks = from.record.own_blocks;
+        }
+        if record.flags.read_only {
+            self.mark_dirty(origin);
         }
         self.share_root(record.root);
         self.add_volume(record, lsn);
@@ -243,8 +245,8 @@ impl State {
             record.shared_at = clock;
             record.rolled_at = clock;
             record.rolled_to = taken_at;
-            volume.dirty = true;
             volume.last = lsn;
         }
+        self.mark_dirty(volume);
     }
 }

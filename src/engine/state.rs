@@ -103,6 +103,8 @@ pub(super) struct State {
     pub(super) transaction_id: u64,
     pub(super) table: Root,
     pub(super) volumes: BTreeMap<VolumeId, Volume>,
+    /// How many of them are dirty.
+    pub(super) dirty_volumes: u64,
     pub(super) names: HashMap<String, VolumeId>,
     /// Volumes deleted since the last checkpoint's instant: their records go with the next.
     pub(super) deleted: Vec<VolumeId>,
@@ -174,6 +176,15 @@ impl State {
         lsn
     }
 
+    /// A volume's record differs from the one in the table from now on: the next checkpoint needs a pair of blocks for it.
+    pub(super) fn mark_dirty(&mut self, id: VolumeId) {
+        if let Some(volume) = self.volumes.get_mut(&id)
+            && !std::mem::replace(&mut volume.dirty, true)
+        {
+            self.dirty_volumes += 1;
+        }
+    }
+
     /// Ticks the clock: every sharing gets a value of its own.
     pub(super) fn tick_clock(&mut self) -> Clock {
         self.clock = Clock(self.clock.0 + 1);
@@ -196,8 +207,8 @@ impl State {
             TreeKey::Volume(id) => {
                 if let Some(volume) = self.volumes.get_mut(&id) {
                     volume.record.root = root;
-                    volume.dirty = true;
                 }
+                self.mark_dirty(id);
             }
         }
     }
@@ -307,7 +318,9 @@ impl State {
     /// carcasses.
     pub(super) fn administration_blocks(&self) -> u64 {
         const CONSTANT: u64 = 64;
-        CONSTANT + self.carcasses.len() as u64 / 32 + 4 * self.deleted.len() as u64
+        // A record is a pair, and the table's leaves move with it.
+        let records = 2 * self.dirty_volumes + self.dirty_volumes / 64;
+        CONSTANT + self.carcasses.len() as u64 / 32 + 4 * self.deleted.len() as u64 + records
     }
 
     /// Whether so much waits in memory that a checkpoint should begin.

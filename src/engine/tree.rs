@@ -275,12 +275,12 @@ impl State {
     }
 
     /// Changes a volume's own and mapped blocks.
-    pub(super) fn account(&mut self, volume: VolumeId, own: i64, mapped: i64) {
-        if let Some(volume) = self.volumes.get_mut(&volume) {
+    pub(super) fn account(&mut self, id: VolumeId, own: i64, mapped: i64) {
+        if let Some(volume) = self.volumes.get_mut(&id) {
             volume.record.own_blocks = volume.record.own_blocks.saturating_add_signed(own);
             volume.record.mapped_blocks = volume.record.mapped_blocks.saturating_add_signed(mapped);
-            volume.dirty = true;
         }
+        self.mark_dirty(id);
     }
 
     /// First pass of [`unmap`](Self::unmap).

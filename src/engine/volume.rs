@@ -41,19 +41,6 @@ pub struct Held<S: Storage> {
     inner: Rc<Inner<S>>,
     volume: VolumeId,
     range: RangeId,
-    more: Vec<RangeId>,
-}
-
-impl<S: Storage> Held<S> {
-    /// Holds what `other` holds as well: a request that was done in parts.
-    pub(super) fn join(mut self, mut other: Self) -> Self {
-        debug_assert_eq!(self.volume, other.volume);
-        self.more.append(&mut other.more);
-        self.more.push(other.range);
-        // The range is ours now; dropping `other` must not release it.
-        other.range = RangeId::MAX;
-        self
-    }
 }
 
 impl<S: Storage> Drop for Held<S> {
@@ -61,10 +48,7 @@ impl<S: Storage> Drop for Held<S> {
         let released = {
             let mut state = self.inner.state.borrow_mut();
             state.volumes.get_mut(&self.volume).and_then(|volume| {
-                let mut waiting = volume.ranges.release(self.range);
-                for range in &self.more {
-                    waiting |= volume.ranges.release(*range);
-                }
+                let waiting = volume.ranges.release(self.range);
                 (waiting || volume.unready).then(|| Rc::clone(&volume.released))
             })
         };
@@ -125,7 +109,7 @@ impl<S: Storage> Pool<S> {
             let volume = state.volume_mut(id)?;
             (volume.ranges.request(start..end), Rc::clone(&volume.released))
         };
-        let held = Held { inner: Rc::clone(&self.inner), volume: id, range, more: Vec::new() };
+        let held = Held { inner: Rc::clone(&self.inner), volume: id, range };
         until(&released, || {
             self.inner.state.borrow().volumes.get(&id).is_none_or(|volume| volume.ranges.is_held(range))
         })

@@ -16,7 +16,7 @@ use crate::format::{ENTRIES_PER_NODE, Entry, EntryKind, Record};
 use crate::units::{BLOCK_BYTES, BLOCK_SIZE, Clock, PoolBlock, VirtualBlock, VolumeId};
 
 /// Bytes of one map record.
-const MAP_RECORD_BYTES: usize = 32;
+pub(super) const MAP_RECORD_BYTES: usize = 32;
 
 /// Bytes of records that set off a commit by themselves.
 const COMMIT_BYTES: usize = 1 << 20;
@@ -85,6 +85,14 @@ enum Unplanned {
     /// The mapping changes, and no room was promised for that.
     Promise,
     Refused(Error),
+}
+
+/// What a change that let go again must wait for.
+pub(super) enum Lacking {
+    /// So many data blocks.
+    Space(u64),
+    /// Room for a change of the mapping.
+    Promise,
 }
 
 /// How a write is to be planned.
@@ -186,7 +194,7 @@ impl<S: Storage> VolumeHandle<S> {
     /// `NoSpace` when a block is needed and neither pool nor quota has one: nothing has changed then.
     pub async fn write(&self, offset: u64, from: &S::Memory, fua: bool) -> Result<Held<S>> {
         self.check_write(offset, from.len() as u64)?;
-        let held = self.write_through(offset, from, false).await?;
+        let held = self.write_through(offset, from).await?;
         if fua {
             self.flush().await?;
         }
@@ -200,64 +208,86 @@ impl<S: Storage> VolumeHandle<S> {
         self.check_range(offset, length)
     }
 
-    /// Writes; with `mapped_only` just those blocks that are mapped, the others stay holes.
-    pub(super) async fn write_through(&self, offset: u64, from: &S::Memory, mapped_only: bool) -> Result<Held<S>> {
+    async fn write_through(&self, offset: u64, from: &S::Memory) -> Result<Held<S>> {
         let pool = &self.pool;
         let first = offset / BLOCK_BYTES;
         let end = (offset + from.len() as u64).div_ceil(BLOCK_BYTES);
-        let records_bytes = (end - first) as usize * MAP_RECORD_BYTES;
         let mut refusals = 0;
         let mut promised = None;
         loop {
             // Without room for metadata a write that changes no mapping still goes on.
             let promise = match promised.take() {
                 Some(promise) => Some(promise),
-                None => pool.try_promise(end - first, records_bytes)?,
+                None => pool.try_promise(end - first, (end - first) as usize * MAP_RECORD_BYTES)?,
             };
             let held = pool.hold_range(self.id, first, end).await?;
-            let stay = pool.enter();
-            let planned = loop {
-                let outcome = pool.inner.state.borrow_mut().plan_write(
-                    self.id,
-                    offset,
-                    from.len(),
-                    Manner { mapped_only, may_map: promise.is_some(), alignment: pool.inner.storage.alignment() },
-                );
-                match outcome {
-                    Err(Unplanned::Need(need)) => pool.satisfy(need).await?,
-                    other => break other,
-                }
+            let Some(lacking) = self.write_held(offset, from, false, promise.is_some()).await? else {
+                return Ok(held);
             };
-            let Plan { steps, more_own } = match planned {
-                Ok(plan) => plan,
-                Err(Unplanned::Refused(error)) => return Err(error),
-                Err(Unplanned::Need(_)) => continue,
-                Err(Unplanned::Promise) => {
-                    drop((stay, held, promise));
-                    promised = Some(pool.promise(end - first, records_bytes).await?);
-                    continue;
-                }
-                Err(Unplanned::Space(blocks)) => {
-                    drop((stay, held, promise));
-                    refusals += 1;
-                    // Room was made each time, and others were faster: under load a large write may lose many times
-                    // in a row. Whether the pool is full is for `make_room` to say; this bound is for bugs.
-                    if refusals > 100_000 {
-                        return Err(Error::NoSpace("the pool is full".into()));
-                    }
-                    pool.make_room(blocks, false, metadata_blocks(end - first)).await?;
-                    futures_lite::future::yield_now().await;
-                    continue;
-                }
-            };
-            let outcome = self.carry_out(&steps, from, offset).await;
-            if let Some(volume) = pool.inner.state.borrow_mut().volumes.get_mut(&self.id) {
-                volume.planned_own -= more_own;
-            }
-            outcome?;
-            drop((stay, promise));
-            return Ok(held);
+            drop((held, promise));
+            promised = self.wait_for(lacking, end - first, &mut refusals).await?;
         }
+    }
+
+    /// Waits for what a change of `blocks` blocks lacked. Nothing may be held (rule O8).
+    pub(super) async fn wait_for(
+        &self,
+        lacking: Lacking,
+        blocks: u64,
+        refusals: &mut u32,
+    ) -> Result<Option<Promise<S>>> {
+        match lacking {
+            Lacking::Promise => self.pool.promise(blocks, blocks as usize * MAP_RECORD_BYTES).await.map(Some),
+            Lacking::Space(missing) => {
+                *refusals += 1;
+                // Room was made each time, and others were faster: under load a large write may lose many times
+                // in a row. Whether the pool is full is for `make_room` to say; this bound is for bugs.
+                if *refusals > 100_000 {
+                    return Err(Error::NoSpace("the pool is full".into()));
+                }
+                self.pool.make_room(missing, false, metadata_blocks(blocks)).await?;
+                futures_lite::future::yield_now().await;
+                Ok(None)
+            }
+        }
+    }
+
+    /// Writes to a range that the caller holds; with `mapped_only` just those blocks that are mapped, the others stay
+    /// holes. Answers what it lacks, if it does: then nothing has been done. `may_map` says that room for a change of the
+    /// mapping has been promised.
+    pub(super) async fn write_held(
+        &self,
+        offset: u64,
+        from: &S::Memory,
+        mapped_only: bool,
+        may_map: bool,
+    ) -> Result<Option<Lacking>> {
+        let pool = &self.pool;
+        let stay = pool.enter();
+        let planned = loop {
+            let outcome = pool.inner.state.borrow_mut().plan_write(
+                self.id,
+                offset,
+                from.len(),
+                Manner { mapped_only, may_map, alignment: pool.inner.storage.alignment() },
+            );
+            match outcome {
+                Err(Unplanned::Need(need)) => pool.satisfy(need).await?,
+                other => break other,
+            }
+        };
+        let Plan { steps, more_own } = match planned {
+            Ok(plan) => plan,
+            Err(Unplanned::Refused(error)) => return Err(error),
+            Err(Unplanned::Promise | Unplanned::Need(_)) => return Ok(Some(Lacking::Promise)),
+            Err(Unplanned::Space(blocks)) => return Ok(Some(Lacking::Space(blocks))),
+        };
+        let outcome = self.carry_out(&steps, from, offset).await;
+        if let Some(volume) = pool.inner.state.borrow_mut().volumes.get_mut(&self.id) {
+            volume.planned_own -= more_own;
+        }
+        drop(stay);
+        outcome.map(|()| None)
     }
 
     async fn carry_out(&self, steps: &[Step], from: &S::Memory, offset: u64) -> Result<()> {

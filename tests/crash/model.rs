@@ -259,7 +259,8 @@ pub struct Model {
     pub controls: BTreeMap<u64, Control>,
     observers: BTreeMap<u64, Observer>,
     watchers: BTreeMap<u64, Watcher>,
-    now: u64,
+    /// Counts what happens.
+    pub now: u64,
     next: u64,
 }
 

@@ -132,15 +132,17 @@ impl World {
         });
         let mut idle = 0;
         while result.borrow().is_none() {
-            idle = if self.turn() { 0 } else { idle + 1 };
+            let before = self.medium.events();
+            self.turn();
+            idle = if self.medium.events() != before { 0 } else { idle + 1 };
             assert!(idle < PATIENCE, "stuck");
         }
         drop(task);
         result.take().expect("finished")
     }
 
-    /// Lets tasks and medium go on a little. Answers whether anything happened.
-    fn turn(&mut self) -> bool {
+    /// Lets tasks and medium go on a little.
+    fn turn(&mut self) {
         let mut progress = false;
         for _ in 0..self.random.u32(1..64) {
             if !self.executor.try_tick() {
@@ -156,7 +158,6 @@ impl World {
         {
             pool.tick();
         }
-        progress
     }
 
     /// Operates for about `events` events of the medium, crashing in thought at one of `every` of them, then really.
@@ -168,10 +169,20 @@ impl World {
             if self.shared.in_flight.get() < 10 && self.random.u32(..3) == 0 {
                 self.start_operation();
             }
-            idle = if self.turn() { 0 } else { idle + 1 };
+            let before = (self.medium.events(), self.shared.in_flight.get(), self.shared.model.borrow_mut().now);
+            self.turn();
+            let after = (self.medium.events(), self.shared.in_flight.get(), self.shared.model.borrow_mut().now);
+            // Background tasks that only look and wait again are no progress.
+            idle = if before != after { 0 } else { idle + 1 };
             if idle >= PATIENCE {
                 let model = self.shared.model.borrow();
-                return Err(format!("stuck: in flight {:?}; calls {:?}", model.flights, model.controls.keys()));
+                return Err(format!(
+                    "stuck: in flight {:?}; calls {:?}; alone {:?}; {:?}",
+                    model.flights,
+                    model.controls.keys(),
+                    self.shared.alone.borrow(),
+                    self.pool().info()
+                ));
             }
             if let Some(pool) = &self.pool
                 && let Some(reason) = pool.info().poisoned
