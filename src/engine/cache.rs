@@ -13,6 +13,9 @@ use rustc_hash::FxHashMap;
 use crate::format::{Node, Place};
 use crate::units::PoolBlock;
 
+/// Clean nodes that are kept in any case: more than the paths of a step.
+const CLEAN_NODES_LEAST: usize = 64;
+
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(super) enum NodeState {
     Clean,
@@ -183,8 +186,9 @@ impl NodeCache {
         self.clock.clear();
     }
 
+    /// The newest clean nodes stay however much is dirty: a step that needs a few of them would else never find them all.
     fn evict(&mut self) {
-        while self.nodes.len() > self.budget {
+        while self.nodes.len() > self.budget && self.clock.len() > CLEAN_NODES_LEAST {
             let Some(address) = self.clock.pop_front() else { return };
             match self.nodes.get_mut(&address) {
                 Some(cached) if cached.state != NodeState::Clean => {}
@@ -200,5 +204,30 @@ impl NodeCache {
                 None => {}
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::units::{Clock, VirtualBlock};
+
+    /// A step that needed two nodes loaded each in turn, and each load dropped the other: for ever.
+    #[test]
+    fn clean_nodes_of_a_step_stay_beside_a_budget_of_dirty_ones() {
+        let mut cache = NodeCache::new(64);
+        let place = Place::Node { level: 0, first: VirtualBlock(0) };
+        let node = || Node::new(Clock(1));
+        for block in 0..80 {
+            cache.insert_dirty(PoolBlock(block), Rc::new(node()), place, false);
+        }
+        for block in 100..110 {
+            cache.insert_clean(PoolBlock(block), node(), place, false);
+        }
+        assert!((100..110).all(|block| cache.is_cached(PoolBlock(block))));
+        for block in 1000..2000 {
+            cache.insert_clean(PoolBlock(block), node(), place, false);
+        }
+        assert!(cache.nodes.len() <= 80 + CLEAN_NODES_LEAST);
     }
 }

@@ -7,11 +7,13 @@
 
 use super::Storage;
 use super::pool::{Pool, until};
-use super::state::{Need, State, Try};
+use super::state::{CarcassKey, Need, State, Try, Waiting};
 use super::tree::{entry_index, entry_span};
 use crate::error::Result;
-use crate::format::{Carcass, ENTRIES_PER_NODE, Entry, EntryKind, Node, Place, VolumeRecord, span_blocks};
-use crate::units::{PoolBlock, VirtualBlock, VolumeId};
+use crate::format::{
+    ACCOUNT_SPANS_MAX, AccountSpan, Carcass, ENTRIES_PER_NODE, Entry, EntryKind, Node, Place, VolumeRecord, span_blocks,
+};
+use crate::units::{Lsn, PoolBlock, VirtualBlock, VolumeId};
 
 /// Leaves eaten before other tasks get their turn.
 const LEAVES_AT_A_TIME: usize = 32;
@@ -57,10 +59,10 @@ impl<S: Storage> Pool<S> {
 
     /// Eats a little of the oldest carcass that may be eaten. Answers whether there was one.
     pub(super) async fn eat_something(&self) -> Result<bool> {
-        let Some(id) = self.inner.state.borrow().next_carcass_to_eat() else { return Ok(false) };
+        let Some(key) = self.inner.state.borrow().next_carcass_to_eat() else { return Ok(false) };
         let _stay = self.enter();
         for _ in 0..LEAVES_AT_A_TIME {
-            if self.attempt(|state| state.eat(id)).await? {
+            if self.attempt(|state| state.eat(key)).await? {
                 break;
             }
         }
@@ -80,20 +82,20 @@ impl<S: Storage> Pool<S> {
 }
 
 impl State {
-    fn next_carcass_to_eat(&self) -> Option<u64> {
+    fn next_carcass_to_eat(&self) -> Option<CarcassKey> {
         let durable = self.journal.durable();
-        self.carcasses.iter().find(|(_, waiting)| waiting.made <= durable).map(|(id, _)| *id)
+        self.carcasses.iter().find(|(_, waiting)| waiting.made <= durable).map(|(key, _)| *key)
     }
 
     /// One bounded step at a carcass: at most one leaf. Answers whether it is gone.
-    fn eat(&mut self, id: u64) -> Try<bool> {
-        let Some(waiting) = self.carcasses.get(&id) else { return Ok(true) };
+    fn eat(&mut self, key: CarcassKey) -> Try<bool> {
+        let Some(waiting) = self.carcasses.get(&key) else { return Ok(true) };
         self.counters.leaves_eaten += 1;
         let mut carcass = waiting.carcass;
         if carcass.cursor == 0 && !carcass.counting && self.exact_count(carcass.entry.address)? > 1 {
             if !carcass.account {
                 self.count(carcass.entry.address, -1);
-                return Ok(self.finish_carcass(id));
+                return Ok(self.finish_carcass(key));
             }
             carcass.counting = true;
         }
@@ -115,17 +117,22 @@ impl State {
                 return Ok(self.keep_carcass(carcass));
             }
         }
-        Ok(if done { self.finish_carcass(id) } else { self.keep_carcass(carcass) })
+        Ok(if done { self.finish_carcass(key) } else { self.keep_carcass(carcass) })
     }
 
-    fn finish_carcass(&mut self, id: u64) -> bool {
-        self.carcasses.remove(&id);
+    pub(super) fn insert_carcass(&mut self, carcass: Carcass, made: Lsn) {
+        self.carcasses.insert(CarcassKey::of(&carcass), Waiting { carcass, made });
+        self.carcasses_dirty = true;
+    }
+
+    fn finish_carcass(&mut self, key: CarcassKey) -> bool {
+        self.carcasses.remove(&key);
         self.carcasses_dirty = true;
         true
     }
 
     fn keep_carcass(&mut self, carcass: Carcass) -> bool {
-        if let Some(waiting) = self.carcasses.get_mut(&carcass.id) {
+        if let Some(waiting) = self.carcasses.get_mut(&CarcassKey::of(&carcass)) {
             waiting.carcass = carcass;
         }
         self.carcasses_dirty = true;
@@ -210,13 +217,11 @@ impl State {
         if let Some((entry, level, first)) = let_go {
             if carcass.account {
                 // It is to be counted before it is let go: a carcass of its own, to which the reference moves.
-                let made = self.carcasses.get(&carcass.id).map_or(crate::units::Lsn(0), |waiting| waiting.made);
-                let made_at = carcass.made_at;
-                self.add_carcass(carcass.volume, entry, level, first, true, made);
-                if let Some(mut newest) = self.carcasses.last_entry() {
-                    newest.get_mut().carcass.made_at = made_at;
-                    newest.get_mut().carcass.created_at = carcass.created_at;
-                }
+                let made = self.carcasses.get(&CarcassKey::of(carcass)).map_or(Lsn(0), |waiting| waiting.made);
+                let id = self.next_carcass;
+                self.next_carcass += 1;
+                let first = VirtualBlock(first);
+                self.insert_carcass(Carcass { id, entry, level, first, cursor: 0, counting: false, ..*carcass }, made);
             } else {
                 self.count(entry.address, -1);
             }
@@ -239,30 +244,42 @@ impl State {
         self.cache.remove(entry.address);
     }
 
-    /// Takes own and mapped blocks down: of the volume, and of what was made from it after the subtree was cut out while
+    /// Takes own and mapped blocks down: of the volume, and of what took its tree over after the subtree was cut out while
     /// it was still counted.
     fn settle_account(&mut self, carcass: &Carcass, account: &Account) {
         if account.mapped == 0 && account.own == 0 {
             return;
         }
-        // A rollback to a state before the cut has undone it. A snapshot inherits its origin's last rollback.
-        let concerns =
-            |record: &VolumeRecord| carcass.made_at >= record.rolled_at || carcass.made_at < record.rolled_to;
-        let applies = self.volumes.get(&carcass.volume).is_some_and(|volume| concerns(&volume.record));
-        if applies {
-            self.account(carcass.volume, account.own, account.mapped);
-        }
-        let mut affected: Vec<VolumeId> = vec![carcass.volume];
-        let mut heirs: Vec<(VolumeId, bool)> = Vec::new();
-        for (id, volume) in self.volumes.range(carcass.volume..) {
-            let Some(origin) = volume.record.origin else { continue };
-            if affected.contains(&origin.id) && origin.clock > carcass.made_at && concerns(&volume.record) {
-                affected.push(*id);
-                heirs.push((*id, volume.record.flags.read_only && volume.record.created_at == carcass.created_at));
-            }
-        }
-        for (id, owns) in heirs {
+        let concerned: Vec<(VolumeId, bool)> = self
+            .volumes
+            .iter()
+            .filter(|(_, volume)| concerns(carcass, &volume.record))
+            .map(|(id, volume)| (*id, volume.record.created_at == carcass.created_at))
+            .collect();
+        for (id, owns) in concerned {
             self.account(id, if owns { account.own } else { 0 }, account.mapped);
         }
     }
+
+    /// The carcasses that the accounts of a volume wait for which takes over the tree of `record` now.
+    pub(super) fn inherited_spans(&self, record: &VolumeRecord) -> Vec<AccountSpan> {
+        let waiting = self.carcasses.iter().find(|(_, waiting)| waiting.carcass.account);
+        let Some(oldest) = waiting.map(|(key, _)| key.cut) else { return Vec::new() };
+        let own = AccountSpan { volume: record.id, first: record.accounts_from, end: self.next_carcass };
+        let mut spans: Vec<AccountSpan> = record.account_spans.iter().copied().chain([own]).collect();
+        spans.retain(|span| span.end > oldest.max(span.first));
+        // Each is a generation of clones or rollbacks made while carcasses of the one before waited; so many at a time are
+        // no workload, and what is given up is the exactness of two numbers.
+        spans.drain(..spans.len().saturating_sub(ACCOUNT_SPANS_MAX));
+        spans
+    }
+}
+
+/// Whether own and mapped blocks of a volume include those of `carcass`, which is cut out of its tree already.
+fn concerns(carcass: &Carcass, record: &VolumeRecord) -> bool {
+    (carcass.volume == record.id && carcass.cut >= record.accounts_from)
+        || record
+            .account_spans
+            .iter()
+            .any(|span| span.volume == carcass.volume && (span.first..span.end).contains(&carcass.cut))
 }

@@ -84,6 +84,8 @@ impl<S: Storage> Pool<S> {
                 created_time: new.created,
                 depth: 0,
                 attributes_bytes: attributes.length,
+                account_spans: Vec::new(),
+                accounts_from: 0,
                 attributes: attributes.take(),
             };
             let lsn = state.publish(None, &Record::VolumeCreated(Box::new(record.clone())));
@@ -132,7 +134,11 @@ impl<S: Storage> Pool<S> {
         self.change_with(
             id,
             |state, id| state.check_unmap(id, start, VOLUME_BLOCKS_MAX),
-            |_, record| {
+            |state, record| {
+                // Looked at again: room was waited for since.
+                if size_bytes < record.size_bytes && state.volume(id)?.open > 0 {
+                    return Err(Error::Busy(format!("{} is attached; detach it to shrink it", record.name)));
+                }
                 record.size_bytes = size_bytes;
                 Ok(())
             },
@@ -248,6 +254,8 @@ impl<S: Storage> Pool<S> {
                 if let Err(error) = edit(state, &mut record) {
                     return Ok(Err(error));
                 }
+                // Not changed by this, and long: `change_volume` keeps what the volume has.
+                (record.account_spans, record.accounts_from) = (Vec::new(), 0);
                 let lsn = state.publish(Some(id), &Record::VolumeChanged(Box::new(record.clone())));
                 state.change_volume(&record, lsn);
                 Ok(Ok(lsn))
@@ -396,6 +404,8 @@ impl State {
             shared_at: old.shared_at,
             rolled_at: old.rolled_at,
             rolled_to: old.rolled_to,
+            account_spans: old.account_spans,
+            accounts_from: old.accounts_from,
             ..record.clone()
         };
         volume.last = lsn;

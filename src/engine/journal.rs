@@ -152,7 +152,7 @@ impl Journal {
 
     /// A batch with records up to `last` is durable.
     pub(super) fn recorded(&mut self, last: Lsn, at: u64, skipped: u64, blocks: u64, chain: u32) {
-        self.wraps += u64::from(skipped > 0);
+        self.wraps += u64::from(at == 0 && self.position.total > 0);
         self.position = JournalPosition { append: at + blocks, chain, total: self.position.total + skipped + blocks };
         self.durable_through(last);
     }

@@ -14,7 +14,7 @@ use super::epoch::Epochs;
 use super::journal::{Journal, JournalPosition};
 use super::pool::{Pool, read_bytes, to_memory};
 use super::space::{Allocator, Deltas};
-use super::state::{State, Volume, Waiting};
+use super::state::{CarcassKey, State, Volume, Waiting};
 use super::tree::entry_span;
 use super::{Counters, Memory, PendingLog, Storage};
 use crate::error::{Check, Corrupt, Error, Result, Structure};
@@ -89,6 +89,12 @@ impl<S: Storage> Pool<S> {
         let tail = pool.read_journal(&superblock).await?;
         pool.replay(tail, &published).await?;
         pool.inner.storage.flush().await.map_err(|error| Error::io("flush of what was replayed", error))?;
+        {
+            // What the log holds of changes that are recorded goes now, and not while they stood in a cache perhaps.
+            let mut state = pool.inner.state.borrow_mut();
+            let durable = state.journal.durable();
+            state.log.release(durable);
+        }
         if session != superblock.session {
             // Whatever is published from now on must be known to belong to this pool's present life.
             pool.make_replay_room().await?;
@@ -139,7 +145,7 @@ impl<S: Storage> Pool<S> {
             let mut state = self.inner.state.borrow_mut();
             state.counters.carcasses_resumed += carcasses.len() as u64;
             for carcass in carcasses {
-                state.carcasses.insert(carcass.id, Waiting { carcass, made: Lsn(0) });
+                state.carcasses.insert(CarcassKey::of(&carcass), Waiting { carcass, made: Lsn(0) });
             }
         }
         self.inner.state.borrow_mut().carcass_blocks = blocks;
@@ -333,8 +339,6 @@ impl<S: Storage> Pool<S> {
             state.replaying = true;
             state.geometry
         };
-        // What the log holds of changes that are durable already goes now.
-        self.inner.state.borrow_mut().log.release(durable);
         let outside = |address: PoolBlock, count: u64| {
             let end = address.0.checked_add(count).is_none_or(|end| end > geometry.pool_blocks);
             end || geometry.group_of(address).is_none()

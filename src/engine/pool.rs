@@ -251,8 +251,15 @@ impl<S: Storage> Pool<S> {
         }
         let event = Rc::new(Event::new());
         self.inner.loading_pages.borrow_mut().insert(page, Rc::clone(&event));
+        let marks = || (self.inner.checkpoints_begun.get(), self.inner.checkpoints_ended.get());
+        let before = marks();
         let loaded = self.read_page(page).await;
-        if let Ok(counts) = &loaded {
+        // A checkpoint that began or ended meanwhile may have written the other slot, or this one anew: what was read, or
+        // was found damaged, says nothing then, and is looked at again.
+        let is_stale = before != marks();
+        if let Ok(counts) = &loaded
+            && !is_stale
+        {
             let mut state = self.inner.state.borrow_mut();
             if state.pages.len() >= PAGES_KEPT && !state.checkpointing {
                 state.pages.clear();
@@ -262,7 +269,7 @@ impl<S: Storage> Pool<S> {
         }
         self.inner.loading_pages.borrow_mut().remove(&page);
         event.notify(usize::MAX);
-        loaded.map(|_| ())
+        if is_stale { Ok(()) } else { loaded.map(|_| ()) }
     }
 
     async fn read_page(&self, (group, page): PageKey) -> Result<Rc<[u32; 1024]>> {

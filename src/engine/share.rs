@@ -117,6 +117,8 @@ impl<S: Storage> Pool<S> {
                 depth: from.depth + 1,
                 attributes_bytes: attributes.length,
                 attributes: attributes.take(),
+                account_spans: Vec::new(),
+                accounts_from: 0,
                 ..from.clone()
             };
             let change = Record::VolumeShared { origin, clock, created: Box::new(record.clone()) };
@@ -202,6 +204,7 @@ impl State {
     /// Adds `record` as a sharer of `origin`'s tree. A snapshot stops the origin from overwriting in place; a clone of a
     /// snapshot touches nobody.
     pub(super) fn share_volume(&mut self, origin: VolumeId, mut record: VolumeRecord, lsn: Lsn) {
+        let spans = self.volumes.get(&origin).map(|from| self.inherited_spans(&from.record));
         let Some(from) = self.volumes.get_mut(&origin) else { return };
         if record.flags.read_only {
             from.record.shared_at = record.shared_at;
@@ -209,6 +212,8 @@ impl State {
         }
         record.root = from.record.root;
         record.mapped_blocks = from.record.mapped_blocks;
+        record.account_spans = spans.unwrap_or_default();
+        record.accounts_from = 0;
         if record.flags.read_only {
             record.own_blocks = from.record.own_blocks;
         }
@@ -233,6 +238,7 @@ impl State {
         let taken_at = from.origin.map_or(Clock(0), |origin| origin.clock);
         self.add_carcass(volume, old_root.entry, old_root.level, 0, false, lsn);
         self.share_root(from.root);
+        let (spans, next_carcass) = (self.inherited_spans(&from), self.next_carcass);
         if let Some(volume) = self.volumes.get_mut(&volume) {
             let record = &mut volume.record;
             // A clone rolled back to the snapshot it came from owns nothing again.
@@ -245,6 +251,8 @@ impl State {
             record.shared_at = clock;
             record.rolled_at = clock;
             record.rolled_to = taken_at;
+            record.account_spans = spans;
+            record.accounts_from = next_carcass;
             volume.last = lsn;
         }
         self.mark_dirty(volume);

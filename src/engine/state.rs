@@ -1,5 +1,6 @@
 //! Everything the engine knows in memory. It is changed between two awaits only, so each method here is one instant.
 
+use std::cmp::Reverse;
 use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::rc::Rc;
 
@@ -81,6 +82,19 @@ pub(super) enum Freed {
     ByCheckpoint,
 }
 
+/// The order in which carcasses are eaten: as they were cut out, and of one cut the newest part first, so that few wait.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
+pub(super) struct CarcassKey {
+    pub(super) cut: u64,
+    id: Reverse<u64>,
+}
+
+impl CarcassKey {
+    pub(super) fn of(carcass: &Carcass) -> Self {
+        Self { cut: carcass.cut, id: Reverse(carcass.id) }
+    }
+}
+
 /// A carcass, and the change that made it: it is eaten only when that is durable.
 #[derive(Clone, Copy)]
 pub(super) struct Waiting {
@@ -110,7 +124,7 @@ pub(super) struct State {
     pub(super) deleted: Vec<VolumeId>,
     /// Blocks in use as of the last checkpoint.
     pub(super) used_blocks: u64,
-    pub(super) carcasses: BTreeMap<u64, Waiting>,
+    pub(super) carcasses: BTreeMap<CarcassKey, Waiting>,
     pub(super) carcass_root: Root,
     /// Blocks of the carcass table as of the last checkpoint: pages and the nodes above them.
     pub(super) carcass_blocks: Vec<PoolBlock>,

@@ -10,7 +10,7 @@ use smallvec::SmallVec;
 
 use super::cache::NodeState;
 use super::space::PageKey;
-use super::state::{Need, State, TreeKey, Try, Waiting};
+use super::state::{Need, State, TreeKey, Try};
 use crate::format::{COUNTS_PER_PAGE, Carcass, ENTRIES_PER_NODE, Entry, EntryKind, Node, Root, span_blocks};
 use crate::units::{Clock, Lsn, PoolBlock, VirtualBlock, VolumeId};
 
@@ -431,10 +431,9 @@ impl State {
             created_at,
             account,
             counting: false,
-            made_at: self.clock,
+            cut: id,
         };
-        self.carcasses.insert(id, Waiting { carcass, made: lsn });
-        self.carcasses_dirty = true;
+        self.insert_carcass(carcass, lsn);
         self.counters.carcasses += 1;
     }
 }

@@ -287,7 +287,12 @@ impl<S: Storage> VolumeHandle<S> {
             volume.planned_own -= more_own;
         }
         drop(stay);
-        outcome.map(|()| None)
+        outcome?;
+        // Nothing is acknowledged after a failed write of metadata or a failed flush: a successor refuses the log.
+        match pool.poison_error() {
+            Some(error) => Err(error),
+            None => Ok(None),
+        }
     }
 
     async fn carry_out(&self, steps: &[Step], from: &S::Memory, offset: u64) -> Result<()> {

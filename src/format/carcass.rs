@@ -2,7 +2,7 @@
 
 use bytemuck::Zeroable;
 
-use super::entry::{CLOCK_MAX, Entry, EntryKind, RawEntry};
+use super::entry::{Entry, EntryKind, RawEntry};
 use super::layout::{at_most, raw, raw_struct, zero};
 use super::little_endian::{U32, U40, U64};
 use super::node::{LEVEL_MAX, VOLUME_BLOCKS_MAX, span_blocks};
@@ -25,11 +25,11 @@ raw_struct! {
         24 first: U64,
         32 cursor: U64,
         40 volume: U64,
-        48 created_at: U64,
-        56 level: u8,
-        57 flags: u8,
-        58 made_at: U40,
-        63 reserved: u8,
+        48 created_at: U40,
+        53 level: u8,
+        54 flags: u8,
+        55 reserved: u8,
+        56 cut: U64,
     }
 }
 
@@ -64,8 +64,8 @@ pub struct Carcass {
     pub account: bool,
     /// Whether others hold the subtree too: it is walked to be counted only, and let go at the end.
     pub counting: bool,
-    /// The clock when it was cut out: snapshots made later never had these blocks.
-    pub made_at: Clock,
+    /// The id of the carcass as which its blocks were cut out of the volume: its own, unless it is part of another.
+    pub cut: u64,
 }
 
 /// The block of a page of carcasses.
@@ -86,11 +86,11 @@ pub fn encode_carcasses(carcasses: &[Carcass]) -> Box<[u8; BLOCK_SIZE]> {
             first: U64::new(carcass.first.0),
             cursor: U64::new(carcass.cursor),
             volume: U64::new(carcass.volume.0),
-            created_at: U64::new(carcass.created_at.0),
+            created_at: U40::new(carcass.created_at.0),
             level: carcass.level,
             flags: if carcass.account { ACCOUNT } else { 0 } | if carcass.counting { COUNTING } else { 0 },
-            made_at: U40::new(carcass.made_at.0),
             reserved: 0,
+            cut: U64::new(carcass.cut),
         };
     }
     Box::new(bytemuck::cast(raw))
@@ -100,7 +100,7 @@ pub fn encode_carcasses(carcasses: &[Carcass]) -> Box<[u8; BLOCK_SIZE]> {
 ///
 /// # Errors
 /// A wrong length or magic; a carcass that is not a node of the pool, does not stand where a node of its level can, or
-/// whose cursor is beyond its end; reserved fields that are not zero.
+/// whose cursor is beyond its end, or that is part of a later one; reserved fields that are not zero.
 pub fn decode_carcasses(bytes: &[u8], pool_blocks: u64) -> Result<Vec<Carcass>, Check> {
     let raw: &RawCarcassPage = raw(bytes)?;
     if raw.magic != MAGIC {
@@ -139,9 +139,9 @@ fn decode_carcass(raw: &RawCarcass, pool_blocks: u64) -> Result<Carcass, Check> 
         first: VirtualBlock(first),
         cursor: at_most(raw.cursor.get(), span, "carcass.cursor")?,
         volume: volume_id(raw.volume, "carcass.volume")?,
-        created_at: Clock(at_most(raw.created_at.get(), CLOCK_MAX, "carcass.created_at")?),
+        created_at: Clock(raw.created_at.get()),
         account: raw.flags & ACCOUNT != 0,
         counting: raw.flags & COUNTING != 0,
-        made_at: Clock(raw.made_at.get()),
+        cut: at_most(raw.cut.get(), raw.id.get(), "carcass.cut")?,
     })
 }

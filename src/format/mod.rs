@@ -47,4 +47,7 @@ pub use superblock::{
 };
 pub use superblock_choice::choose_superblock;
 pub use volume_name::{VOLUME_NAME_BYTES_MAX, check_name};
-pub use volume_record::{ATTRIBUTE_BLOCKS_MAX, AttributeBlockRef, OnFull, OriginRef, VolumeFlags, VolumeRecord};
+pub use volume_record::{
+    ACCOUNT_SPANS_MAX, ATTRIBUTE_BLOCKS_MAX, AccountSpan, AttributeBlockRef, OnFull, OriginRef, VolumeFlags,
+    VolumeRecord,
+};

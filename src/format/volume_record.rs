@@ -15,6 +15,9 @@ use crate::units::{BLOCK_BYTES, BLOCK_SIZE, Clock, PoolBlock, SECTOR_SIZE, Volum
 /// Most blocks of attributes of a volume, 256 KiB.
 pub const ATTRIBUTE_BLOCKS_MAX: usize = 64;
 
+/// Most spans of carcasses that a record keeps.
+pub const ACCOUNT_SPANS_MAX: usize = 64;
+
 const MAGIC: [u8; 8] = *b"plywvol\0";
 const DIGEST_NONE: u8 = 0;
 const DIGEST_BLAKE3: u8 = 1;
@@ -27,6 +30,15 @@ raw_struct! {
         0 address: U64,
         8 checksum: U32,
         12 reserved: U32,
+    }
+}
+
+raw_struct! {
+    /// Carcasses of another volume that concern this one's accounts.
+    RawAccountSpan: 24 {
+        0 volume: U64,
+        8 first: U64,
+        16 end: U64,
     }
 }
 
@@ -65,10 +77,12 @@ raw_struct! {
         256 compression: U32,
         260 attributes_bytes: U32,
         264 attribute_count: U32,
-        268 reserved_head: U32,
+        268 account_span_count: U32,
         272 name: [u8; 256],
         528 attributes: [RawAttributeBlockRef; ATTRIBUTE_BLOCKS_MAX],
-        1552 reserved: [u8; 2544],
+        1552 accounts_from: U64,
+        1560 account_spans: [RawAccountSpan; ACCOUNT_SPANS_MAX],
+        3096 reserved: [u8; 1000],
     }
 }
 
@@ -130,6 +144,17 @@ pub struct OriginRef {
     pub clock: Clock,
 }
 
+/// Carcasses `first..end` of `volume`, by id, that were cut out before this volume took its tree over.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct AccountSpan {
+    /// The volume that they were cut out of, which may be gone.
+    pub volume: VolumeId,
+    /// The first of them.
+    pub first: u64,
+    /// The one after the last.
+    pub end: u64,
+}
+
 /// A block of attributes, named with its checksum.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct AttributeBlockRef {
@@ -188,19 +213,30 @@ pub struct VolumeRecord {
     pub attributes: Vec<AttributeBlockRef>,
     /// Length of the encoded attributes: all those blocks, or less by the zeros at the end of the last one.
     pub attributes_bytes: u32,
+    /// Carcasses of its origins, and of what it was rolled back to, that its own and mapped blocks still wait for.
+    pub account_spans: Vec<AccountSpan>,
+    /// Of the carcasses cut out of itself, its own and mapped blocks wait for those from this id on: a rollback undoes
+    /// the others.
+    pub accounts_from: u64,
 }
 
 impl VolumeRecord {
     /// Its block.
     ///
     /// # Panics
-    /// When the name or the list of attribute blocks is longer than its field, or the root's address or birth too wide.
+    /// When the name, the list of attribute blocks or that of spans is longer than its field, or the root's address or birth too wide.
     pub fn encode(&self) -> [u8; BLOCK_SIZE] {
         assert!(self.name.len() <= VOLUME_NAME_BYTES_MAX, "the name was checked when it was given");
         let mut attributes = [RawAttributeBlockRef::zeroed(); ATTRIBUTE_BLOCKS_MAX];
         for (place, reference) in attributes[..self.attributes.len()].iter_mut().zip(&self.attributes) {
             place.address = U64::new(reference.address.0);
             place.checksum = U32::new(reference.checksum);
+        }
+        let mut account_spans = [RawAccountSpan::zeroed(); ACCOUNT_SPANS_MAX];
+        for (place, span) in account_spans[..self.account_spans.len()].iter_mut().zip(&self.account_spans) {
+            place.volume = U64::new(span.volume.0);
+            place.first = U64::new(span.first);
+            place.end = U64::new(span.end);
         }
         let origin = self.origin.unwrap_or(OriginRef { id: VolumeId(0), uuid: Uuid::nil(), clock: Clock(0) });
         let received = self.received_from.unwrap_or((Uuid::nil(), Clock(0)));
@@ -242,10 +278,12 @@ impl VolumeRecord {
             compression: U32::new(0),
             attributes_bytes: U32::new(self.attributes_bytes),
             attribute_count: U32::new(self.attributes.len() as u32),
-            reserved_head: U32::new(0),
+            account_span_count: U32::new(self.account_spans.len() as u32),
             name: padded(self.name.as_bytes()),
             attributes,
-            reserved: [0; 2544],
+            account_spans,
+            accounts_from: U64::new(self.accounts_from),
+            reserved: [0; 1000],
         })
     }
 
@@ -290,6 +328,8 @@ impl VolumeRecord {
             depth: raw.depth.get(),
             attributes: attributes(raw)?,
             attributes_bytes: raw.attributes_bytes.get(),
+            account_spans: account_spans(raw)?,
+            accounts_from: raw.accounts_from.get(),
         })
     }
 
@@ -318,7 +358,6 @@ fn check_reserved(raw: &RawVolumeRecord) -> Result<(), Check> {
     zero(bytemuck::bytes_of(&raw.external_source), "external_source")?;
     zero(bytemuck::bytes_of(&raw.encryption_key), "encryption_key")?;
     zero(bytemuck::bytes_of(&raw.compression), "compression")?;
-    zero(bytemuck::bytes_of(&raw.reserved_head), "reserved_head")?;
     zero(&raw.reserved, "reserved")?;
     if raw.presence & !(HAS_ORIGIN | HAS_RECEIVED_FROM) != 0 {
         return Err(Check::Undefined { field: "presence", value: raw.presence.into() });
@@ -392,6 +431,21 @@ fn attributes(raw: &RawVolumeRecord) -> Result<Vec<AttributeBlockRef>, Check> {
                 0 => Err(Check::OutOfBounds { field: "attributes.address", value: 0 }),
                 address => Ok(AttributeBlockRef { address: PoolBlock(address), checksum: raw.checksum.get() }),
             }
+        })
+        .collect()
+}
+
+fn account_spans(raw: &RawVolumeRecord) -> Result<Vec<AccountSpan>, Check> {
+    let count = at_most(raw.account_span_count.get().into(), ACCOUNT_SPANS_MAX as u64, "account_span_count")?;
+    let (used, unused) = raw.account_spans.split_at(count as usize);
+    zero(bytemuck::cast_slice(unused), "account_spans")?;
+    used.iter()
+        .map(|raw| {
+            let (first, end) = (raw.first.get(), raw.end.get());
+            if first >= end {
+                return Err(Check::OutOfBounds { field: "account_spans.end", value: end });
+            }
+            Ok(AccountSpan { volume: volume_id(raw.volume, "account_spans.volume")?, first, end })
         })
         .collect()
 }

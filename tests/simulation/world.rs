@@ -28,8 +28,10 @@ const POOL_BYTES: u64 = 1 << 30;
 const JOURNAL_BYTES: u64 = 1 << 20;
 /// Blocks read at a time when everything is compared.
 const COMPARED_BLOCKS: u64 = 256;
-/// Steps without any progress after which the engine is taken to be stuck.
-const PATIENCE: u32 = 100_000;
+/// Ticks of an idle engine, a second each, for which operations may wait; after that it is taken to be stuck.
+const PATIENCE: u32 = 300;
+/// Steps in which nothing could go on at all, after which it is taken to be stuck before there is a pool to tick.
+const IDLE_STEPS: u32 = 1000;
 
 /// What the tasks of operations use.
 pub struct Shared {
@@ -240,7 +242,7 @@ impl World {
 
     /// Lets tasks and storage take turns until `done`, or for `steps`.
     fn drive(&mut self, steps: Option<u32>, done: impl Fn() -> bool) {
-        let mut idle = 0;
+        let (mut idle, mut ticks) = (0, 0);
         let mut taken = 0;
         loop {
             let mut progress = false;
@@ -262,19 +264,22 @@ impl World {
             }
             taken += 1;
             idle = if progress { 0 } else { idle + 1 };
+            // A tick makes background tasks look around, which is no progress of what is waited for.
+            ticks += u32::from(idle > 4);
             if (idle > 4 || self.random.u32(..2000) == 0)
                 && let Some(pool) = &self.pool
             {
                 pool.tick();
             }
-            assert!(idle < PATIENCE, "stuck: {}", self.waiting());
+            assert!(idle < IDLE_STEPS && ticks < PATIENCE, "stuck: {}", self.waiting());
         }
     }
 
     fn waiting(&self) -> String {
         let model = self.shared.model.borrow();
         let controls: Vec<String> = model.controls.values().map(Control::describe).collect();
-        format!("in flight {:?}; control calls {controls:?}", model.flights)
+        let pool = self.pool.as_ref().map(Pool::info);
+        format!("in flight {:?}; control calls {controls:?}; {pool:?}", model.flights)
     }
 
     /// Brings the model to what an engine that died made of the calls it had not answered.

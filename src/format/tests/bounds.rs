@@ -182,10 +182,10 @@ fn carcass_is_bounded() {
     let decoded = |change: fn(&mut Carcass)| {
         let entry = Entry::node(PoolBlock(9), true, 3, Clock(2));
         let (first, volume) = (VirtualBlock(1 << 16), VolumeId(4));
-        let (created_at, made_at) = (Clock(1), Clock(2));
+        let (created_at, cut) = (Clock(1), 1);
         let (account, counting) = (true, false);
         let mut carcass =
-            Carcass { id: 1, entry, level: 1, first, cursor: 1 << 16, volume, created_at, account, counting, made_at };
+            Carcass { id: 1, entry, level: 1, first, cursor: 1 << 16, volume, created_at, account, counting, cut };
         change(&mut carcass);
         decode_carcasses(&*encode_carcasses(&[carcass]), POOL_BLOCKS)
     };
@@ -195,7 +195,7 @@ fn carcass_is_bounded() {
     assert_out_of_bounds(decoded(|carcass| carcass.first.0 = 1 << 32), "carcass.first");
     assert_out_of_bounds(decoded(|carcass| carcass.level = 4), "carcass.level");
     assert_out_of_bounds(decoded(|carcass| carcass.volume.0 = 0), "carcass.volume");
-    assert_out_of_bounds(decoded(|carcass| carcass.created_at.0 = 1 << 40), "carcass.created_at");
+    assert_out_of_bounds(decoded(|carcass| carcass.cut = 2), "carcass.cut");
     assert_out_of_bounds(decoded(|carcass| carcass.entry.address.0 = POOL_BLOCKS), "address");
     assert!(matches!(decoded(|carcass| carcass.entry = Entry::hole(Clock(1))), Err(Check::Inconsistent(_))));
 }

@@ -20,7 +20,7 @@ use crate::format::layout::Layout;
 use crate::format::node::RawNode;
 use crate::format::space_map::RawPage;
 use crate::format::superblock::{RawGroupIndexRef, RawSuperblock};
-use crate::format::volume_record::{RawAttributeBlockRef, RawVolumeRecord};
+use crate::format::volume_record::{RawAccountSpan, RawAttributeBlockRef, RawVolumeRecord};
 
 /// Offset, size and name of each field, one a line, under the size of the whole.
 type Structures = BTreeMap<String, String>;
@@ -44,6 +44,7 @@ macro_rules! structures {
 
 fn in_code() -> Structures {
     structures![
+        RawAccountSpan,
         RawAttributeBlockRef,
         RawAttributeHeader,
         RawAttributesHeader,

@@ -37,6 +37,8 @@ fn volume_record() -> VolumeRecord {
         depth: 21,
         attributes: vec![AttributeBlockRef { address: PoolBlock(22), checksum: 23 }],
         attributes_bytes: 24,
+        account_spans: vec![AccountSpan { volume: VolumeId(5), first: 3, end: 6 }],
+        accounts_from: 7,
     }
 }
 
@@ -127,7 +129,7 @@ fn encodings_are_those_of_version_1() {
         created_at: Clock(4),
         account: true,
         counting: true,
-        made_at: Clock(5),
+        cut: 1,
     };
     let attributes = BTreeMap::from([("key".to_owned(), b"value".to_vec()), ("z".to_owned(), Vec::new())]);
     let (volume, origin, clock) = (VolumeId(1), VolumeId(2), Clock(3));
@@ -160,11 +162,11 @@ fn encodings_are_those_of_version_1() {
     ];
     let expected = [
         ("superblock", "9fcacad3"),
-        ("volume record", "cf9f9c86"),
+        ("volume record", "5c6c7b83"),
         ("group index", "42e6af8b"),
         ("group descriptor", "651daef2"),
         ("page", "f15f689b"),
-        ("carcass page", "fba440c5"),
+        ("carcass page", "d10ab567"),
         ("attributes", "6b304391"),
         ("records", "bf34a19d"),
         ("batch", "832d29fb"),

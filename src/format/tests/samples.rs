@@ -160,6 +160,13 @@ pub(in crate::format) fn volume_record(random: &mut Rng) -> VolumeRecord {
             .map(|_| AttributeBlockRef { address: address(random), checksum: random.u32(..) })
             .collect(),
         attributes_bytes,
+        account_spans: (0..random.usize(..=ACCOUNT_SPANS_MAX))
+            .map(|_| {
+                let first = random.u64(..1 << 40);
+                AccountSpan { volume: volume_id(random), first, end: first + random.u64(1..100) }
+            })
+            .collect(),
+        accounts_from: random.u64(..),
     }
 }
 
@@ -176,8 +183,9 @@ pub(in crate::format) fn attributes(random: &mut Rng) -> BTreeMap<String, Vec<u8
 pub(in crate::format) fn carcass(random: &mut Rng) -> Carcass {
     let level = random.u8(..=LEVEL_MAX);
     let span = span_blocks(level);
+    let id = random.u64(..);
     Carcass {
-        id: random.u64(..),
+        id,
         entry: node_entry(random),
         level,
         first: VirtualBlock(random.u64(..VOLUME_BLOCKS_MAX / span) * span),
@@ -186,7 +194,7 @@ pub(in crate::format) fn carcass(random: &mut Rng) -> Carcass {
         created_at: clock(random),
         account: random.bool(),
         counting: random.bool(),
-        made_at: clock(random),
+        cut: random.u64(..=id),
     }
 }
 
