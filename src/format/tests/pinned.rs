@@ -168,8 +168,8 @@ fn encodings_are_those_of_version_1() {
         ("page", "f15f689b"),
         ("carcass page", "d10ab567"),
         ("attributes", "6b304391"),
-        ("records", "bf34a19d"),
-        ("batch", "832d29fb"),
+        ("records", "d14560b8"),
+        ("batch", "4487739c"),
     ];
     for ((name, found), (_, expected)) in found.iter().zip(expected) {
         assert_eq!(found, expected, "{name}");
