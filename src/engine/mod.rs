@@ -34,6 +34,7 @@ mod share;
 mod space;
 mod state;
 mod storage;
+mod tail;
 #[cfg(test)]
 mod tests;
 mod tree;
