@@ -9,6 +9,7 @@ use std::collections::{BTreeMap, HashMap, VecDeque};
 use rustc_hash::FxHashMap;
 
 use super::cache::NodeCache;
+use super::check::Pinned;
 use super::checkpoint::CARCASS_TABLE;
 use super::epoch::Epochs;
 use super::journal::{Journal, JournalPosition};
@@ -433,6 +434,7 @@ fn new_state(superblock: &Superblock, slot: Slot, log: Box<dyn PendingLog>, opti
         epochs: Epochs::new(),
         unrecorded_frees: VecDeque::new(),
         draining_frees: VecDeque::new(),
+        pinned: Pinned::default(),
         journal: Journal::new(geometry.journal_blocks, superblock.lsn, position),
         log,
         log_promised: 0,
