@@ -1,18 +1,15 @@
-//! `plywood pool`: create, info, check, dump, restore, grow.
+//! `plywood pool`: create, info, grow; the tools for metadata are in `tools`.
 
-use std::fs::File;
-use std::io::{self, BufWriter};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
-use anyhow::{Context as _, Result, bail};
+use anyhow::{Result, bail};
 use clap::Subcommand;
 
-use super::output::{self, Working};
+use super::output;
+use super::tools::{self, RepairArguments};
 use super::{Context, size};
-use crate::daemon::protocol::{Check, Command, Pool, Reply};
-use crate::daemon::{NewPool, check_pool, create_pool, dump_pool, restore_pool};
-use crate::engine::{DumpReport, Progress, RestoreReport, Touched};
-use crate::error::Error;
+use crate::daemon::protocol::{Command, Pool, Reply};
+use crate::daemon::{NewPool, create_pool};
 
 /// Pools.
 #[derive(Debug, Subcommand)]
@@ -49,6 +46,8 @@ pub enum PoolCommand {
         #[arg(long)]
         yes: bool,
     },
+    /// Keep everything that can be read of a damaged pool, and make the rest consistent with it
+    Repair(RepairArguments),
     /// Make the pool larger
     Grow {
         /// The new size
@@ -75,15 +74,10 @@ pub fn run(context: &Context, command: PoolCommand) -> Result<()> {
             let Reply::Pool(pool) = context.client()?.call(Command::PoolInfo)? else { bail!("unexpected answer") };
             show(context, &pool)
         }
-        PoolCommand::Check => {
-            let found = context.find_pool()?;
-            let working = Working::begin("checking");
-            let check = check_pool(&found, &mut |at| working.show(at.reached_blocks, at.used_blocks));
-            drop(working);
-            report(context, &check?)
-        }
-        PoolCommand::Dump { output } => dump(context, output.as_deref()),
-        PoolCommand::Restore { dump, yes } => restore(context, &dump, yes),
+        PoolCommand::Check => tools::check(context),
+        PoolCommand::Dump { output } => tools::dump(context, output.as_deref()),
+        PoolCommand::Restore { dump, yes } => tools::restore(context, &dump, yes),
+        PoolCommand::Repair(arguments) => tools::repair(context, &arguments),
         PoolCommand::Grow { size } => {
             let command = Command::PoolGrow { size_bytes: size };
             let Reply::Pool(pool) = context.client()?.call(command)? else { bail!("unexpected answer") };
@@ -93,53 +87,6 @@ pub fn run(context: &Context, command: PoolCommand) -> Result<()> {
             Ok(output::line(&format!("pool {}: {}", pool.name, size::echo(pool.size_bytes)))?)
         }
     }
-}
-
-fn dump(context: &Context, output: Option<&Path>) -> Result<()> {
-    let found = context.find_pool()?;
-    let working = Working::begin("dumping");
-    let mut show = |at: Progress| working.show(at.reached_blocks, at.used_blocks);
-    let report = match output {
-        None => dump_pool(&found, BufWriter::new(io::stdout().lock()), &mut show),
-        Some(path) => {
-            let file = File::options().write(true).create_new(true).open(path);
-            let file = file.with_context(|| format!("{}: creating the dump", path.display()))?;
-            dump_pool(&found, BufWriter::new(&file), &mut show).and_then(|report| {
-                file.sync_all().map_err(|error| Error::io(format!("{}: writing the dump", path.display()), error))?;
-                Ok(report)
-            })
-        }
-    };
-    drop(working);
-    let report = report?;
-    if output.is_some() {
-        let DumpReport { nodes, volumes, .. } = report;
-        output::line(&format!("{volumes} volumes, {nodes} nodes. Metadata only: this is no backup"))?;
-    }
-    if report.fault_count > 0 {
-        bail!("pool has {} faults; what they touch is not in the dump", report.fault_count);
-    }
-    Ok(())
-}
-
-fn restore(context: &Context, dump: &Path, yes: bool) -> Result<()> {
-    // The superblocks may be what is to be restored.
-    let path = match (context.find_pool(), &context.pool) {
-        (Ok(found), _) => found.path,
-        (Err(error), Some(named)) if error.downcast_ref().is_some_and(|error| matches!(error, Error::Corrupt(_))) => {
-            PathBuf::from(named)
-        }
-        (Err(error), _) => return Err(error),
-    };
-    let question = format!("Replace all metadata of {}? Data written since the dump is lost.", path.display());
-    output::confirm(&question, yes)?;
-    let report = restore_pool(&path, dump)?;
-    let RestoreReport { name, nodes, volumes, faults, .. } = report;
-    output::line(&format!("pool {name}: {volumes} volumes, {nodes} nodes restored"))?;
-    if faults > 0 {
-        output::line(&format!("the dump was made of a pool with {faults} faults: what they touched is not restored"))?;
-    }
-    Ok(())
 }
 
 fn show(context: &Context, pool: &Pool) -> Result<()> {
@@ -175,39 +122,4 @@ fn show(context: &Context, pool: &Pool) -> Result<()> {
         facts.push(("transport", pool.transport.clone().unwrap_or_else(|| "none yet".into())));
     }
     Ok(output::facts(&facts)?)
-}
-
-fn report(context: &Context, check: &Check) -> Result<()> {
-    if context.json {
-        output::json("check", check)?;
-    } else {
-        for fault in &check.faults {
-            output::line(&fault.message)?;
-            for touched in &fault.touches {
-                output::line(&format!("    touches {}", touched_words(touched)))?;
-            }
-            if fault.touches_more {
-                output::line("    touches more than is listed")?;
-            }
-        }
-        let Check { used_blocks, nodes, volumes, fault_count, unaccounted_blocks, journal_records, .. } = check;
-        if *journal_records > 0 {
-            output::line(&format!("{journal_records} changes in the journal, to be made when the pool is opened"))?;
-        }
-        if *unaccounted_blocks > 0 {
-            output::line(&format!("{unaccounted_blocks} blocks in use are held by what is lost"))?;
-        }
-        output::line(&format!("{volumes} volumes, {nodes} nodes, {used_blocks} blocks in use: {fault_count} faults"))?;
-    }
-    if check.fault_count == 0 { Ok(()) } else { bail!("pool has {} faults", check.fault_count) }
-}
-
-/// A volume and what of it is touched.
-fn touched_words(touched: &Touched) -> String {
-    let ranges: Vec<String> = touched
-        .ranges
-        .iter()
-        .map(|range| format!("{}+{}", range.offset_bytes, size::show(range.length_bytes)))
-        .collect();
-    if ranges.is_empty() { touched.name.clone() } else { format!("{} at {}", touched.name, ranges.join(", ")) }
 }

@@ -23,6 +23,7 @@ mod places;
 mod process;
 pub mod protocol;
 mod remote;
+mod repair;
 mod server;
 mod start;
 
@@ -35,6 +36,7 @@ pub use front_process::{ServeOptions, serve};
 pub use lookup::{FoundPool, find_pool, identify, running_daemons};
 pub use metadata::{dump_pool, restore_pool};
 pub use places::log as log_path;
+pub use repair::{RepairTo, repair_pool, undo_repair};
 pub use start::{running, start, wait_until_gone};
 
 /// `10.0 GiB`, for messages.

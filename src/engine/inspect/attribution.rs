@@ -76,7 +76,7 @@ impl Visitor for Marker<'_> {
 }
 
 /// Fills in what each fault touches.
-pub(super) async fn attribute<S: Storage>(
+pub(in crate::engine) async fn attribute<S: Storage>(
     reader: &mut Reader<'_, S>,
     tables: &Tables,
     faults: &mut Faults,

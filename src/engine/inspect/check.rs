@@ -52,10 +52,16 @@ pub struct Progress {
 }
 
 /// A visitor that only shows how far the walk is.
-struct Shown<'a> {
+pub(in crate::engine) struct Shown<'a> {
     used_blocks: u64,
     nodes: u64,
     show: &'a mut dyn FnMut(Progress),
+}
+
+impl<'a> Shown<'a> {
+    pub(in crate::engine) fn new(used_blocks: u64, show: &'a mut dyn FnMut(Progress)) -> Self {
+        Self { used_blocks, nodes: 0, show }
+    }
 }
 
 impl Visitor for Shown<'_> {
@@ -143,7 +149,7 @@ async fn walk_all<S: Storage>(
     let mut counts = Counts::new(superblock.geometry, superblock.groups_in_use);
     let tables = read_tables(reader, superblock, &mut counts, faults).await;
     let mut complete = tables.lost_ids.is_empty() && tables.carcasses_lost == 0;
-    let mut shown = Shown { used_blocks: superblock.used_blocks, nodes: 0, show };
+    let mut shown = Shown::new(superblock.used_blocks, show);
     let mut walker = Walker::new(reader, &mut counts, faults);
     complete &= walk_trees(&mut walker, &tables, &mut shown).await?;
     let report = CheckReport {
@@ -215,11 +221,21 @@ pub(in crate::engine) fn carcass_tree(carcass: &Carcass) -> Tree {
 }
 
 /// The journal: its chain, and whether its changes can be made.
-fn check_journal(superblock: &Superblock, tables: &Tables, tail: &Tail, ended: Result<()>, faults: &mut Faults) {
+///
+/// Answers how many of the changes can be made.
+pub(in crate::engine) fn check_journal(
+    superblock: &Superblock,
+    tables: &Tables,
+    tail: &Tail,
+    ended: Result<()>,
+    faults: &mut Faults,
+) -> usize {
     faults.add_journal(tail, ended);
+    let mut possible = tail.records.len();
     let mut known: std::collections::HashSet<u64> = tables.volumes.iter().map(|found| found.record.id.0).collect();
     let lost = |id: u64| tables.lost_ids.iter().any(|range| range.contains(&id));
-    for (lsn, record) in &tail.records {
+    for (position, (lsn, record)) in tail.records.iter().enumerate() {
+        let before = faults.total();
         let mut outside = None;
         record.named_blocks(|address, count| {
             let end = address.0.checked_add(count).is_none_or(|end| end > superblock.geometry.pool_blocks);
@@ -246,7 +262,11 @@ fn check_journal(superblock: &Superblock, tables: &Tables, tail: &Tail, ended: R
             }
             _ => {}
         }
+        if faults.total() > before {
+            possible = possible.min(position);
+        }
     }
+    possible
 }
 
 /// Volumes that must be there for a change to be made.

@@ -61,6 +61,8 @@ pub struct TouchedRange {
 pub(in crate::engine) struct Faults {
     list: Vec<Fault>,
     total: u64,
+    /// Blocks of pairs that are bad, and the other one, which is good.
+    copies: Vec<(PoolBlock, PoolBlock)>,
 }
 
 impl Faults {
@@ -97,6 +99,16 @@ impl Faults {
         }
     }
 
+    /// Remembers that `bad` is to be what `good` is.
+    pub(super) fn add_copy(&mut self, bad: PoolBlock, good: PoolBlock) {
+        self.copies.push((bad, good));
+    }
+
+    /// Bad blocks of pairs, and their good copies.
+    pub(in crate::engine) fn copies(&self) -> &[(PoolBlock, PoolBlock)] {
+        &self.copies
+    }
+
     /// Where and why the journal's chain breaks off, if it does.
     pub(in crate::engine) fn add_journal(&mut self, tail: &Tail, ended: Result<()>) {
         match ended {
@@ -111,6 +123,10 @@ impl Faults {
 
     pub(in crate::engine) fn total(&self) -> u64 {
         self.total
+    }
+
+    pub(in crate::engine) fn list(&self) -> &[Fault] {
+        &self.list
     }
 
     pub(super) fn list_mut(&mut self) -> &mut [Fault] {

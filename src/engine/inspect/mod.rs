@@ -18,13 +18,14 @@ mod superblocks;
 mod tables;
 mod walk;
 
+pub(super) use attribution::attribute;
 pub use check::{CheckReport, Progress, check_metadata};
-pub(super) use check::{carcass_tree, check_pinned, named_volumes, read_pinned, walk_trees};
+pub(super) use check::{Shown, carcass_tree, check_journal, check_pinned, read_pinned, walk_trees};
 pub(super) use counts::{Counts, Reached};
 pub(super) use fault::Faults;
 pub use fault::{Fault, Touched, TouchedRange};
 pub(super) use reader::Reader;
-pub(super) use space::{implied, read_descriptor, read_index};
+pub(super) use space::{GroupFacts, Space, compare, compare_total, implied, read_descriptor, read_index, read_space};
 pub(super) use superblocks::read_superblocks;
-pub(super) use tables::{FoundVolume, Tables, add_stubs, read_tables};
-pub(super) use walk::{Missing, Subtree, Tree, Visited, Visitor, Walker};
+pub(super) use tables::{Tables, add_stubs, read_tables};
+pub(super) use walk::{Tree, Visited, Visitor, Walker};

@@ -31,10 +31,6 @@ impl<'a, S: Storage> Reader<'a, S> {
         Self { storage, uuid, geometry, memory: storage.allocate(BLOCK_SIZE) }
     }
 
-    pub(in crate::engine) fn storage(&self) -> &'a S {
-        self.storage
-    }
-
     /// Reads a block.
     pub(in crate::engine) async fn read(&mut self, address: PoolBlock) -> Result<Vec<u8>, Check> {
         if address.0 >= self.geometry.pool_blocks {
@@ -66,6 +62,10 @@ impl<'a, S: Storage> Reader<'a, S> {
             }
         }
         for found in bad {
+            if good.is_some() {
+                let other = if found.address == target.address { target.address.plus(1) } else { target.address };
+                faults.add_copy(found.address, other);
+            }
             faults.add_found(found, good.is_some(), None);
         }
         good

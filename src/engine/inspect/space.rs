@@ -15,7 +15,7 @@ use crate::units::PoolBlock;
 
 /// What the space map says in all.
 #[derive(Default)]
-pub(super) struct Space {
+pub(in crate::engine) struct Space {
     /// Blocks whose count is not 0.
     pub(super) used_blocks: u64,
     /// Blocks that are counted and were not reached, in a walk that could not reach everything.
@@ -40,6 +40,11 @@ pub(in crate::engine) struct GroupFacts {
 const MANY: u8 = u8::MAX;
 
 impl GroupFacts {
+    /// Whether the group's block `index` is counted by nothing, as far as that is known.
+    pub(in crate::engine) fn is_free(&self, geometry: &format::Geometry, index: u32) -> bool {
+        self.count(geometry, index as usize) == Some(0)
+    }
+
     fn count(&self, geometry: &format::Geometry, index: usize) -> Option<u32> {
         if self.bad_pages >> (index / COUNTS_PER_PAGE as usize) & 1 == 1 {
             return None;
@@ -80,7 +85,7 @@ pub(in crate::engine) async fn read_space<S: Storage>(
 
 /// Compares what the space map says of a group with the walk. Where the walk is not `complete`, blocks that it did not reach
 /// are not told as faults: what is lost may have held them.
-pub(super) fn compare(
+pub(in crate::engine) fn compare(
     geometry: &format::Geometry,
     facts: Option<&GroupFacts>,
     counts: &Counts,
@@ -120,7 +125,7 @@ pub(super) fn compare(
 }
 
 /// What the superblock says of the whole.
-pub(super) fn compare_total(superblock: &Superblock, space: &Space, faults: &mut Faults) {
+pub(in crate::engine) fn compare_total(superblock: &Superblock, space: &Space, faults: &mut Faults) {
     let (recorded, found) = (superblock.used_blocks, space.used_blocks);
     if !space.damaged && recorded != found {
         faults.add(Structure::Superblock, PoolBlock(0), Check::Total { field: "used_blocks", recorded, found });

@@ -52,10 +52,6 @@ impl Missing {
     pub(in crate::engine) fn contains(&self, index: usize) -> bool {
         self.0[index / 64] >> (index % 64) & 1 == 1
     }
-
-    pub(in crate::engine) fn is_empty(&self) -> bool {
-        self.0 == [0; 4]
-    }
 }
 
 /// A tree, or what a carcass has left of one.
@@ -132,11 +128,6 @@ impl<'w, 'r, S: Storage> Walker<'w, 'r, S> {
     ) -> Self {
         let (lost, memos) = (FxHashSet::default(), FxHashMap::default());
         Self { reader, counts, faults, lost, memos, nodes: 0, data_blocks: 0 }
-    }
-
-    /// Whether a node was found lost.
-    pub(in crate::engine) fn is_lost(&self, address: PoolBlock) -> bool {
-        self.lost.contains(&address.0)
     }
 
     /// Walks a tree. None when not even its root can be read.

@@ -2,6 +2,7 @@
 
 use crate::engine::{Memory, Storage};
 use crate::error::{Error, Result};
+use crate::format::{SUPERBLOCK_COPIES, Slot};
 use crate::units::{BLOCK_SIZE, PoolBlock};
 
 /// Blocks gathered before they are saved and written.
@@ -41,21 +42,30 @@ impl<'a, S: Storage> Writer<'a, S> {
         self.storage.flush().await.map_err(|error| Error::io("flush of metadata", error))
     }
 
+    /// Has a slot of the superblock saved, which is about to be written.
+    pub(in crate::engine) async fn save_superblock(&mut self, slot: Slot) -> Result<()> {
+        self.save(&SUPERBLOCK_COPIES[slot.index()]).await
+    }
+
+    async fn save(&mut self, blocks: &[PoolBlock]) -> Result<()> {
+        let Some(save) = &mut self.save else { return Ok(()) };
+        let mut saved = Vec::with_capacity(blocks.len());
+        for address in blocks {
+            // What cannot be read is not there to be saved.
+            let memory = self.storage.allocate(BLOCK_SIZE);
+            if self.storage.read(address.offset_bytes(), &memory).await.is_ok() {
+                let mut bytes = vec![0; BLOCK_SIZE];
+                memory.read(0, &mut bytes);
+                saved.push((*address, bytes));
+            }
+        }
+        save(&saved)
+    }
+
     async fn write_out(&mut self) -> Result<()> {
         let waiting = std::mem::take(&mut self.waiting);
-        if let Some(save) = &mut self.save {
-            let mut saved = Vec::with_capacity(waiting.len());
-            for (address, _) in &waiting {
-                // What cannot be read is not there to be saved.
-                let memory = self.storage.allocate(BLOCK_SIZE);
-                if self.storage.read(address.offset_bytes(), &memory).await.is_ok() {
-                    let mut bytes = vec![0; BLOCK_SIZE];
-                    memory.read(0, &mut bytes);
-                    saved.push((*address, bytes));
-                }
-            }
-            save(&saved)?;
-        }
+        let blocks: Vec<PoolBlock> = waiting.iter().map(|(address, _)| *address).collect();
+        self.save(&blocks).await?;
         let mut under_way = Vec::with_capacity(waiting.len());
         for (address, bytes) in &waiting {
             let memory = self.storage.allocate(BLOCK_SIZE);
