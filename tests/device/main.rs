@@ -10,9 +10,11 @@ mod growth;
 mod kill;
 mod refusals;
 mod space;
+mod storm;
 mod story;
 #[path = "../support/mod.rs"]
 mod support;
+mod workload;
 
 use libtest_mimic::{Arguments, Completion, Failed, Trial};
 use support::machine::{Need, missing};
@@ -68,6 +70,7 @@ fn main() {
         trial("engine_killed_under_fio_over_io_uring", EXT4_URING, || kill::under_fio(Transport::Uring)),
         trial("engine_killed_under_fio_over_classic_fuse", EXT4, || kill::under_fio(Transport::Classic)),
         trial("engine_killed_under_mounted_ext4", EXT4, || kill::under_ext4(Transport::Auto)),
+        trial("engines_killed_at_random_moments", EXT4, storm::kills_at_random_moments),
         trial("deleted_files_give_space_back", EXT4, space::deleted_files_give_space_back),
         trial("fstrim_gives_space_back", EXT4, space::fstrim_gives_space_back),
         trial("deleted_volume_gives_space_back", EXT4, space::deleted_volume_gives_space_back),
