@@ -12,6 +12,7 @@ mod refusals;
 mod space;
 mod storm;
 mod story;
+mod succession;
 #[path = "../support/mod.rs"]
 mod support;
 mod workload;
@@ -71,6 +72,8 @@ fn main() {
         trial("engine_killed_under_fio_over_classic_fuse", EXT4, || kill::under_fio(Transport::Classic)),
         trial("engine_killed_under_mounted_ext4", EXT4, || kill::under_ext4(Transport::Auto)),
         trial("engines_killed_at_random_moments", EXT4, storm::kills_at_random_moments),
+        trial("front_killed_loses_nothing_acknowledged", EXT4, succession::front_killed),
+        trial("nobody_opens_the_pool_before_the_successor", EXT4, succession::nobody_slips_in),
         trial("deleted_files_give_space_back", EXT4, space::deleted_files_give_space_back),
         trial("fstrim_gives_space_back", EXT4, space::fstrim_gives_space_back),
         trial("deleted_volume_gives_space_back", EXT4, space::deleted_volume_gives_space_back),

@@ -248,7 +248,8 @@ impl TestPool {
     }
 }
 
-fn is_alive(process: u32) -> bool {
+/// Whether a process lives.
+pub fn is_alive(process: u32) -> bool {
     // A zombie has ended; whoever started it has not looked yet.
     fs::read_to_string(format!("/proc/{process}/stat"))
         .is_ok_and(|stat| !stat.rsplit(')').next().unwrap_or_default().trim_start().starts_with('Z'))
