@@ -8,6 +8,8 @@ mod containers;
 mod fio;
 mod growth;
 mod kill;
+mod power_cut;
+mod recording;
 mod refusals;
 mod space;
 mod storm;
@@ -18,6 +20,7 @@ mod support;
 mod workload;
 
 use libtest_mimic::{Arguments, Completion, Failed, Trial};
+use support::command::is_slow;
 use support::machine::{Need, missing};
 use support::pool::Transport;
 
@@ -42,6 +45,13 @@ const EXT4: &[Need] = &[Need::FileSystem("ext4"), Need::Program("fio"), Need::Pr
 const EXT4_URING: &[Need] = &[Need::FuseUring, Need::FileSystem("ext4"), Need::Program("fio"), Need::Program("e2fsck")];
 const XFS: &[Need] = &[Need::FileSystem("xfs"), Need::Program("fio"), Need::Program("xfs_repair")];
 const BTRFS: &[Need] = &[Need::FileSystem("btrfs"), Need::Program("fio"), Need::Program("btrfs")];
+const RECORDED: &[Need] = &[
+    Need::FileSystem("ext4"),
+    Need::FileSystem("xfs"),
+    Need::Program("e2fsck"),
+    Need::Program("xfs_repair"),
+    Need::Program("sqlite3"),
+];
 const CONTAINERS: &[Need] = &[Need::FileSystem("ext4"), Need::Program("runc")];
 
 fn main() {
@@ -51,7 +61,7 @@ fn main() {
     arguments.test_threads = Some(1);
     let full = |transport| Story { file_system: FileSystem::Ext4, transport, sector_size: 4096, layers: 20 };
     let short = |file_system, transport, sector_size| Story { file_system, transport, sector_size, layers: 3 };
-    let tests = vec![
+    let mut tests = vec![
         trial("whole_story_on_ext4_over_io_uring", EXT4_URING, move || full(Transport::Uring).tell()),
         trial("whole_story_on_ext4_on_what_the_kernel_has", EXT4, move || {
             // Where the kernel has io_uring for FUSE, the test above has told all of it.
@@ -92,5 +102,9 @@ fn main() {
         trial("sigterm_says_what_is_still_mounted", EXT4, refusals::sigterm_while_mounted),
         trial("attach_all_brings_back_what_was_attached", EXT4, growth::attach_all_remembers),
     ];
+    if !is_slow() {
+        // An emulator has neither the time nor the recorder.
+        tests.push(trial("programs_survive_power_cuts", RECORDED, power_cut::programs_survive));
+    }
     libtest_mimic::run(&arguments, tests).exit();
 }

@@ -45,8 +45,22 @@ impl TestPool {
 
     /// A new pool in a new folder of `parent`.
     pub fn create_in(parent: &Path, size: &str, transport: Transport) -> Self {
-        let folder = tempfile::Builder::new().prefix("plywood-test-").tempdir_in(parent).expect("a folder");
+        let folder = new_folder(parent);
         let file = folder.path().join("pool");
+        Self::create_at(folder, file, size, transport)
+    }
+
+    /// A new pool on a block device.
+    pub fn create_on(device: &Path, size: &str, transport: Transport) -> Self {
+        Self::create_at(new_folder(&scratch()), device.to_owned(), size, transport)
+    }
+
+    /// The pool in `file`, which somebody else has made.
+    pub fn adopt(file: &Path) -> Self {
+        Self { folder: new_folder(&scratch()), file: file.to_owned(), transport: Transport::Auto }
+    }
+
+    fn create_at(folder: tempfile::TempDir, file: PathBuf, size: &str, transport: Transport) -> Self {
         // The name is the folder's: names of pools in use are of the whole machine.
         let name = folder.path().file_name().expect("a name").to_string_lossy().into_owned();
         let pool = Self { folder, file, transport };
@@ -206,6 +220,10 @@ impl TestPool {
         use std::os::unix::fs::MetadataExt;
         fs::metadata(&self.file).expect("the pool file").blocks() * 512
     }
+}
+
+fn new_folder(parent: &Path) -> tempfile::TempDir {
+    tempfile::Builder::new().prefix("plywood-test-").tempdir_in(parent).expect("a folder")
 }
 
 impl Drop for TestPool {
