@@ -177,9 +177,12 @@ impl<S: Storage> Pool<S> {
             done += run.count;
             if done >= FREED_AT_A_TIME {
                 done = 0;
+                self.inner.state.borrow_mut().release_frees();
                 yield_now().await;
             }
         }
+        // Nobody else might come by: a pool at rest gives its space back, too.
+        self.inner.state.borrow_mut().release_frees();
     }
 
     /// Writes nodes, records and carcasses, from the leaves up, filling in the checksums of children. Answers the

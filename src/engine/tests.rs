@@ -187,6 +187,29 @@ fn discard_of_a_shared_subtree_takes_own_bytes_down_exactly() {
     });
 }
 
+/// What the checkpoint freed waited for somebody to leave an epoch. On a pool at rest nobody did.
+#[test]
+fn pool_at_rest_gives_back_what_its_last_checkpoint_freed() {
+    with_pool(|pool| async move {
+        let volume = pool.create_volume(new_volume("one", GIB)).await.unwrap();
+        fill(&pool, volume.id, 0, 64 << 20, 1).await;
+        pool.create_snapshot(volume.id, new_snapshot("kept")).await.unwrap();
+        let kept = pool.volumes().iter().find(|info| info.name == "kept").unwrap().id;
+        pool.delete_volume(volume.id).await.unwrap();
+        pool.delete_volume(kept).await.unwrap();
+        pool.settle().await.unwrap();
+        pool.checkpoint().await.unwrap();
+        for _ in 0..50 {
+            pool.tick();
+            for _ in 0..100 {
+                futures_lite::future::yield_now().await;
+            }
+        }
+        let punched = pool.counters().blocks_punched;
+        assert!(punched >= (32 << 20) / 4096, "{punched} blocks punched");
+    });
+}
+
 #[test]
 fn changed_ranges_are_found_without_reading_what_is_shared() {
     with_pool(|pool| async move {

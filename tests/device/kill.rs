@@ -9,7 +9,8 @@ use std::time::Duration;
 
 use crate::fio::Verify;
 use crate::story::FileSystem;
-use crate::support::command::{is_slow, run, shell};
+use crate::support::command::{is_slow, run};
+use crate::support::kernel_log::KernelLog;
 use crate::support::mounted::device_at;
 use crate::support::pool::{TestPool, Transport};
 use crate::support::tree::random_bytes;
@@ -39,6 +40,7 @@ pub fn under_fio(transport: Transport) {
 /// Under a mounted ext4 whose files are written, appended to, renamed and deleted without any fsync, their digests
 /// remembered here.
 pub fn under_ext4(transport: Transport) {
+    let log = KernelLog::from_now();
     let pool = TestPool::create("10G", transport);
     pool.done("volume create files --size 2G --sector-size 4096");
     let device = pool.attach("files");
@@ -83,8 +85,7 @@ pub fn under_ext4(transport: Transport) {
     pool.unmount(&point);
     let device = pool.attach("files");
     FileSystem::Ext4.check(&device);
-    let complaints = shell(&format!("dmesg | grep -E 'I/O error.*dev {}' || true", device.trim_start_matches("/dev/")));
-    assert_eq!(complaints.stdout, "", "the kernel saw I/O errors");
+    log.assert_no_io_error(&device);
     pool.done("detach files");
     pool.stop();
     pool.check();
