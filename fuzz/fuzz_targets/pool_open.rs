@@ -125,7 +125,7 @@ fn use_pool(session: &mut Session, storage: &FuzzStorage, rest: &mut Fields<'_>)
     let _ = call!(session, pool, |pool| pool.settle());
     let _ = call!(session, pool, |pool| pool.enlarge(POOL_BYTES));
     let after = is_clean(session, &pool);
-    for _ in 0..40 {
+    for _ in 0..31 {
         session.tick();
     }
     if let Some(id) = ids.first().copied() {

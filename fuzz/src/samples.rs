@@ -186,7 +186,7 @@ async fn change(pool: &Pool<FuzzStorage>, storage: &FuzzStorage) -> Result<(), E
 }
 
 /// Leaves of the volumes that become carcasses: enough for the worker to be caught at work.
-const LEAVES: u64 = 200;
+const LEAVES: u64 = 100;
 
 /// A deleted volume, a large discard, and a shrunk volume whose tree a snapshot holds too.
 async fn leave_carcasses(pool: &Pool<FuzzStorage>, storage: &FuzzStorage) -> Result<(), Error> {
