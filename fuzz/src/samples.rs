@@ -14,7 +14,7 @@ use crate::session::{Session, SharedLog};
 use crate::storage::FuzzStorage;
 
 /// 2 MiB of superblocks, 1 MiB of journal, one short group.
-pub const POOL_BYTES: u64 = (512 + 256 + 8192) * 4096;
+pub const POOL_BYTES: u64 = (512 + 256 + 4096) * 4096;
 const MIB: u64 = 1 << 20;
 
 /// In which state a sample was left.
