@@ -2,6 +2,9 @@
 //! the pool was closed between them or only committed.
 
 mod file_pool;
+#[path = "../support/golden.rs"]
+mod golden;
+mod golden_pools;
 mod refusals;
 
 use file_pool::{Ending, FilePool, MIB, by_name, bytes_of, new_clone, new_snapshot, new_volume, read, write};
