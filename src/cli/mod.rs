@@ -18,6 +18,7 @@ pub mod run;
 mod serve;
 pub mod size;
 mod snapshot;
+mod tools;
 mod volume;
 
 use std::io::{self, Write};

@@ -93,7 +93,10 @@ impl<S: Storage> Pool<S> {
         let inner = &self.inner;
         loop {
             until(&inner.signals.work, || {
-                inner.checkpoint_wanted.get() || inner.stopped.get() || inner.state.borrow().poisoned.is_some()
+                let held = inner.last_checkpoint.get().is_some_and(|last| inner.checkpoints_begun.get() >= last);
+                (inner.checkpoint_wanted.get() && !held)
+                    || inner.stopped.get()
+                    || inner.state.borrow().poisoned.is_some()
             })
             .await;
             if inner.stopped.get() || inner.state.borrow().poisoned.is_some() {
