@@ -42,7 +42,7 @@ mod write;
 
 pub use check::{CheckReport, Fault};
 pub use control::NewVolume;
-pub use counters::Counters;
+pub use counters::{Activity, Counters};
 pub use create::{CreateOptions, JOURNAL_BYTES};
 pub use diff::ChangedRange;
 pub use info::{Origin, PoolInfo, VolumeInfo};

@@ -343,6 +343,15 @@ impl Model {
         }
     }
 
+    /// A change that was made already was made once more: where a block stands may be another place now.
+    pub fn sent_again(&mut self, volume: Uuid, sectors: Range<u64>) {
+        let Some(volume) = self.volumes.get_mut(&volume) else { return };
+        let blocks = sectors.start / SECTORS..sectors.end.div_ceil(SECTORS);
+        for (_, block) in volume.blocks.range_mut(blocks) {
+            block.hold = Hold::Unknown;
+        }
+    }
+
     /// A FLUSH of `volume` that began at `since` was acknowledged.
     pub fn flushed(&mut self, volume: Uuid, since: u64) {
         if let Some(volume) = self.volumes.get_mut(&volume) {

@@ -4,18 +4,71 @@ use std::any::Any;
 use std::collections::BTreeMap;
 use std::rc::Rc;
 
-use plywood::engine::{Memory, NewClone, NewSnapshot, NewVolume};
+use plywood::engine::{Memory, NewClone, NewSnapshot, NewVolume, VolumeHandle};
 use plywood::error::Error;
 use plywood::io::IoMemory;
 use uuid::Uuid;
 
 use crate::content::{SECTOR, SECTORS, fill, parse_blocks};
+use crate::medium::Medium;
 use crate::model::{BALLAST_BYTES, Control, Hold, Kind, Volume};
 use crate::world::{Shared, World};
 
 const BLOCK: u64 = SECTOR * SECTORS;
 const MIB: u64 = 1 << 20;
 const GIB: u64 = 1 << 30;
+
+/// A change as the front holds it.
+#[derive(Clone, Copy, Debug)]
+pub struct Request {
+    volume: Uuid,
+    offset: u64,
+    length: u64,
+    what: What,
+    /// It was carried out, and only the reply is missing. Its range is held until that has been handed over.
+    is_done: bool,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum What {
+    Write { fua: bool },
+    Discard,
+    Zeroes { unmap: bool },
+}
+
+impl What {
+    fn kind(self) -> Kind {
+        match self {
+            Self::Write { .. } | Self::Zeroes { unmap: false } => Kind::Write,
+            Self::Discard | Self::Zeroes { unmap: true } => Kind::Discard,
+        }
+    }
+}
+
+impl Request {
+    fn overlaps(&self, other: &Self) -> bool {
+        self.volume == other.volume
+            && self.offset / BLOCK < (other.offset + other.length).div_ceil(BLOCK)
+            && other.offset / BLOCK < (self.offset + self.length).div_ceil(BLOCK)
+    }
+}
+
+/// Does what a request asks, with content that names it.
+async fn carry_out(
+    handle: VolumeHandle<Medium>,
+    number: u64,
+    request: Request,
+) -> plywood::error::Result<Box<dyn Any>> {
+    let Request { offset, length, .. } = request;
+    match request.what {
+        What::Write { fua } => {
+            let memory = IoMemory::from_bytes(&fill(number, offset / SECTOR, length / SECTOR));
+            handle.write(offset, &memory, fua).await.map(boxed)
+        }
+        What::Discard => handle.discard(offset, length).await.map(boxed),
+        What::Zeroes { unmap } => handle.write_zeroes(offset, length, unmap).await.map(boxed),
+    }
+}
 
 /// Marks a volume as used as long as it lives.
 struct Using {
@@ -155,6 +208,10 @@ impl World {
         let size = volume.size_bytes;
         let near = [0, MIB - 8 * BLOCK, size / 2, size.saturating_sub(24 * BLOCK), 256 * MIB - 4 * BLOCK, 64 * GIB];
         let near = near[self.random.usize(..near.len())] % size / BLOCK * BLOCK;
+        if self.is_hungry && self.random.u32(..6) == 0 {
+            let start = self.random.u64(..size.min(24 * MIB) / BLOCK) * BLOCK;
+            return (start, (self.random.u64(16..=256) * BLOCK).min(size - start));
+        }
         let (offset, length) = match self.random.u32(..100) {
             0..45 => (self.random.u64(..12) * BLOCK, BLOCK),
             45..70 => (self.random.u64(..96) * SECTOR, self.random.u64(1..=8) * SECTOR),
@@ -214,11 +271,7 @@ impl World {
         let Some(volume) = self.pick(false, |volume| !volume.read_only) else { return false };
         let (offset, length) = self.range(&volume);
         let fua = self.random.u32(..12) == 0;
-        let handle = self.handle(volume.uuid);
-        let number = self.begin(volume.uuid, offset, length, Kind::Write, true);
-        let memory = IoMemory::from_bytes(&fill(number, offset / SECTOR, length / SECTOR));
-        self.change(volume, number, fua, false, async move { handle.write(offset, &memory, fua).await.map(boxed) });
-        true
+        self.change(&volume, offset, length, What::Write { fua })
     }
 
     fn start_discard(&mut self) -> bool {
@@ -230,55 +283,87 @@ impl World {
                 * u64::from(volume.sector_size);
             length = (length + reach).min(volume.size_bytes - offset);
         }
-        let handle = self.handle(volume.uuid);
-        let number = self.begin(volume.uuid, offset, length, Kind::Discard, false);
-        self.change(volume, number, false, true, async move { handle.discard(offset, length).await.map(boxed) });
-        true
+        self.change(&volume, offset, length, What::Discard)
     }
 
     fn start_zeroes(&mut self) -> bool {
         let Some(volume) = self.pick(false, |volume| !volume.read_only) else { return false };
         let (offset, length) = self.range(&volume);
         let unmap = self.random.bool();
-        let handle = self.handle(volume.uuid);
-        let kind = if unmap { Kind::Discard } else { Kind::Write };
-        let number = self.begin(volume.uuid, offset, length, kind, false);
-        self.change(
-            volume,
-            number,
-            false,
-            true,
-            async move { handle.write_zeroes(offset, length, unmap).await.map(boxed) },
-        );
+        self.change(&volume, offset, length, What::Zeroes { unmap })
+    }
+
+    fn change(&mut self, volume: &Volume, offset: u64, length: u64, what: What) -> bool {
+        let is_data = matches!(what, What::Write { .. });
+        let number = self.begin(volume.uuid, offset, length, what.kind(), is_data);
+        let request = Request { volume: volume.uuid, offset, length, what, is_done: false };
+        self.shared.unanswered.borrow_mut().insert(number, request);
+        self.start_change(number, request);
         true
     }
 
-    fn change(
-        &mut self,
-        volume: Volume,
-        number: u64,
-        fua: bool,
-        in_parts: bool,
-        call: impl Future<Output = plywood::error::Result<Box<dyn Any>>> + 'static,
-    ) {
+    fn start_change(&mut self, number: u64, request: Request) {
+        let handle = self.handle(request.volume);
         let shared = Rc::clone(&self.shared);
-        let delay = self.random.u32(..3);
-        self.spawn(vec![volume.uuid], false, async move {
-            match call.await {
+        // Now and then a reply takes its time to be handed over.
+        let delay = if self.random.u32(..8) == 0 { self.random.u32(..200) } else { self.random.u32(..3) };
+        self.spawn(vec![request.volume], false, async move {
+            let answered = || shared.unanswered.borrow_mut().remove(&number);
+            match carry_out(handle, number, request).await {
                 Ok(held) => {
-                    shared.model.borrow_mut().acknowledge(number, fua);
+                    shared.model.borrow_mut().acknowledge(number, request.what == What::Write { fua: true });
+                    if let Some(request) = shared.unanswered.borrow_mut().get_mut(&number) {
+                        request.is_done = true;
+                    }
                     for _ in 0..delay {
                         futures_lite::future::yield_now().await;
                     }
+                    answered();
                     drop(held);
                 }
                 Err(Error::NoSpace(_)) => {
+                    let in_parts = !matches!(request.what, What::Write { .. });
                     shared.model.borrow_mut().refuse(number, in_parts);
                     shared.met.borrow_mut().no_space += 1;
+                    answered();
                 }
-                Err(error) => panic!("change of {}: {error}", volume.name),
+                Err(error) => panic!("{request:?}: {error}"),
             }
         });
+    }
+
+    /// A successor gets all requests that were not answered. Those that had been carried out must change nothing: their
+    /// ranges were held, so nothing overlapping was answered after them.
+    pub fn send_again(&mut self) {
+        let unanswered = self.shared.unanswered.borrow().clone();
+        for (number, mut request) in unanswered.clone() {
+            let known = self.shared.model.borrow().volumes.contains_key(&request.volume);
+            if !known {
+                self.shared.unanswered.borrow_mut().remove(&number);
+                continue;
+            }
+            self.shared.met.borrow_mut().sent_again += 1;
+            let apart = unanswered.iter().all(|(other, beside)| *other == number || !request.overlaps(beside));
+            if request.is_done && apart {
+                let handle = self.handle(request.volume);
+                let done = self.finish(carry_out(handle, number, request));
+                match done {
+                    Ok(_) | Err(Error::NoSpace(_)) => {}
+                    Err(error) => panic!("sent again: {request:?}: {error}"),
+                }
+                let sectors = request.offset / SECTOR..(request.offset + request.length) / SECTOR;
+                self.shared.model.borrow_mut().sent_again(request.volume, sectors);
+                self.shared.unanswered.borrow_mut().remove(&number);
+                continue;
+            }
+            request.is_done = false;
+            self.shared.unanswered.borrow_mut().insert(number, request);
+            let sectors = request.offset / SECTOR..(request.offset + request.length) / SECTOR;
+            let value = if matches!(request.what, What::Write { .. }) { number } else { 0 };
+            let kind = request.what.kind();
+            self.shared.model.borrow_mut().begin(number, request.volume, sectors, value, kind);
+            self.start_change(number, request);
+        }
     }
 
     fn start_flush(&mut self) -> bool {

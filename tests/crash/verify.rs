@@ -12,7 +12,7 @@ use uuid::Uuid;
 
 use crate::content::{SECTOR, SECTORS, Sectors, parse_blocks};
 use crate::log::Log;
-use crate::medium::{Image, Medium};
+use crate::medium::{Left, Medium};
 use crate::met::Met;
 use crate::model::{BALLAST_BYTES, Block, Control, Hold, Model, Volume, rolled_back};
 
@@ -40,7 +40,7 @@ pub struct Setting {
 /// What a crash left, to be opened.
 #[derive(Clone)]
 pub struct Remains {
-    pub image: Image,
+    pub image: Left,
     pub log: Log,
     /// Whether power was lost since the model's last certainty.
     pub lost_power: bool,
@@ -121,7 +121,7 @@ fn interrupt(remains: &Remains, setting: Setting, stop_after: u64, random: &mut 
         let session = random.u128(..);
         Remains { image: medium.power_cut(random), log: Log::new(session), lost_power: true }
     } else {
-        Remains { image: medium.process_death(), log, lost_power: remains.lost_power }
+        Remains { image: medium.process_death(random), log, lost_power: remains.lost_power }
     }
 }
 

@@ -2,7 +2,7 @@
 //! what a crash of the one before has left.
 
 use std::cell::{Cell, RefCell};
-use std::collections::{BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::rc::Rc;
 
 use async_executor::LocalExecutor;
@@ -11,9 +11,11 @@ use plywood::engine::{CreateOptions, OpenOptions, Pool, VolumeHandle};
 use uuid::Uuid;
 
 use crate::log::Log;
-use crate::medium::{Image, Medium};
+use crate::image::Image;
+use crate::medium::{Medium, Phase};
 use crate::met::Met;
 use crate::model::Model;
+use crate::operations::Request;
 use crate::verify::{self, Crash, Remains, Setting, judge, log_after, observe, verify};
 
 const MIB: u64 = 1 << 20;
@@ -29,6 +31,8 @@ pub struct Shared {
     pub alone: RefCell<BTreeSet<Uuid>>,
     /// Volumes that tasks use, and how many.
     pub used: RefCell<HashMap<Uuid, usize>>,
+    /// Requests whose replies have not been handed over: the front sends them again to the next engine.
+    pub unanswered: RefCell<BTreeMap<u64, Request>>,
 }
 
 pub struct World {
@@ -41,6 +45,8 @@ pub struct World {
     pub setting: Setting,
     /// Whether volumes may be so large that their trees have four levels.
     pub is_tall: bool,
+    /// Whether writes are so many and large that the pool fills.
+    pub is_hungry: bool,
     /// Most volumes.
     pub most: usize,
     log: Log,
@@ -58,17 +64,19 @@ impl World {
         };
         let two_groups = random.u32(..4) == 0;
         let size_bytes = if two_groups { 2 * MIB + MIB + 128 * MIB + 8 * MIB } else { (7 + random.u64(..14)) * MIB };
-        let medium = Medium::new(Image::new(size_bytes), random.u64(..), setting.alignment, setting.journal_bytes);
+        let medium = Medium::new(Image::new(size_bytes).into(), random.u64(..), setting.alignment, setting.journal_bytes);
         let shared = Rc::new(Shared {
             model: RefCell::default(),
             met: RefCell::default(),
             in_flight: Cell::default(),
             alone: RefCell::default(),
             used: RefCell::default(),
+            unanswered: RefCell::default(),
         });
         let log = Log::new(random.u128(..));
         let mut world = Self {
             is_tall: random.u32(..6) == 0,
+            is_hungry: !two_groups && random.u32(..3) == 0,
             most: random.usize(4..14),
             random,
             shared,
@@ -153,19 +161,31 @@ impl World {
         for _ in 0..self.random.u32(0..4) {
             progress |= self.medium.run_one();
         }
-        if (!progress || self.random.u32(..400) == 0)
+        if (!progress || self.random.u32(..200) == 0)
             && let Some(pool) = &self.pool
         {
             pool.tick();
         }
     }
 
-    /// Operates for about `events` events of the medium, crashing in thought at one of `every` of them, then really.
+    /// Operates for about `events` events of the medium, then until it is in the middle of something that few events are
+    /// in the middle of. Crashes in thought at one of `every` events, more often in the beginning: what a successor does
+    /// first stands on what it found.
     pub fn live(&mut self, events: u64, every: u64) -> Result<(), String> {
-        let end = self.medium.events() + events;
-        self.seen = self.medium.events();
+        const FIRST: u64 = 60;
+        let begin = self.medium.events();
+        let end = begin + events;
+        let last = end + 400;
+        let wanted: fn(&Phase) -> bool = match self.random.u32(..6) {
+            0 => |phase| phase.superblock,
+            1 => |phase| phase.journal,
+            2 => |phase| phase.punch,
+            3 => |phase| phase.flush && phase.write,
+            _ => |_| true,
+        };
+        self.seen = begin;
         let mut idle = 0;
-        while self.medium.events() < end {
+        while self.medium.events() < end || (self.medium.events() < last && !wanted(&self.medium.phase())) {
             if self.shared.in_flight.get() < 10 && self.random.u32(..3) == 0 {
                 self.start_operation();
             }
@@ -192,6 +212,7 @@ impl World {
             let now = self.medium.events();
             while self.seen < now {
                 self.seen += 1;
+                let every = if self.seen < begin + FIRST { every.div_ceil(3) } else { every };
                 if self.random.u64(..every) == 0 {
                     self.crash_in_thought()?;
                 }
@@ -212,6 +233,9 @@ impl World {
     fn remains(&mut self, crash: Crash) -> Remains {
         let mut met = self.shared.met.borrow_mut();
         met.phase(self.medium.phase());
+        if let Some(pool) = &self.pool {
+            met.activity(pool.activity());
+        }
         let log = log_after(crash, &self.log, &mut self.random);
         let (image, lost_power) = match crash {
             Crash::PowerCut => {
@@ -220,7 +244,7 @@ impl World {
             }
             Crash::ProcessDeath => {
                 met.deaths += 1;
-                (self.medium.process_death(), false)
+                (self.medium.process_death(&mut self.random), false)
             }
         };
         Remains { image, log, lost_power }
@@ -241,6 +265,10 @@ impl World {
             self.shared.in_flight.set(0);
             self.shared.alone.borrow_mut().clear();
             self.shared.used.borrow_mut().clear();
+            if remains.lost_power {
+                // The client died too.
+                self.shared.unanswered.borrow_mut().clear();
+            }
             let setting = self.setting;
             self.medium =
                 Medium::new(remains.image.clone(), self.random.u64(..), setting.alignment, setting.journal_bytes);
@@ -273,6 +301,7 @@ impl World {
         };
         let settled = judge(&self.shared.model.borrow(), &observed, remains.lost_power)?;
         *self.shared.model.borrow_mut() = settled;
+        self.send_again();
         if self.random.bool() {
             let medium = self.medium.clone();
             let _turning = medium.turning();
