@@ -18,8 +18,6 @@ pub enum Canary {
     FreedBeforeRecorded,
     /// O3: what a carcass gives back is reused before a checkpoint.
     EatenFreedAtOnce,
-    /// O3: a carcass is eaten though the change that made it is not durable.
-    EatenBeforeRecorded,
     /// O4: the superblock is written without a flush of what it leads to.
     SuperblockFirst,
     /// O4: one durable copy of the superblock is enough to reuse the former generation.
@@ -63,13 +61,12 @@ pub enum Canary {
 
 impl Canary {
     /// All of them.
-    pub const ALL: [Self; 25] = [
+    pub const ALL: [Self; 24] = [
         Self::CutAfterFlush,
         Self::FlushWithoutRecords,
         Self::SnapshotOverWrites,
         Self::FreedBeforeRecorded,
         Self::EatenFreedAtOnce,
-        Self::EatenBeforeRecorded,
         Self::SuperblockFirst,
         Self::OneSuperblockCopy,
         Self::NodesInPlace,

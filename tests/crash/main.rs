@@ -6,15 +6,19 @@
 //! begin, `PLYWOOD_CRASH_THREADS` how many worlds at a time. A failure prints the command that repeats it. With the
 //! feature `canary` the rules are broken one by one, and each must be found broken.
 
+mod action;
 #[cfg(feature = "canary")]
 mod canaries;
 mod content;
+mod errors;
 mod image;
 mod log;
 mod medium;
 mod met;
 mod model;
 mod operations;
+mod stories;
+mod task;
 mod verify;
 mod world;
 
@@ -48,8 +52,8 @@ fn from_environment(name: &str) -> Option<u64> {
 /// One world from its creation over several crashes.
 fn run_world(seed: u64) -> Result<Met, String> {
     let mut world = World::new(seed);
-    for _ in 0..world.random.u32(2..7) {
-        let events = world.random.u64(50..1500);
+    for _ in 0..world.random.u32(3..12) {
+        let events = world.random.u64(50..900);
         world.live(events, 12).map_err(|error| format!("seed {seed}: {error}"))?;
         world.crash().map_err(|error| format!("seed {seed}: {error}"))?;
     }

@@ -19,86 +19,9 @@ use plywood::canary::{Canary, is_broken};
 use plywood::engine::{Memory, Storage};
 use plywood::io::IoMemory;
 
+use crate::action::{Action, Cached, Call, Content, Fault, sectors};
 use crate::content::SECTOR;
 use crate::image::{BLOCK, Image, parts};
-
-#[derive(Clone)]
-enum Action {
-    Read(u64, IoMemory),
-    Write(u64, IoMemory),
-    WriteDurable(u64, IoMemory),
-    /// Makes the writes with these numbers durable.
-    Flush(Vec<u64>),
-    Extend(Range<u64>),
-    Punch(Range<u64>),
-}
-
-impl Action {
-    fn range(&self) -> Range<u64> {
-        match self {
-            Self::Read(offset, memory) | Self::Write(offset, memory) | Self::WriteDurable(offset, memory) => {
-                *offset..*offset + memory.len() as u64
-            }
-            Self::Flush(_) => 0..0,
-            Self::Extend(range) | Self::Punch(range) => range.clone(),
-        }
-    }
-
-    fn changes(&self) -> bool {
-        !matches!(self, Self::Read(..) | Self::Flush(_))
-    }
-
-    fn content(&self) -> Option<Content> {
-        match self {
-            Self::Write(_, memory) | Self::WriteDurable(_, memory) => Some(Content::Bytes(memory.to_vec().into())),
-            Self::Extend(_) | Self::Punch(_) => Some(Content::Zeros),
-            Self::Read(..) | Self::Flush(_) => None,
-        }
-    }
-}
-
-#[derive(Clone)]
-enum Content {
-    Bytes(Rc<[u8]>),
-    Zeros,
-}
-
-impl Content {
-    fn write(&self, image: &mut Image, whole: &Range<u64>, part: Range<u64>) {
-        match self {
-            Self::Bytes(bytes) => {
-                let within = (part.start - whole.start) as usize..(part.end - whole.start) as usize;
-                image.write(part.start, &bytes[within]);
-            }
-            Self::Zeros => image.zero(part),
-        }
-    }
-}
-
-/// A change that has ended and is not durable yet.
-#[derive(Clone)]
-struct Cached {
-    number: u64,
-    range: Range<u64>,
-    content: Content,
-    /// Sectors that a later change has made durable: this one can no longer win there.
-    outdated: HashSet<u64>,
-}
-
-impl Cached {
-    fn write(&self, image: &mut Image) {
-        if self.outdated.is_empty() {
-            return self.content.write(image, &self.range, self.range.clone());
-        }
-        for sector in sectors(&self.range).filter(|sector| !self.outdated.contains(sector)) {
-            self.content.write(image, &self.range, sector * SECTOR..(sector + 1) * SECTOR);
-        }
-    }
-}
-
-fn sectors(range: &Range<u64>) -> Range<u64> {
-    range.start / SECTOR..range.end / SECTOR
-}
 
 struct Operation {
     number: u64,
@@ -107,6 +30,8 @@ struct Operation {
     pieces: Vec<Range<u64>>,
     /// Whether one has been.
     is_started: bool,
+    /// It takes much longer than others.
+    is_slow: bool,
     done: Rc<RefCell<Done>>,
 }
 
@@ -139,6 +64,10 @@ struct State {
     /// Operations begun and ended.
     events: u64,
     begun: u64,
+    calls: [u64; 6],
+    fault: Option<Fault>,
+    /// Superblocks are written and do not become durable: the process dies before they come back.
+    superblocks_withheld: bool,
     /// Operations are carried out when they are called.
     at_once: bool,
     /// Operations beyond this number never end.
@@ -161,6 +90,24 @@ struct Late {
     number: u64,
     action: Action,
     pieces: Vec<Range<u64>>,
+}
+
+impl Left {
+    /// All of it durable.
+    pub fn settled(&self) -> Image {
+        self.current.clone()
+    }
+
+    /// One copy of a superblock goes bad.
+    pub fn damage_superblock(&mut self, random: &mut Rng) {
+        let block = [0, 128, 256, 384][random.usize(..4)];
+        let at = block * BLOCK as u64 + random.u64(..4) * SECTOR;
+        let mut bytes = [0; SECTOR as usize];
+        self.current.read(at, &mut bytes);
+        bytes[random.usize(..bytes.len())] ^= 1 << random.u32(..8);
+        self.current.write(at, &bytes);
+        self.durable.write(at, &bytes);
+    }
 }
 
 impl From<Image> for Left {
@@ -205,6 +152,7 @@ impl Medium {
                 action: late.action,
                 pieces: late.pieces,
                 is_started: true,
+                is_slow: true,
                 done: Rc::default(),
             })
             .collect();
@@ -219,6 +167,9 @@ impl Medium {
             next: left.next,
             events: 0,
             begun: 0,
+            calls: [0; 6],
+            fault: None,
+            superblocks_withheld: false,
             at_once: false,
             stop_after: u64::MAX,
         };
@@ -227,6 +178,8 @@ impl Medium {
 
     /// As [`new`](Self::new), but operations are carried out when they are called; the first `stop_after` of them.
     pub fn at_once(left: Left, seed: u64, alignment: usize, journal_bytes: u64, stop_after: u64) -> Self {
+        // What no fence held back is lost here: that may happen too.
+        let left = Left { late: Vec::new(), ..left };
         let medium = Self::new(left, seed, alignment, journal_bytes);
         medium.state.borrow_mut().at_once = true;
         medium.state.borrow_mut().stop_after = stop_after;
@@ -241,6 +194,41 @@ impl Medium {
     /// Operations begun so far.
     pub fn begun(&self) -> u64 {
         self.state.borrow().begun
+    }
+
+    /// Calls of a kind so far.
+    pub fn calls(&self, call: Call) -> u64 {
+        self.state.borrow().calls[call as usize]
+    }
+
+    /// Has one call fail.
+    pub fn fail(&self, fault: Fault) {
+        self.state.borrow_mut().fault = Some(fault);
+    }
+
+    /// From now on superblocks are written, and are not durable.
+    pub fn withhold_superblocks(&self) {
+        self.state.borrow_mut().superblocks_withheld = true;
+    }
+
+    /// What a power cut leaves of which only those changes that are not durable are there that `keep` chooses.
+    pub fn power_cut_keeping(&self, keep: impl Fn(&Range<u64>) -> bool) -> Left {
+        let state = self.state.borrow();
+        let mut image = state.durable.clone();
+        for change in state.cached.iter().filter(|change| keep(&change.range)) {
+            change.write(&mut image);
+        }
+        image.into()
+    }
+
+    /// What is in flight, for a message.
+    pub fn under_way(&self) -> Vec<(Call, Range<u64>, usize, bool)> {
+        let state = self.state.borrow();
+        let tell = |operation: &Operation| {
+            let pieces = operation.pieces.len();
+            (operation.action.call(), operation.action.range(), pieces, operation.is_slow)
+        };
+        state.in_flight.iter().map(tell).collect()
     }
 
     pub fn phase(&self) -> Phase {
@@ -346,6 +334,9 @@ impl Medium {
             }
             let count = state.in_flight.len();
             let index = state.random.usize(..count);
+            if state.in_flight[index].is_slow && state.random.u32(..24) != 0 {
+                return true;
+            }
             if state.random.bool() {
                 state.carry_out_all(index);
             } else {
@@ -419,6 +410,9 @@ impl State {
                 );
             }
         }
+        if self.fails(&action, &done) {
+            return;
+        }
         self.begun += 1;
         self.events += 1;
         let number = self.next;
@@ -426,13 +420,42 @@ impl State {
         let pieces = parts(range.start, (range.end - range.start) as usize)
             .map(|(_, _, part)| range.start + part.start as u64..range.start + part.end as u64)
             .collect();
-        self.in_flight.push(Operation { number, action, pieces, is_started: false, done });
+        let is_slow = self.random.u32(..10) == 0;
+        self.in_flight.push(Operation { number, action, pieces, is_started: false, is_slow, done });
         if self.at_once && self.begun <= self.stop_after {
             let index = self.in_flight.len() - 1;
             self.carry_out_all(index);
             // Nobody waits yet.
             self.end(index);
         }
+    }
+
+    /// Counts a call, and fails it when it is its turn. A flush that fails loses what it was to make durable, and does
+    /// not know it later.
+    fn fails(&mut self, action: &Action, done: &Rc<RefCell<Done>>) -> bool {
+        let call = action.call();
+        let number = self.calls[call as usize];
+        self.calls[call as usize] += 1;
+        let Some(fault) = self.fault.filter(|fault| fault.call == call && fault.number == number) else {
+            return false;
+        };
+        let range = action.range();
+        match (action, action.content()) {
+            (Action::Flush(numbers), _) => {
+                self.cached.retain(|change| numbers.binary_search(&change.number).is_err());
+            }
+            (_, Some(content)) if fault.in_part => {
+                let middle = range.start + (range.end - range.start) / 2 / SECTOR * SECTOR;
+                content.write(&mut self.current, &range, range.start..middle);
+                let outdated = (middle / SECTOR..range.end / SECTOR).collect();
+                let number = self.next;
+                self.next += 1;
+                self.cached.push(Cached { number, range, content, outdated });
+            }
+            _ => {}
+        }
+        done.borrow_mut().result = Some(Err(io::Error::from_raw_os_error(fault.errno)));
+        true
     }
 
     fn carry_out_all(&mut self, index: usize) {
@@ -470,7 +493,7 @@ impl State {
         let range = operation.action.range();
         let content = operation.action.content();
         match (&operation.action, content) {
-            (Action::WriteDurable(..), Some(content)) => {
+            (Action::WriteDurable(..), Some(content)) if !self.superblocks_withheld || self.journal.contains(&range.start) => {
                 make_durable(&mut self.durable, &mut self.cached, &range, &content);
             }
             (_, Some(content)) => {

@@ -4,7 +4,7 @@ use std::any::Any;
 use std::collections::BTreeMap;
 use std::rc::Rc;
 
-use plywood::engine::{Memory, NewClone, NewSnapshot, NewVolume, VolumeHandle};
+use plywood::engine::{Memory, NewClone, NewSnapshot, NewVolume, Pool, VolumeHandle, VolumeInfo};
 use plywood::error::Error;
 use plywood::io::IoMemory;
 use uuid::Uuid;
@@ -21,7 +21,7 @@ const GIB: u64 = 1 << 30;
 /// A change as the front holds it.
 #[derive(Clone, Copy, Debug)]
 pub struct Request {
-    volume: Uuid,
+    pub volume: Uuid,
     offset: u64,
     length: u64,
     what: What,
@@ -46,6 +46,11 @@ impl What {
 }
 
 impl Request {
+    /// Whether it was carried out and none of the others that are to be sent again may come before or after it.
+    pub fn is_done_apart(&self, unanswered: &BTreeMap<u64, Self>) -> bool {
+        self.is_done && unanswered.values().filter(|beside| self.overlaps(beside)).count() == 1
+    }
+
     fn overlaps(&self, other: &Self) -> bool {
         self.volume == other.volume
             && self.offset / BLOCK < (other.offset + other.length).div_ceil(BLOCK)
@@ -54,7 +59,7 @@ impl Request {
 }
 
 /// Does what a request asks, with content that names it.
-async fn carry_out(
+pub async fn carry_out(
     handle: VolumeHandle<Medium>,
     number: u64,
     request: Request,
@@ -137,6 +142,53 @@ impl World {
         model.committed(now);
     }
 
+    /// Leaves the pool so little room that every block that comes free is wanted.
+    pub fn fill_up(&mut self) {
+        let ballast = Volume { size_bytes: BALLAST_BYTES, sector_size: 4096, ..self.new_volume() };
+        self.make(ballast.clone());
+        let handle = self.handle(ballast.uuid);
+        let room = self.random.u64(24..300) * BLOCK;
+        self.finish(async move {
+            let mut at = 0;
+            for length in [MIB, 64 * BLOCK, BLOCK] {
+                while let Ok(held) = handle.write_zeroes(at, length, false).await {
+                    drop(held);
+                    at += length;
+                }
+            }
+            drop(handle.discard(at - room.min(at), room.min(at)).await.expect("a discard that frees"));
+            handle.flush().await.expect("flush");
+        });
+        let mut model = self.shared.model.borrow_mut();
+        let now = model.now();
+        model.committed(now);
+    }
+
+    /// One block of a volume to which nothing is happening is written, or not.
+    pub fn write_somewhere(&mut self) {
+        let Some(volume) = self.pick(false, |volume| !volume.read_only) else { return };
+        if self.shared.model.borrow().is_in_question(volume.uuid) {
+            return;
+        }
+        let block = self.random.u64(..volume.size_bytes / BLOCK);
+        let Ok(handle) = self.pool().open_volume(volume.id, false) else { return };
+        let shared = Rc::clone(&self.shared);
+        let sectors = block * SECTORS..(block + 1) * SECTORS;
+        shared.model.borrow_mut().sent_again(volume.uuid, sectors.clone());
+        let number = self.begin(volume.uuid, block * BLOCK, BLOCK, Kind::Write, true);
+        let memory = IoMemory::from_bytes(&fill(number, sectors.start, SECTORS));
+        self.spawn(vec![volume.uuid], false, async move {
+            match handle.write(block * BLOCK, &memory, false).await {
+                Ok(held) => {
+                    shared.model.borrow_mut().acknowledge(number, false);
+                    drop(held);
+                }
+                Err(Error::NoSpace(_)) => shared.model.borrow_mut().refuse(number, false),
+                Err(error) => panic!("write of {}: {error}", volume.name),
+            }
+        });
+    }
+
     fn make(&mut self, volume: Volume) {
         let (pool, new) = (self.pool(), new_volume(&volume));
         let info = self.finish(async move { pool.create_volume(new).await.expect("a volume") });
@@ -182,12 +234,10 @@ impl World {
         }
         self.shared.in_flight.set(self.shared.in_flight.get() + 1);
         let using = Using { shared: Rc::clone(&self.shared), volumes, alone };
-        self.executor
-            .spawn(async move {
-                task.await;
-                drop(using);
-            })
-            .detach();
+        self.panicked.spawn(&self.executor, async move {
+            task.await;
+            drop(using);
+        });
     }
 
     fn pick(&mut self, alone: bool, wanted: impl Fn(&Volume) -> bool) -> Option<Volume> {
@@ -208,7 +258,7 @@ impl World {
         let size = volume.size_bytes;
         let near = [0, MIB - 8 * BLOCK, size / 2, size.saturating_sub(24 * BLOCK), 256 * MIB - 4 * BLOCK, 64 * GIB];
         let near = near[self.random.usize(..near.len())] % size / BLOCK * BLOCK;
-        if self.is_hungry && self.random.u32(..6) == 0 {
+        if (self.is_hungry && self.random.u32(..6) == 0) || (self.is_tight && self.random.u32(..16) == 0) {
             let start = self.random.u64(..size.min(24 * MIB) / BLOCK) * BLOCK;
             return (start, (self.random.u64(16..=256) * BLOCK).min(size - start));
         }
@@ -343,8 +393,7 @@ impl World {
                 continue;
             }
             self.shared.met.borrow_mut().sent_again += 1;
-            let apart = unanswered.iter().all(|(other, beside)| *other == number || !request.overlaps(beside));
-            if request.is_done && apart {
+            if request.is_done_apart(&unanswered) {
                 let handle = self.handle(request.volume);
                 let done = self.finish(carry_out(handle, number, request));
                 match done {
@@ -430,13 +479,19 @@ impl World {
             model.observe(number, origin.uuid);
             number
         };
+        let look = self.random.bool();
         let control = Control::Snapshot { observer, volume: snapshot.clone() };
         self.control(vec![origin.uuid], control, async move |shared: &Shared| {
             let outcome = pool.create_snapshot(origin.id, new).await;
             let blocks = shared.model.borrow().observed(observer);
             shared.model.borrow_mut().observation_ended(observer, outcome.is_ok());
             match outcome {
-                Ok(info) => adopt(shared, Volume { id: info.id, blocks, ..snapshot }),
+                Ok(info) => {
+                    adopt(shared, Volume { id: info.id, blocks, ..snapshot });
+                    if look {
+                        settle_doubts(shared, &pool, info).await;
+                    }
+                }
                 Err(error) => refused(shared, "snapshot", &error),
             }
         });
@@ -628,6 +683,24 @@ fn new_snapshot(volume: &Volume) -> NewSnapshot {
 
 fn new_clone(volume: &Volume) -> NewClone {
     NewClone { uuid: volume.uuid, name: volume.name.clone(), created: 3, size_bytes: None, attributes: BTreeMap::new() }
+}
+
+/// Looks at what a new snapshot holds where that is not known: from now on it must not change.
+async fn settle_doubts(shared: &Shared, pool: &Pool<Medium>, info: VolumeInfo) {
+    let doubtful = shared.model.borrow().doubtful(info.uuid);
+    *shared.used.borrow_mut().entry(info.uuid).or_default() += 1;
+    let handle = pool.open_volume(info.id, true).unwrap_or_else(|error| panic!("{}: {error}", info.name));
+    for block in doubtful {
+        let memory = IoMemory::zeroed(BLOCK as usize);
+        handle.read(block * BLOCK, &memory).await.unwrap_or_else(|error| panic!("{}: {error}", info.name));
+        for (_, found) in parse_blocks(&memory.to_vec(), block).unwrap_or_else(|error| panic!("{error}")) {
+            shared.model.borrow_mut().settle(info.uuid, block, found);
+        }
+    }
+    drop(handle);
+    if let Some(count) = shared.used.borrow_mut().get_mut(&info.uuid) {
+        *count -= 1;
+    }
 }
 
 fn adopt(shared: &Shared, volume: Volume) {

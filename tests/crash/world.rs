@@ -16,6 +16,7 @@ use crate::medium::{Medium, Phase};
 use crate::met::Met;
 use crate::model::Model;
 use crate::operations::Request;
+use crate::task::Panicked;
 use crate::verify::{self, Crash, Remains, Setting, judge, log_after, observe, verify};
 
 const MIB: u64 = 1 << 20;
@@ -39,6 +40,7 @@ pub struct World {
     pub random: Rng,
     pub shared: Rc<Shared>,
     pub executor: LocalExecutor<'static>,
+    pub panicked: Panicked,
     pub handles: HashMap<Uuid, VolumeHandle<Medium>>,
     pub medium: Medium,
     pub pool: Option<Pool<Medium>>,
@@ -47,6 +49,8 @@ pub struct World {
     pub is_tall: bool,
     /// Whether writes are so many and large that the pool fills.
     pub is_hungry: bool,
+    /// Whether the pool is nearly full from the beginning, so that what comes free is used again at once.
+    pub is_tight: bool,
     /// Most volumes.
     pub most: usize,
     log: Log,
@@ -63,6 +67,7 @@ impl World {
             cache_bytes: [1 << 18, 1 << 20, 4 << 20][random.usize(..3)],
         };
         let two_groups = random.u32(..4) == 0;
+        let is_tight = !two_groups && random.u32(..2) == 0;
         let size_bytes = if two_groups { 2 * MIB + MIB + 128 * MIB + 8 * MIB } else { (7 + random.u64(..14)) * MIB };
         let medium = Medium::new(Image::new(size_bytes).into(), random.u64(..), setting.alignment, setting.journal_bytes);
         let shared = Rc::new(Shared {
@@ -76,11 +81,13 @@ impl World {
         let log = Log::new(random.u128(..));
         let mut world = Self {
             is_tall: random.u32(..6) == 0,
-            is_hungry: !two_groups && random.u32(..3) == 0,
+            is_hungry: !two_groups && random.u32(..8) == 0,
+            is_tight,
             most: random.usize(4..14),
             random,
             shared,
             executor: LocalExecutor::new(),
+            panicked: Panicked::default(),
             handles: HashMap::new(),
             medium,
             pool: None,
@@ -98,6 +105,9 @@ impl World {
         world.finish(async move { Pool::create(&storage, &options).await.expect("create of the pool") });
         world.open();
         world.found_family(two_groups);
+        if is_tight {
+            world.fill_up();
+        }
         world.shared.met.borrow_mut().worlds += 1;
         world
     }
@@ -126,7 +136,7 @@ impl World {
         let pool = self.finish(async move { Pool::open(storage, log, options).await });
         let pool = pool.unwrap_or_else(|error| panic!("the pool does not open: {error}"));
         let background = pool.clone();
-        self.executor.spawn(async move { background.run().await }).detach();
+        self.panicked.spawn(&self.executor, async move { background.run().await });
         self.pool = Some(pool);
     }
 
@@ -134,7 +144,7 @@ impl World {
     pub fn finish<T: 'static>(&mut self, future: impl Future<Output = T> + 'static) -> T {
         let result: Rc<RefCell<Option<T>>> = Rc::default();
         let slot = Rc::clone(&result);
-        let task = self.executor.spawn(async move {
+        self.panicked.spawn(&self.executor, async move {
             let value = future.await;
             *slot.borrow_mut() = Some(value);
         });
@@ -143,9 +153,9 @@ impl World {
             let before = self.medium.events();
             self.turn();
             idle = if self.medium.events() != before { 0 } else { idle + 1 };
+            self.panicked.check().unwrap_or_else(|error| panic!("{error}"));
             assert!(idle < PATIENCE, "stuck");
         }
-        drop(task);
         result.take().expect("finished")
     }
 
@@ -191,17 +201,21 @@ impl World {
             }
             let before = (self.medium.events(), self.shared.in_flight.get(), self.shared.model.borrow_mut().now);
             self.turn();
+            self.panicked.check()?;
             let after = (self.medium.events(), self.shared.in_flight.get(), self.shared.model.borrow_mut().now);
             // Background tasks that only look and wait again are no progress.
             idle = if before != after { 0 } else { idle + 1 };
             if idle >= PATIENCE {
                 let model = self.shared.model.borrow();
                 return Err(format!(
-                    "stuck: in flight {:?}; calls {:?}; alone {:?}; {:?}",
+                    "stuck: {:?}; {:?}; in flight {:?}; calls {:?}; alone {:?}; {:?}; {:?}",
+                    self.medium.under_way(),
+                    self.pool().activity(),
                     model.flights,
                     model.controls.keys(),
                     self.shared.alone.borrow(),
-                    self.pool().info()
+                    self.pool().info(),
+                    self.pool().counters()
                 ));
             }
             if let Some(pool) = &self.pool
@@ -223,7 +237,10 @@ impl World {
 
     fn crash_in_thought(&mut self) -> Result<(), String> {
         let crash = if self.random.u32(..3) == 0 { Crash::ProcessDeath } else { Crash::PowerCut };
-        let remains = self.remains(crash);
+        let mut remains = self.remains(crash);
+        if self.random.u32(..8) == 0 {
+            remains.image.damage_superblock(&mut self.random);
+        }
         let model = self.shared.model.borrow();
         let mut met = self.shared.met.borrow_mut();
         verify(&remains, self.setting, &model, &mut self.random, &mut met)
@@ -247,7 +264,8 @@ impl World {
                 (self.medium.process_death(&mut self.random), false)
             }
         };
-        Remains { image, log, lost_power }
+        let unanswered = self.shared.unanswered.borrow().clone();
+        Remains { image, log, lost_power, unanswered }
     }
 
     /// Ends the engine by a crash, starts the next, and goes on with what it holds.
@@ -276,8 +294,11 @@ impl World {
             self.open();
             self.shared.met.borrow_mut().opened(&self.pool());
             // Another one soon after: nothing that was found may be lost again, but what was never certain may.
-            if again && self.random.u32(..3) == 0 {
+            if again && self.random.bool() {
                 again = false;
+                for _ in 0..self.random.u32(..4) {
+                    self.write_somewhere();
+                }
                 for _ in 0..self.random.u32(..40) {
                     self.turn();
                 }
