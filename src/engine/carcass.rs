@@ -7,8 +7,9 @@
 
 use super::Storage;
 use super::pool::{Pool, until};
-use super::state::{CarcassKey, Need, State, Try, Waiting};
+use super::state::{CarcassKey, Freed, Need, State, Try, Waiting};
 use super::tree::{entry_index, entry_span};
+use crate::canary::{Canary, is_broken};
 use crate::error::Result;
 use crate::format::{
     ACCOUNT_SPANS_MAX, AccountSpan, Carcass, ENTRIES_PER_NODE, Entry, EntryKind, Node, Place, VolumeRecord, span_blocks,
@@ -212,6 +213,11 @@ impl State {
                 self.count(entry.address, -1);
                 account.mapped -= 1;
                 account.own -= i64::from(entry.birth >= carcass.created_at);
+                if is_broken(Canary::EatenFreedAtOnce) && matches!(self.exact_count(entry.address), Ok(0)) {
+                    self.allocator.hold(entry.address);
+                    let epoch = self.epochs.advance();
+                    self.draining_frees.push_back((epoch, entry.address, Freed::ByRecord));
+                }
             }
         }
         if let Some((entry, level, first)) = let_go {

@@ -4,6 +4,7 @@ use super::pool::{Pool, until};
 use super::space::GroupSpace;
 use super::state::State;
 use super::{Memory, Storage};
+use crate::canary::{Canary, is_broken};
 use crate::error::{Check, Corrupt, Error, Result, Structure};
 use crate::format::{self, COUNTS_PER_PAGE, Place, Record};
 use crate::units::{BLOCK_BYTES, BLOCK_SIZE, PoolBlock};
@@ -350,12 +351,21 @@ impl<S: Storage> Pool<S> {
                 return;
             };
             let range = run.start.offset_bytes()..run.start.plus(run.count).offset_bytes();
-            let punched = inner.storage.punch(range).await;
-            {
+            let release = || {
                 let mut state = inner.state.borrow_mut();
                 for offset in 0..run.count {
                     state.allocator.release(run.start.plus(offset));
                 }
+            };
+            if is_broken(Canary::PunchUnclaimed) {
+                release();
+            }
+            let punched = inner.storage.punch(range).await;
+            if !is_broken(Canary::PunchUnclaimed) {
+                release();
+            }
+            {
+                let mut state = inner.state.borrow_mut();
                 match punched {
                     Ok(()) => state.counters.blocks_punched += run.count,
                     Err(error) => tracing::warn!("punch of {} blocks at pool block {}: {error}", run.count, run.start),

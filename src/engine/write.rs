@@ -11,6 +11,7 @@ use super::state::{Freed, Need, State, TreeKey, Try};
 use super::tree::entry_index;
 use super::volume::{Held, VolumeHandle};
 use super::{Memory, Storage};
+use crate::canary::{Canary, is_broken};
 use crate::error::{Error, Result};
 use crate::format::{ENTRIES_PER_NODE, Entry, EntryKind, Record};
 use crate::units::{BLOCK_BYTES, BLOCK_SIZE, Clock, PoolBlock, VirtualBlock, VolumeId};
@@ -198,7 +199,7 @@ impl<S: Storage> VolumeHandle<S> {
         if fua {
             self.flush().await?;
         }
-        Ok(held)
+        Ok(held.answered())
     }
 
     pub(super) fn check_write(&self, offset: u64, length: u64) -> Result<()> {
@@ -297,11 +298,16 @@ impl<S: Storage> VolumeHandle<S> {
 
     async fn carry_out(&self, steps: &[Step], from: &S::Memory, offset: u64) -> Result<()> {
         let pool = &self.pool;
+        if is_broken(Canary::MappedBeforeLanded) {
+            self.apply(steps).await?;
+        }
         if let Err(error) = self.land(steps, from).await {
             pool.inner.state.borrow_mut().give_up(steps);
             return Err(Error::io(format!("write of {} at byte {offset}", pool.volume_name(self.id)), error));
         }
-        self.apply(steps).await?;
+        if !is_broken(Canary::MappedBeforeLanded) {
+            self.apply(steps).await?;
+        }
         if pool.inner.state.borrow().journal.pending_bytes() > COMMIT_BYTES {
             pool.want_commit();
         }
@@ -483,6 +489,17 @@ impl State {
                 survey.more_own += u64::from(!mapped || entry.birth < created_at);
             }
             block = leaf_end;
+        }
+        if is_broken(Canary::ExclusiveByCount) {
+            for index in 0..survey.entries.len() {
+                let entry = survey.entries[index];
+                let block = offset / BLOCK_BYTES + index as u64;
+                let shared = entry.kind == EntryKind::Block && entry.birth < shared_at;
+                if shared && self.is_alone_by_count(id, block, entry)? {
+                    survey.entries[index].birth = shared_at;
+                    survey.missing -= 1;
+                }
+            }
         }
         Ok(survey)
     }
