@@ -83,6 +83,7 @@ fn main() {
         trial("engine_killed_under_mounted_ext4", EXT4, || kill::under_ext4(Transport::Auto)),
         trial("engines_killed_at_random_moments", EXT4, storm::kills_at_random_moments),
         trial("front_killed_loses_nothing_acknowledged", EXT4, succession::front_killed),
+        trial("engine_is_upgraded_under_load", EXT4, succession::upgraded_under_load),
         trial("nobody_opens_the_pool_before_the_successor", EXT4, succession::nobody_slips_in),
         trial("deleted_files_give_space_back", EXT4, space::deleted_files_give_space_back),
         trial("fstrim_gives_space_back", EXT4, space::fstrim_gives_space_back),
