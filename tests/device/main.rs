@@ -61,7 +61,7 @@ fn main() {
     arguments.test_threads = Some(1);
     let full = |transport| Story { file_system: FileSystem::Ext4, transport, sector_size: 4096, layers: 20 };
     let few = if is_slow() { 1 } else { 3 };
-    let short = |file_system, transport, sector_size| Story { file_system, transport, sector_size, layers: few };
+    let short = move |file_system, transport, sector_size| Story { file_system, transport, sector_size, layers: few };
     let mut tests = vec![
         trial("whole_story_on_ext4_over_io_uring", EXT4_URING, move || full(Transport::Uring).tell()),
         trial("whole_story_on_ext4_on_what_the_kernel_has", EXT4, move || {
