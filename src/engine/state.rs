@@ -357,6 +357,15 @@ impl State {
 
     /// Fresh blocks that data may not take.
     pub(super) fn data_reserve_blocks(&self) -> u64 {
+        // 1 MiB of them may be lent to redirects that give a block back.
+        const FLOAT: std::ops::RangeInclusive<u64> = 64..=256;
+        let float = (self.geometry.pool_blocks / 64).clamp(*FLOAT.start(), *FLOAT.end());
+        self.lending_reserve_blocks() + float
+    }
+
+    /// Fresh blocks that not even a redirect may take whose old block comes free by it: the next checkpoint gives that one
+    /// back, so a full pool never wedges.
+    pub(super) fn lending_reserve_blocks(&self) -> u64 {
         const CHANGES: u64 = 192;
         self.administration_blocks() + self.metadata_promised + CHANGES
     }

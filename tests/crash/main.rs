@@ -10,6 +10,7 @@ mod action;
 #[cfg(feature = "canary")]
 mod canaries;
 mod content;
+mod engine;
 mod errors;
 mod image;
 mod log;
