@@ -19,6 +19,7 @@ use super::space::{PageKey, Run};
 use super::state::{State, TreeKey};
 use super::tree::entry_index;
 use super::{Memory, Storage};
+use crate::canary::{Canary, is_broken};
 use crate::error::{Check, Corrupt, Error, Result, Structure};
 use crate::format::{
     self, CARCASSES_PER_PAGE, COUNTS_PER_PAGE, Carcass, ENTRIES_PER_NODE, Entry, EntryKind, GROUPS_PER_INDEX,
@@ -133,7 +134,12 @@ impl<S: Storage> Pool<S> {
         let checksums = self.write_trees(&mut image).await?;
         let (groups, freed) = self.write_counts().await?;
         let indexes = self.write_indexes(&groups, &mut image.superblock).await?;
-        inner.storage.flush().await.map_err(|error| Error::io("flush of a checkpoint", error))?;
+        if !is_broken(Canary::SuperblockFirst) {
+            let flushed = inner.storage.flush().await.map_err(|error| Error::io("flush of a checkpoint", error));
+            if !is_broken(Canary::FailedFlushIgnored) {
+                flushed?;
+            }
+        }
         let slot = inner.state.borrow().slot.other();
         self.write_superblock(&image.superblock, slot).await?;
         {
@@ -180,9 +186,12 @@ impl<S: Storage> Pool<S> {
             done += run.count;
             if done >= FREED_AT_A_TIME {
                 done = 0;
+                self.inner.state.borrow_mut().release_frees();
                 yield_now().await;
             }
         }
+        // Nobody else might come by: a pool at rest gives its space back, too.
+        self.inner.state.borrow_mut().release_frees();
     }
 
     /// Writes nodes, records and carcasses, from the leaves up, filling in the checksums of children. Answers the
@@ -252,7 +261,10 @@ impl<S: Storage> Pool<S> {
                 let image = groups.entry(group).or_insert_with(|| state.group_image(group));
                 let applied = state.apply_deltas(key, image, &mut freed)?;
                 let Some(reference) = image.descriptor.pages.get_mut(page as usize) else { continue };
-                let slot = if reference.present { reference.slot.other() } else { Slot::A };
+                let mut slot = if reference.present { reference.slot.other() } else { Slot::A };
+                if is_broken(Canary::SlotByGeneration) {
+                    slot = if state.generation.0.is_multiple_of(2) { Slot::A } else { Slot::B };
+                }
                 let bytes: Rc<[u8]> = Rc::from(&format::encode_counts(&applied)[..]);
                 let checksum = format::checksum(&uuid, Place::SpaceMapPage { group, page }, &bytes);
                 *reference = PageRef { checksum, slot, present: true };
@@ -282,6 +294,9 @@ impl<S: Storage> Pool<S> {
                 let index = group / GROUPS_PER_INDEX;
                 let mut entry = state.index_entry(*group);
                 entry.slot = if entry.empty { Slot::A } else { entry.slot.other() };
+                if is_broken(Canary::SlotByGeneration) {
+                    entry.slot = if state.generation.0.is_multiple_of(2) { Slot::A } else { Slot::B };
+                }
                 entry.empty = false;
                 entry.free_blocks = image.free_blocks;
                 let bytes: Rc<[u8]> = Rc::from(&image.descriptor.encode()[..]);
@@ -333,8 +348,13 @@ impl<S: Storage> Pool<S> {
         let [first, second] = SUPERBLOCK_COPIES[slot.index()];
         let first = self.inner.storage.write_durable(first.offset_bytes(), &memory);
         let second = self.inner.storage.write_durable(second.offset_bytes(), &memory);
-        let (first, second) = futures_lite::future::zip(first, second).await;
-        first.and(second).map_err(|error| Error::io("write of the superblock", error))?;
+        let outcome = if is_broken(Canary::OneSuperblockCopy) {
+            first.await
+        } else {
+            let (first, second) = futures_lite::future::zip(first, second).await;
+            first.and(second)
+        };
+        outcome.map_err(|error| Error::io("write of the superblock", error))?;
         self.inner.state.borrow_mut().counters.metadata_bytes_written += 2 * BLOCK_SIZE as u64;
         Ok(())
     }

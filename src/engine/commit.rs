@@ -5,6 +5,7 @@
 
 use super::pool::{Pool, until};
 use super::{Memory, Storage};
+use crate::canary::{Canary, is_broken};
 use crate::error::{Error, Result};
 use crate::format::{self, BATCH_RECORD_BYTES_MAX, JOURNAL_FIRST};
 use crate::units::{BLOCK_SIZE, Lsn, PoolBlock};
@@ -52,7 +53,10 @@ impl<S: Storage> Pool<S> {
                 return;
             }
             inner.commit_wanted.set(false);
-            if let Err(error) = self.commit_once().await {
+            inner.committing.set(true);
+            let committed = self.commit_once().await;
+            inner.committing.set(false);
+            if let Err(error) = committed {
                 self.poison(&error);
                 return;
             }
@@ -61,9 +65,18 @@ impl<S: Storage> Pool<S> {
 
     async fn commit_once(&self) -> Result<()> {
         let inner = &self.inner;
-        let cut = inner.state.borrow().journal.last();
+        let mut cut = inner.state.borrow().journal.last();
+        if is_broken(Canary::ReleasedBeforeRecorded) {
+            inner.state.borrow_mut().log.release(cut);
+        }
         inner.flushes_begun.set(inner.flushes_begun.get() + 1);
-        inner.storage.flush().await.map_err(|error| Error::io("flush of the pool", error))?;
+        let flushed = inner.storage.flush().await.map_err(|error| Error::io("flush of the pool", error));
+        if !is_broken(Canary::FailedFlushIgnored) {
+            flushed?;
+        }
+        if is_broken(Canary::CutAfterFlush) {
+            cut = inner.state.borrow().journal.last();
+        }
         inner.flushes_ended.set(inner.flushes_ended.get() + 1);
         inner.signals.durable.notify(usize::MAX);
         while inner.state.borrow().journal.durable() < cut {

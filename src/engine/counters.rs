@@ -1,5 +1,19 @@
 //! Counts of rare and costly things, for tests that must know that they met them and for figures.
 
+/// What the engine is in the middle of: for tests that must know when they stopped it.
+#[doc(hidden)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Activity {
+    /// A commit between its cut and the end of its last batch.
+    pub committing: bool,
+    /// A checkpoint between its instant and its end.
+    pub checkpointing: bool,
+    /// A carcass of which more has been eaten than the last checkpoint knows.
+    pub eating: bool,
+    /// Space being prepared on the host.
+    pub growing: bool,
+}
+
 /// What has happened since the pool was opened.
 #[derive(Clone, Debug, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub struct Counters {
@@ -41,6 +55,8 @@ pub struct Counters {
     pub quota_hits: u64,
     /// Writes refused for want of space.
     pub space_refusals: u64,
+    /// Metadata blocks taken of those that are kept back from data.
+    pub reserve_used: u64,
     /// Blocks given back to the host.
     pub blocks_punched: u64,
     /// Bytes of batches, nodes, pages, records and superblocks written.

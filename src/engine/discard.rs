@@ -53,7 +53,7 @@ impl<S: Storage> VolumeHandle<S> {
         let mut refusals = 0;
         loop {
             let held = self.pool.hold_range(self.id, offset / BLOCK_BYTES, end.div_ceil(BLOCK_BYTES)).await?;
-            let Some((lacking, blocks)) = self.clear_held(clearing).await? else { return Ok(held) };
+            let Some((lacking, blocks)) = self.clear_held(clearing).await? else { return Ok(held.answered()) };
             drop(held);
             drop(self.wait_for(lacking, blocks, &mut refusals).await?);
         }

@@ -46,7 +46,7 @@ mod volume;
 mod write;
 
 pub use control::NewVolume;
-pub use counters::Counters;
+pub use counters::{Activity, Counters};
 pub use create::{CreateOptions, JOURNAL_BYTES};
 pub use diff::ChangedRange;
 pub use dump::{DumpReport, RestoreReport, dump_metadata, restore_metadata};

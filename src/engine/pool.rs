@@ -9,7 +9,7 @@ use rustc_hash::FxHashMap;
 use super::epoch::EpochId;
 use super::space::PageKey;
 use super::state::{Need, State, Try};
-use super::{Counters, Memory, Storage};
+use super::{Activity, Counters, Memory, Storage};
 use crate::error::{Check, Corrupt, Error, Result, Structure};
 use crate::format::{self, COUNTS_PER_PAGE, Node, PAGES_PER_GROUP, Place};
 use crate::units::{BLOCK_SIZE, PoolBlock, VolumeId};
@@ -50,6 +50,7 @@ pub(super) struct Inner<S: Storage> {
     loading_pages: RefCell<FxHashMap<PageKey, Rc<Event>>>,
     /// Commits wanted so far, and flushes of the medium begun and ended.
     pub(super) commit_wanted: Cell<bool>,
+    pub(super) committing: Cell<bool>,
     pub(super) flushes_begun: Cell<u64>,
     pub(super) flushes_ended: Cell<u64>,
     pub(super) checkpoint_wanted: Cell<bool>,
@@ -106,6 +107,7 @@ impl<S: Storage> Pool<S> {
                 loading: RefCell::default(),
                 loading_pages: RefCell::default(),
                 commit_wanted: Cell::new(false),
+                committing: Cell::new(false),
                 flushes_begun: Cell::new(0),
                 flushes_ended: Cell::new(0),
                 checkpoint_wanted: Cell::new(false),
@@ -325,6 +327,19 @@ impl<S: Storage> Pool<S> {
     pub fn counters(&self) -> Counters {
         let state = self.inner.state.borrow();
         Counters { ring_wraps: state.journal.wraps, ..state.counters.clone() }
+    }
+
+    /// What the engine is doing at the moment.
+    #[doc(hidden)]
+    pub fn activity(&self) -> Activity {
+        let inner = &self.inner;
+        let state = inner.state.borrow();
+        Activity {
+            committing: inner.committing.get(),
+            checkpointing: state.checkpointing,
+            eating: !state.carcasses.is_empty() && state.counters.leaves_eaten > state.eaten_in_image,
+            growing: inner.growing.get(),
+        }
     }
 
     /// Drops every clean node and page from memory: for tests and benches of a cold cache.

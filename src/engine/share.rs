@@ -13,6 +13,7 @@ use super::control::{VOLUME_RECORD_BYTES, check_size};
 use super::info::VolumeInfo;
 use super::pool::{Pool, until};
 use super::state::State;
+use crate::canary::{Canary, is_broken};
 use crate::error::{Error, Result};
 use crate::format::{EntryKind, OriginRef, Record, Root, VolumeFlags, VolumeRecord};
 use crate::units::{Clock, Lsn, VolumeId};
@@ -130,7 +131,9 @@ impl<S: Storage> Pool<S> {
             (id, lsn, state.epochs.advance())
         };
         drop(promise);
-        self.wait_for_epoch(epoch).await;
+        if !is_broken(Canary::SnapshotOverWrites) {
+            self.wait_for_epoch(epoch).await;
+        }
         let durable = self.flush_through(lsn).await;
         self.put_back_in_use(id);
         durable?;
@@ -208,6 +211,9 @@ impl State {
         let Some(from) = self.volumes.get_mut(&origin) else { return };
         if record.flags.read_only {
             from.record.shared_at = record.shared_at;
+            if is_broken(Canary::TickAfterSharing) {
+                from.record.shared_at = Clock(record.shared_at.0 - 1);
+            }
             from.last = lsn;
         }
         record.root = from.record.root;

@@ -14,6 +14,7 @@ use super::journal::Journal;
 use super::ranges::Ranges;
 use super::space::{Allocator, Deltas, PageKey, Run, Window};
 use super::{Counters, PendingLog};
+use crate::canary::{Canary, is_broken};
 use crate::error::{Error, Result};
 use crate::format::{
     Carcass, ENTRIES_PER_NODE, Entry, EntryKind, Geometry, GroupDescriptor, GroupIndex, GroupIndexRef, Node, Place,
@@ -303,7 +304,10 @@ impl State {
 
     /// Passes on what `durable` changes have freed, and what the epochs that ended have let go.
     pub(super) fn release_frees(&mut self) {
-        let durable = self.journal.durable();
+        let mut durable = self.journal.durable();
+        if is_broken(Canary::FreedBeforeRecorded) {
+            durable = Lsn(u64::MAX);
+        }
         if self.unrecorded_frees.front().is_some_and(|(lsn, _)| *lsn <= durable) {
             let epoch = self.epochs.advance();
             while let Some((lsn, block)) = self.unrecorded_frees.front().copied()
@@ -314,7 +318,7 @@ impl State {
             }
         }
         while let Some((epoch, block, freed)) = self.draining_frees.front().copied()
-            && self.epochs.is_over(epoch)
+            && (self.epochs.is_over(epoch) || is_broken(Canary::FreedUnderPlans))
         {
             self.draining_frees.pop_front();
             match freed {
@@ -353,6 +357,15 @@ impl State {
 
     /// Fresh blocks that data may not take.
     pub(super) fn data_reserve_blocks(&self) -> u64 {
+        // 1 MiB of them may be lent to redirects that give a block back.
+        const FLOAT: std::ops::RangeInclusive<u64> = 64..=256;
+        let float = (self.geometry.pool_blocks / 64).clamp(*FLOAT.start(), *FLOAT.end());
+        self.lending_reserve_blocks() + float
+    }
+
+    /// Fresh blocks that not even a redirect may take whose old block comes free by it: the next checkpoint gives that one
+    /// back, so a full pool never wedges.
+    pub(super) fn lending_reserve_blocks(&self) -> u64 {
         const CHANGES: u64 = 192;
         self.administration_blocks() + self.metadata_promised + CHANGES
     }

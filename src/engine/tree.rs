@@ -11,7 +11,10 @@ use smallvec::SmallVec;
 use super::cache::NodeState;
 use super::space::PageKey;
 use super::state::{Need, State, TreeKey, Try};
-use crate::format::{COUNTS_PER_PAGE, Carcass, ENTRIES_PER_NODE, Entry, EntryKind, Node, Root, span_blocks};
+use crate::canary::{Canary, is_broken};
+use crate::format::{
+    COUNTS_PER_PAGE, Carcass, ENTRIES_PER_NODE, Entry, EntryKind, Node, Root, VOLUME_BLOCKS_MAX, span_blocks,
+};
 use crate::units::{Clock, Lsn, PoolBlock, VirtualBlock, VolumeId};
 
 /// Index of the entry for `block` in a node of `level`.
@@ -77,6 +80,26 @@ impl State {
         }
     }
 
+    /// The first block behind the hole that [`leaf`](Self::leaf) found in the place of `block`'s leaf: where a whole subtree
+    /// is missing, its end. Going on leaf by leaf would take a large and empty volume seconds.
+    pub(super) fn after_hole(&self, key: TreeKey, block: u64) -> u64 {
+        let root = self.root(key);
+        if root.entry.kind == EntryKind::Hole || block >= span_blocks(root.level) {
+            return VOLUME_BLOCKS_MAX;
+        }
+        let (mut entry, mut level) = (root.entry, root.level);
+        while level > 0
+            && let Some(cached) = self.cache.get(entry.address)
+        {
+            entry = cached.node.entry(entry_index(block, level));
+            if entry.kind == EntryKind::Hole {
+                return (block | (entry_span(level) - 1)) + 1;
+            }
+            level -= 1;
+        }
+        (block | (ENTRIES_PER_NODE as u64 - 1)) + 1
+    }
+
     /// The exact number of entries that point at `block`.
     pub(super) fn exact_count(&self, block: PoolBlock) -> Try<i64> {
         let Some((group, index)) = self.geometry.group_of(block) else { return Ok(1) };
@@ -87,6 +110,26 @@ impl State {
         let frozen = self.frozen.get(page, index).unwrap_or(0);
         let live = self.deltas.get(page, index).unwrap_or(0);
         Ok(i64::from(base) + i64::from(frozen) + i64::from(live))
+    }
+
+    /// Whether nobody else reaches `block`, and `entry` that maps it, by the counts of this moment.
+    pub(super) fn is_alone_by_count(&mut self, volume: VolumeId, block: u64, entry: Entry) -> Try<bool> {
+        let key = TreeKey::Volume(volume);
+        let Root { entry: mut node, mut level } = self.root(key);
+        let shared_at = self.shared_at(key);
+        loop {
+            if node.birth < shared_at && self.exact_count(node.address)? > 1 {
+                return Ok(false);
+            }
+            if level == 0 {
+                return Ok(self.exact_count(entry.address)? == 1);
+            }
+            let Some(cached) = self.cache.get(node.address) else {
+                return Err(Self::need_node(node, key, level, block));
+            };
+            node = cached.node.entry(entry_index(block, level));
+            level -= 1;
+        }
     }
 
     /// First pass of [`own`](Self::own): the metadata blocks it will take. `inherited` says that the parent is to be
@@ -112,6 +155,11 @@ impl State {
             return Entry { birth: clock, ..entry };
         }
         let node = Rc::clone(&cached.node);
+        if is_broken(Canary::NodesInPlace) && exclusive && cached.state == NodeState::Clean {
+            let (place, mirrored) = (cached.place, cached.mirrored);
+            self.cache.insert_dirty(entry.address, node, place, mirrored);
+            return Entry { birth: clock, ..entry };
+        }
         if exclusive {
             // It moves: the children keep their counts, the old block is freed by the next checkpoint.
             self.count(entry.address, -1);
@@ -139,6 +187,9 @@ impl State {
     pub(super) fn take_node_block(&mut self, level: u8) -> (PoolBlock, bool) {
         let pair = if level > 0 { self.allocator.take_meta(2) } else { None };
         let mirrored = pair.is_some();
+        if self.allocator.fresh() < self.data_reserve_blocks() {
+            self.counters.reserve_used += 1 + u64::from(mirrored);
+        }
         let address = pair.or_else(|| self.allocator.take_meta(1)).expect("the reserve was checked by the first pass");
         self.count(address, 1);
         if mirrored {

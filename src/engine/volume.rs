@@ -9,9 +9,10 @@ use super::ranges::RangeId;
 use super::state::{State, TreeKey, Try};
 use super::tree::entry_index;
 use super::{Memory, Storage};
+use crate::canary::{Canary, is_broken};
 use crate::error::{Error, Result};
 use crate::format::{ENTRIES_PER_NODE, EntryKind};
-use crate::units::{BLOCK_BYTES, BLOCK_SIZE, PoolBlock, SECTOR_SIZE, VolumeId};
+use crate::units::{BLOCK_BYTES, BLOCK_SIZE, Lsn, PoolBlock, SECTOR_SIZE, VolumeId};
 
 /// An open volume. While a handle exists the volume is in use: it is not deleted, rolled back or shrunk.
 pub struct VolumeHandle<S: Storage> {
@@ -43,8 +44,16 @@ pub struct Held<S: Storage> {
     range: RangeId,
 }
 
-impl<S: Storage> Drop for Held<S> {
-    fn drop(&mut self) {
+impl<S: Storage> Held<S> {
+    /// Lets the range go now when that rule is broken on purpose.
+    pub(super) fn answered(self) -> Self {
+        if is_broken(Canary::LetGoBeforeReply) {
+            self.let_go();
+        }
+        self
+    }
+
+    fn let_go(&self) {
         let released = {
             let mut state = self.inner.state.borrow_mut();
             state.volumes.get_mut(&self.volume).and_then(|volume| {
@@ -55,6 +64,12 @@ impl<S: Storage> Drop for Held<S> {
         if let Some(event) = released {
             event.notify(usize::MAX);
         }
+    }
+}
+
+impl<S: Storage> Drop for Held<S> {
+    fn drop(&mut self) {
+        self.let_go();
     }
 }
 
@@ -202,7 +217,10 @@ impl<S: Storage> VolumeHandle<S> {
 
     /// Makes everything durable that was written to this volume and answered (rule O2).
     pub async fn flush(&self) -> Result<()> {
-        let last = self.pool.inner.state.borrow().volume(self.id)?.last;
+        let mut last = self.pool.inner.state.borrow().volume(self.id)?.last;
+        if is_broken(Canary::FlushWithoutRecords) {
+            last = Lsn(0);
+        }
         self.pool.flush_through(last).await
     }
 
@@ -263,7 +281,7 @@ impl State {
     fn seek_leaf(&mut self, volume: VolumeId, block: u64, data: bool) -> Try<std::result::Result<u64, u64>> {
         let next = (block | (ENTRIES_PER_NODE as u64 - 1)) + 1;
         let Some(leaf) = self.leaf(TreeKey::Volume(volume), block)? else {
-            return Ok(if data { Err(next) } else { Ok(block) });
+            return Ok(if data { Err(self.after_hole(TreeKey::Volume(volume), block)) } else { Ok(block) });
         };
         let found = (block..next).find(|at| (leaf.entry(entry_index(*at, 0)).kind == EntryKind::Block) == data);
         Ok(found.ok_or(next))

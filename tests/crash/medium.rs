@@ -15,162 +15,23 @@ use std::rc::Rc;
 use std::task::{Context, Poll, Waker};
 
 use fastrand::Rng;
+use plywood::canary::{Canary, is_broken};
 use plywood::engine::{Memory, Storage};
 use plywood::io::IoMemory;
 
+use crate::action::{Action, Cached, Call, Content, Fault, sectors};
 use crate::content::SECTOR;
-
-const BLOCK: usize = 4096;
-const CHUNK: usize = 64;
-
-type Block = Rc<[u8; BLOCK]>;
-type Chunk = Rc<[Option<Block>; CHUNK]>;
-
-/// The bytes of a medium. A clone costs little: blocks are shared.
-#[derive(Clone)]
-pub struct Image {
-    chunks: Vec<Option<Chunk>>,
-    size_bytes: u64,
-}
-
-impl Image {
-    /// Zeros.
-    pub fn new(size_bytes: u64) -> Self {
-        Self { chunks: vec![None; (size_bytes as usize).div_ceil(BLOCK * CHUNK)], size_bytes }
-    }
-
-    fn read(&self, offset: u64, into: &mut [u8]) {
-        for (block, skip, range) in parts(offset, into.len()) {
-            let found = self.chunks[block / CHUNK].as_ref().and_then(|chunk| chunk[block % CHUNK].as_ref());
-            match found {
-                Some(bytes) => into[range.clone()].copy_from_slice(&bytes[skip..skip + range.len()]),
-                None => into[range].fill(0),
-            }
-        }
-    }
-
-    fn write(&mut self, offset: u64, from: &[u8]) {
-        for (block, skip, range) in parts(offset, from.len()) {
-            let chunk = self.chunks[block / CHUNK].get_or_insert_with(|| Rc::new([const { None }; CHUNK]));
-            let place = &mut Rc::make_mut(chunk)[block % CHUNK];
-            if range.len() == BLOCK && from[range.clone()].iter().all(|byte| *byte == 0) {
-                *place = None;
-                continue;
-            }
-            let bytes = place.get_or_insert_with(|| Rc::new([0; BLOCK]));
-            Rc::make_mut(bytes)[skip..skip + range.len()].copy_from_slice(&from[range]);
-        }
-    }
-
-    fn zero(&mut self, range: Range<u64>) {
-        for (block, skip, part) in parts(range.start, (range.end - range.start) as usize) {
-            let Some(chunk) = &mut self.chunks[block / CHUNK] else { continue };
-            if chunk[block % CHUNK].is_none() {
-                continue;
-            }
-            let place = &mut Rc::make_mut(chunk)[block % CHUNK];
-            if part.len() == BLOCK {
-                *place = None;
-            } else if let Some(bytes) = place {
-                Rc::make_mut(bytes)[skip..skip + part.len()].fill(0);
-            }
-        }
-    }
-}
-
-/// Cuts bytes at the borders of blocks: block, offset within it, range within the whole.
-fn parts(offset: u64, len: usize) -> impl Iterator<Item = (usize, usize, Range<usize>)> {
-    let mut done = 0;
-    std::iter::from_fn(move || {
-        let at = offset as usize + done;
-        let part = (BLOCK - at % BLOCK).min(len - done);
-        let range = done..done + part;
-        done += part;
-        (part > 0).then_some((at / BLOCK, at % BLOCK, range))
-    })
-}
-
-#[derive(Clone)]
-enum Action {
-    Read(u64, IoMemory),
-    Write(u64, IoMemory),
-    WriteDurable(u64, IoMemory),
-    /// Makes the writes with these numbers durable.
-    Flush(Vec<u64>),
-    Extend(Range<u64>),
-    Punch(Range<u64>),
-}
-
-impl Action {
-    fn range(&self) -> Range<u64> {
-        match self {
-            Self::Read(offset, memory) | Self::Write(offset, memory) | Self::WriteDurable(offset, memory) => {
-                *offset..*offset + memory.len() as u64
-            }
-            Self::Flush(_) => 0..0,
-            Self::Extend(range) | Self::Punch(range) => range.clone(),
-        }
-    }
-
-    fn changes(&self) -> bool {
-        !matches!(self, Self::Read(..) | Self::Flush(_))
-    }
-
-    fn content(&self) -> Option<Content> {
-        match self {
-            Self::Write(_, memory) | Self::WriteDurable(_, memory) => Some(Content::Bytes(memory.to_vec())),
-            Self::Extend(_) | Self::Punch(_) => Some(Content::Zeros),
-            Self::Read(..) | Self::Flush(_) => None,
-        }
-    }
-}
-
-enum Content {
-    Bytes(Vec<u8>),
-    Zeros,
-}
-
-impl Content {
-    fn write(&self, image: &mut Image, whole: &Range<u64>, part: Range<u64>) {
-        match self {
-            Self::Bytes(bytes) => {
-                let within = (part.start - whole.start) as usize..(part.end - whole.start) as usize;
-                image.write(part.start, &bytes[within]);
-            }
-            Self::Zeros => image.zero(part),
-        }
-    }
-}
-
-/// A change that has ended and is not durable yet.
-struct Cached {
-    number: u64,
-    range: Range<u64>,
-    content: Content,
-    /// Sectors that a later change has made durable: this one can no longer win there.
-    outdated: HashSet<u64>,
-}
-
-impl Cached {
-    fn write(&self, image: &mut Image) {
-        if self.outdated.is_empty() {
-            return self.content.write(image, &self.range, self.range.clone());
-        }
-        for sector in sectors(&self.range).filter(|sector| !self.outdated.contains(sector)) {
-            self.content.write(image, &self.range, sector * SECTOR..(sector + 1) * SECTOR);
-        }
-    }
-}
-
-fn sectors(range: &Range<u64>) -> Range<u64> {
-    range.start / SECTOR..range.end / SECTOR
-}
+use crate::image::{BLOCK, Image, parts};
 
 struct Operation {
     number: u64,
     action: Action,
     /// Pieces that have not been carried out.
     pieces: Vec<Range<u64>>,
+    /// Whether one has been.
+    is_started: bool,
+    /// It takes much longer than others.
+    is_slow: bool,
     done: Rc<RefCell<Done>>,
 }
 
@@ -191,6 +52,8 @@ pub struct Phase {
     pub extend: bool,
 }
 
+type Held = Box<dyn Fn(Call, &Range<u64>) -> bool>;
+
 struct State {
     random: Rng,
     current: Image,
@@ -203,10 +66,59 @@ struct State {
     /// Operations begun and ended.
     events: u64,
     begun: u64,
+    calls: [u64; 6],
+    fault: Option<Fault>,
+    /// Which operations wait though others are carried out at once.
+    held: Option<Held>,
+    /// Superblocks are written and do not become durable: the process dies before they come back.
+    superblocks_withheld: bool,
     /// Operations are carried out when they are called.
     at_once: bool,
     /// Operations beyond this number never end.
     stop_after: u64,
+}
+
+/// What one engine leaves to the next.
+#[derive(Clone)]
+pub struct Left {
+    current: Image,
+    durable: Image,
+    cached: Vec<Cached>,
+    next: u64,
+    /// What no fence kept from going on.
+    late: Vec<Late>,
+}
+
+#[derive(Clone)]
+struct Late {
+    number: u64,
+    action: Action,
+    pieces: Vec<Range<u64>>,
+}
+
+impl Left {
+    /// All of it durable.
+    pub fn settled(&self) -> Image {
+        self.current.clone()
+    }
+
+    /// One copy of a superblock goes bad.
+    pub fn damage_superblock(&mut self, random: &mut Rng) {
+        let block = [0, 128, 256, 384][random.usize(..4)];
+        let at = block * BLOCK as u64 + random.u64(..4) * SECTOR;
+        let mut bytes = [0; SECTOR as usize];
+        self.current.read(at, &mut bytes);
+        bytes[random.usize(..bytes.len())] ^= 1 << random.u32(..8);
+        self.current.write(at, &bytes);
+        self.durable.write(at, &bytes);
+    }
+}
+
+impl From<Image> for Left {
+    /// All of it durable.
+    fn from(image: Image) -> Self {
+        Self { current: image.clone(), durable: image, cached: Vec::new(), next: 0, late: Vec::new() }
+    }
 }
 
 /// The medium. A clone is another handle to it.
@@ -234,19 +146,35 @@ impl Future for Completion {
 }
 
 impl Medium {
-    /// A medium that holds `image`, durably, and ends operations in an order that `seed` decides.
-    pub fn new(image: Image, seed: u64, alignment: usize, journal_bytes: u64) -> Self {
+    /// A medium that holds what an earlier one was `left` with, and ends operations in an order that `seed` decides.
+    pub fn new(left: Left, seed: u64, alignment: usize, journal_bytes: u64) -> Self {
+        let in_flight = left
+            .late
+            .into_iter()
+            .map(|late| Operation {
+                number: late.number,
+                action: late.action,
+                pieces: late.pieces,
+                is_started: true,
+                is_slow: true,
+                done: Rc::default(),
+            })
+            .collect();
         let state = State {
             random: Rng::with_seed(seed),
-            current: image.clone(),
-            durable: image,
-            cached: Vec::new(),
-            in_flight: Vec::new(),
+            current: left.current,
+            durable: left.durable,
+            cached: left.cached,
+            in_flight,
             alignment,
             journal: 512 * BLOCK as u64..512 * BLOCK as u64 + journal_bytes,
-            next: 0,
+            next: left.next,
             events: 0,
             begun: 0,
+            calls: [0; 6],
+            fault: None,
+            held: None,
+            superblocks_withheld: false,
             at_once: false,
             stop_after: u64::MAX,
         };
@@ -254,8 +182,10 @@ impl Medium {
     }
 
     /// As [`new`](Self::new), but operations are carried out when they are called; the first `stop_after` of them.
-    pub fn at_once(image: Image, seed: u64, alignment: usize, journal_bytes: u64, stop_after: u64) -> Self {
-        let medium = Self::new(image, seed, alignment, journal_bytes);
+    pub fn at_once(left: Left, seed: u64, alignment: usize, journal_bytes: u64, stop_after: u64) -> Self {
+        // What no fence held back is lost here: that may happen too.
+        let left = Left { late: Vec::new(), ..left };
+        let medium = Self::new(left, seed, alignment, journal_bytes);
         medium.state.borrow_mut().at_once = true;
         medium.state.borrow_mut().stop_after = stop_after;
         medium
@@ -269,6 +199,69 @@ impl Medium {
     /// Operations begun so far.
     pub fn begun(&self) -> u64 {
         self.state.borrow().begun
+    }
+
+    /// Calls of a kind so far.
+    pub fn calls(&self, call: Call) -> u64 {
+        self.state.borrow().calls[call as usize]
+    }
+
+    /// Has one call fail.
+    pub fn fail(&self, fault: Fault) {
+        self.state.borrow_mut().fault = Some(fault);
+    }
+
+    /// From now on operations that `held` chooses wait, on a medium that does at once what it is asked.
+    pub fn hold(&self, held: impl Fn(Call, &Range<u64>) -> bool + 'static) {
+        self.state.borrow_mut().held = Some(Box::new(held));
+    }
+
+    /// What waited is carried out, and nothing waits any more.
+    pub fn let_go(&self) {
+        self.state.borrow_mut().held = None;
+        loop {
+            let waker = {
+                let mut state = self.state.borrow_mut();
+                if state.in_flight.is_empty() {
+                    return;
+                }
+                state.carry_out_all(0);
+                state.end(0)
+            };
+            if let Some(waker) = waker {
+                waker.wake();
+            }
+        }
+    }
+
+    /// How many operations are in flight.
+    pub fn waiting(&self) -> usize {
+        self.state.borrow().in_flight.len()
+    }
+
+    /// From now on superblocks are written, and are not durable.
+    pub fn withhold_superblocks(&self) {
+        self.state.borrow_mut().superblocks_withheld = true;
+    }
+
+    /// What a power cut leaves of which only those changes that are not durable are there that `keep` chooses.
+    pub fn power_cut_keeping(&self, keep: impl Fn(&Range<u64>) -> bool) -> Left {
+        let state = self.state.borrow();
+        let mut image = state.durable.clone();
+        for change in state.cached.iter().filter(|change| keep(&change.range)) {
+            change.write(&mut image);
+        }
+        image.into()
+    }
+
+    /// What is in flight, for a message.
+    pub fn under_way(&self) -> Vec<(Call, Range<u64>, usize, bool)> {
+        let state = self.state.borrow();
+        let tell = |operation: &Operation| {
+            let pieces = operation.pieces.len();
+            (operation.action.call(), operation.action.range(), pieces, operation.is_slow)
+        };
+        state.in_flight.iter().map(tell).collect()
     }
 
     pub fn phase(&self) -> Phase {
@@ -297,7 +290,7 @@ impl Medium {
 
     /// What a power cut at this moment may leave: each change that is not durable is there, or not, or its sectors are
     /// there one by one.
-    pub fn power_cut(&self, random: &mut Rng) -> Image {
+    pub fn power_cut(&self, random: &mut Rng) -> Left {
         let state = self.state.borrow();
         let mut image = state.durable.clone();
         // All, none, and anything between.
@@ -316,22 +309,52 @@ impl Medium {
                 leave(&mut image, random, (applied, torn), &operation.action.range(), &content, &HashSet::new());
             }
         }
-        image
+        image.into()
     }
 
-    /// What the death of the process leaves: everything that was begun ends.
-    pub fn process_death(&self) -> Image {
+    /// What the death of the process leaves: what was begun ends, or was never carried out at all; what was not durable
+    /// still is not, and a durable write that did not come back may not be.
+    pub fn process_death(&self, random: &mut Rng) -> Left {
         let state = self.state.borrow();
-        let mut image = state.current.clone();
+        let mut left = Left {
+            current: state.current.clone(),
+            durable: state.durable.clone(),
+            cached: state.cached.clone(),
+            next: state.next,
+            late: Vec::new(),
+        };
         for operation in &state.in_flight {
-            if let Some(content) = operation.action.content() {
-                let whole = operation.action.range();
-                for piece in &operation.pieces {
-                    content.write(&mut image, &whole, piece.clone());
-                }
+            let Some(content) = operation.action.content() else { continue };
+            if !operation.is_started && random.u32(..6) == 0 {
+                continue;
+            }
+            if is_broken(Canary::NoFence) {
+                let Operation { number, action, pieces, .. } = operation;
+                // The memory may be used again: what is in flight has its own.
+                let action = match (action, &content) {
+                    (Action::Write(offset, _), Content::Bytes(bytes)) => {
+                        Action::Write(*offset, IoMemory::from_bytes(bytes))
+                    }
+                    (Action::WriteDurable(offset, _), Content::Bytes(bytes)) => {
+                        Action::WriteDurable(*offset, IoMemory::from_bytes(bytes))
+                    }
+                    (other, _) => other.clone(),
+                };
+                left.late.push(Late { number: *number, action, pieces: pieces.clone() });
+                continue;
+            }
+            let range = operation.action.range();
+            for piece in &operation.pieces {
+                content.write(&mut left.current, &range, piece.clone());
+            }
+            if matches!(operation.action, Action::WriteDurable(..)) && random.bool() {
+                make_durable(&mut left.durable, &mut left.cached, &range, &content);
+            } else {
+                let outdated = HashSet::new();
+                left.cached.push(Cached { number: operation.number, range, content, outdated });
             }
         }
-        image
+        left
     }
 
     /// Carries out a piece of one operation in flight, or all that is left of it. Answers false when there is none.
@@ -344,6 +367,9 @@ impl Medium {
             }
             let count = state.in_flight.len();
             let index = state.random.usize(..count);
+            if state.in_flight[index].is_slow && state.random.u32(..24) != 0 {
+                return true;
+            }
             if state.random.bool() {
                 state.carry_out_all(index);
             } else {
@@ -362,6 +388,16 @@ impl Medium {
         let mut state = self.state.borrow_mut();
         state.begin(action, Rc::clone(&done));
         Completion { done }
+    }
+}
+
+/// A durable write has ended.
+fn make_durable(durable: &mut Image, cached: &mut [Cached], range: &Range<u64>, content: &Content) {
+    content.write(durable, range, range.clone());
+    for earlier in cached {
+        if earlier.range.start < range.end && range.start < earlier.range.end {
+            earlier.outdated.extend(sectors(range));
+        }
     }
 }
 
@@ -407,6 +443,9 @@ impl State {
                 );
             }
         }
+        if self.fails(&action, &done) {
+            return;
+        }
         self.begun += 1;
         self.events += 1;
         let number = self.next;
@@ -414,13 +453,43 @@ impl State {
         let pieces = parts(range.start, (range.end - range.start) as usize)
             .map(|(_, _, part)| range.start + part.start as u64..range.start + part.end as u64)
             .collect();
-        self.in_flight.push(Operation { number, action, pieces, done });
-        if self.at_once && self.begun <= self.stop_after {
+        let is_slow = self.random.u32(..10) == 0;
+        self.in_flight.push(Operation { number, action, pieces, is_started: false, is_slow, done });
+        let is_held = self.held.as_ref().is_some_and(|held| held(self.in_flight[self.in_flight.len() - 1].action.call(), &range));
+        if self.at_once && self.begun <= self.stop_after && !is_held {
             let index = self.in_flight.len() - 1;
             self.carry_out_all(index);
             // Nobody waits yet.
             self.end(index);
         }
+    }
+
+    /// Counts a call, and fails it when it is its turn. A flush that fails loses what it was to make durable, and does
+    /// not know it later.
+    fn fails(&mut self, action: &Action, done: &Rc<RefCell<Done>>) -> bool {
+        let call = action.call();
+        let number = self.calls[call as usize];
+        self.calls[call as usize] += 1;
+        let Some(fault) = self.fault.filter(|fault| fault.call == call && fault.number == number) else {
+            return false;
+        };
+        let range = action.range();
+        match (action, action.content()) {
+            (Action::Flush(numbers), _) => {
+                self.cached.retain(|change| numbers.binary_search(&change.number).is_err());
+            }
+            (_, Some(content)) if fault.in_part => {
+                let middle = range.start + (range.end - range.start) / 2 / SECTOR * SECTOR;
+                content.write(&mut self.current, &range, range.start..middle);
+                let outdated = (middle / SECTOR..range.end / SECTOR).collect();
+                let number = self.next;
+                self.next += 1;
+                self.cached.push(Cached { number, range, content, outdated });
+            }
+            _ => {}
+        }
+        done.borrow_mut().result = Some(Err(io::Error::from_raw_os_error(fault.errno)));
+        true
     }
 
     fn carry_out_all(&mut self, index: usize) {
@@ -434,6 +503,7 @@ impl State {
         if operation.pieces.is_empty() {
             return;
         }
+        operation.is_started = true;
         let piece = operation.pieces.swap_remove(self.random.usize(..operation.pieces.len()));
         let mut bytes = [0; BLOCK];
         let bytes = &mut bytes[..(piece.end - piece.start) as usize];
@@ -457,13 +527,10 @@ impl State {
         let range = operation.action.range();
         let content = operation.action.content();
         match (&operation.action, content) {
-            (Action::WriteDurable(..), Some(content)) => {
-                content.write(&mut self.durable, &range, range.clone());
-                for earlier in &mut self.cached {
-                    if earlier.range.start < range.end && range.start < earlier.range.end {
-                        earlier.outdated.extend(sectors(&range));
-                    }
-                }
+            (Action::WriteDurable(..), Some(content))
+                if !self.superblocks_withheld || self.journal.contains(&range.start) =>
+            {
+                make_durable(&mut self.durable, &mut self.cached, &range, &content);
             }
             (_, Some(content)) => {
                 self.cached.push(Cached { number: operation.number, range, content, outdated: HashSet::new() });

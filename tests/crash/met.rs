@@ -1,6 +1,6 @@
 //! What a run met. What was never met was not tested.
 
-use plywood::engine::Pool;
+use plywood::engine::{Activity, Pool};
 
 use crate::medium::{Medium, Phase};
 
@@ -15,6 +15,11 @@ pub struct Met {
     pub replays_interrupted: u64,
     pub went_on: u64,
     pub no_space: u64,
+    pub sent_again: u64,
+    pub reserve_used: u64,
+    pub in_commit: u64,
+    pub in_checkpoint: u64,
+    pub in_carcass: u64,
     pub in_superblock: u64,
     pub in_batch: u64,
     pub in_flush: u64,
@@ -51,10 +56,17 @@ impl Met {
         self.batches += counters.batches;
         self.shadowed += counters.nodes_shadowed;
         self.punched += counters.blocks_punched;
+        self.reserve_used += counters.reserve_used;
         for info in pool.volumes().iter().filter(|info| info.mapped_bytes > 0) {
             let height = (0..3).find(|level| info.size_bytes <= (1 << 20) << (8 * level)).unwrap_or(3);
             self.heights[height] += 1;
         }
+    }
+
+    pub fn activity(&mut self, activity: Activity) {
+        self.in_commit += u64::from(activity.committing);
+        self.in_checkpoint += u64::from(activity.checkpointing);
+        self.in_carcass += u64::from(activity.eating);
     }
 
     pub fn phase(&mut self, phase: Phase) {
@@ -80,6 +92,13 @@ impl Met {
             ("crashes within a flush", self.in_flush),
             ("crashes within other writes", self.in_write),
             ("crashes within an extension", self.in_extend),
+            ("crashes within a punch", self.in_punch),
+            ("crashes within a commit", self.in_commit),
+            ("crashes within a checkpoint", self.in_checkpoint),
+            ("crashes within a carcass being eaten", self.in_carcass),
+            ("requests sent again to a successor", self.sent_again),
+            ("blocks of the reserve used", self.reserve_used),
+            ("blocks punched", self.punched),
             ("replays", self.replays),
             ("takeovers of a pending log", self.takeovers),
             ("carcasses resumed", self.carcasses_resumed),
@@ -96,11 +115,6 @@ impl Met {
         ]
     }
 
-    /// May stay 0 in a short run.
-    pub fn rare(&self) -> Vec<(&'static str, u64)> {
-        vec![("crashes within a punch", self.in_punch), ("blocks punched", self.punched)]
-    }
-
     /// Adds what another world met.
     pub fn merge(&mut self, other: &Self) {
         self.worlds += other.worlds;
@@ -111,6 +125,11 @@ impl Met {
         self.replays_interrupted += other.replays_interrupted;
         self.went_on += other.went_on;
         self.no_space += other.no_space;
+        self.sent_again += other.sent_again;
+        self.reserve_used += other.reserve_used;
+        self.in_commit += other.in_commit;
+        self.in_checkpoint += other.in_checkpoint;
+        self.in_carcass += other.in_carcass;
         self.in_superblock += other.in_superblock;
         self.in_batch += other.in_batch;
         self.in_flush += other.in_flush;

@@ -343,6 +343,28 @@ impl Model {
         }
     }
 
+    /// Blocks of a volume of which several contents are possible.
+    pub fn doubtful(&self, volume: Uuid) -> Vec<u64> {
+        let blocks = self.volumes.get(&volume).into_iter().flat_map(|volume| &volume.blocks);
+        blocks.filter(|(_, block)| !block.latest().is_certain()).map(|(number, _)| *number).collect()
+    }
+
+    /// Whether anything that was begun for a volume has not returned.
+    pub fn is_in_question(&self, volume: Uuid) -> bool {
+        self.flights.values().any(|flight| flight.volume == volume)
+            || !self.controls.is_empty()
+            || self.volumes.get(&volume).is_none_or(|volume| volume.snapshots > 0)
+    }
+
+    /// A change that was made already was made once more: where a block stands may be another place now.
+    pub fn sent_again(&mut self, volume: Uuid, sectors: Range<u64>) {
+        let Some(volume) = self.volumes.get_mut(&volume) else { return };
+        let blocks = sectors.start / SECTORS..sectors.end.div_ceil(SECTORS);
+        for (_, block) in volume.blocks.range_mut(blocks) {
+            block.hold = Hold::Unknown;
+        }
+    }
+
     /// A FLUSH of `volume` that began at `since` was acknowledged.
     pub fn flushed(&mut self, volume: Uuid, since: u64) {
         if let Some(volume) = self.volumes.get_mut(&volume) {

@@ -4,18 +4,76 @@ use std::any::Any;
 use std::collections::BTreeMap;
 use std::rc::Rc;
 
-use plywood::engine::{Memory, NewClone, NewSnapshot, NewVolume};
+use plywood::engine::{Memory, NewClone, NewSnapshot, NewVolume, Pool, VolumeHandle, VolumeInfo};
 use plywood::error::Error;
 use plywood::io::IoMemory;
 use uuid::Uuid;
 
 use crate::content::{SECTOR, SECTORS, fill, parse_blocks};
+use crate::medium::Medium;
 use crate::model::{BALLAST_BYTES, Control, Hold, Kind, Volume};
 use crate::world::{Shared, World};
 
 const BLOCK: u64 = SECTOR * SECTORS;
 const MIB: u64 = 1 << 20;
 const GIB: u64 = 1 << 30;
+
+/// A change as the front holds it.
+#[derive(Clone, Copy, Debug)]
+pub struct Request {
+    pub volume: Uuid,
+    offset: u64,
+    length: u64,
+    what: What,
+    /// It was carried out, and only the reply is missing. Its range is held until that has been handed over.
+    is_done: bool,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum What {
+    Write { fua: bool },
+    Discard,
+    Zeroes { unmap: bool },
+}
+
+impl What {
+    fn kind(self) -> Kind {
+        match self {
+            Self::Write { .. } | Self::Zeroes { unmap: false } => Kind::Write,
+            Self::Discard | Self::Zeroes { unmap: true } => Kind::Discard,
+        }
+    }
+}
+
+impl Request {
+    /// Whether it was carried out and none of the others that are to be sent again may come before or after it.
+    pub fn is_done_apart(&self, unanswered: &BTreeMap<u64, Self>) -> bool {
+        self.is_done && unanswered.values().filter(|beside| self.overlaps(beside)).count() == 1
+    }
+
+    fn overlaps(&self, other: &Self) -> bool {
+        self.volume == other.volume
+            && self.offset / BLOCK < (other.offset + other.length).div_ceil(BLOCK)
+            && other.offset / BLOCK < (self.offset + self.length).div_ceil(BLOCK)
+    }
+}
+
+/// Does what a request asks, with content that names it.
+pub async fn carry_out(
+    handle: VolumeHandle<Medium>,
+    number: u64,
+    request: Request,
+) -> plywood::error::Result<Box<dyn Any>> {
+    let Request { offset, length, .. } = request;
+    match request.what {
+        What::Write { fua } => {
+            let memory = IoMemory::from_bytes(&fill(number, offset / SECTOR, length / SECTOR));
+            handle.write(offset, &memory, fua).await.map(boxed)
+        }
+        What::Discard => handle.discard(offset, length).await.map(boxed),
+        What::Zeroes { unmap } => handle.write_zeroes(offset, length, unmap).await.map(boxed),
+    }
+}
 
 /// Marks a volume as used as long as it lives.
 struct Using {
@@ -84,6 +142,53 @@ impl World {
         model.committed(now);
     }
 
+    /// Leaves the pool so little room that every block that comes free is wanted.
+    pub fn fill_up(&mut self) {
+        let ballast = Volume { size_bytes: BALLAST_BYTES, sector_size: 4096, ..self.new_volume() };
+        self.make(ballast.clone());
+        let handle = self.handle(ballast.uuid);
+        let room = self.random.u64(24..300) * BLOCK;
+        self.finish(async move {
+            let mut at = 0;
+            for length in [MIB, 64 * BLOCK, BLOCK] {
+                while let Ok(held) = handle.write_zeroes(at, length, false).await {
+                    drop(held);
+                    at += length;
+                }
+            }
+            drop(handle.discard(at - room.min(at), room.min(at)).await.expect("a discard that frees"));
+            handle.flush().await.expect("flush");
+        });
+        let mut model = self.shared.model.borrow_mut();
+        let now = model.now();
+        model.committed(now);
+    }
+
+    /// One block of a volume to which nothing is happening is written, or not.
+    pub fn write_somewhere(&mut self) {
+        let Some(volume) = self.pick(false, |volume| !volume.read_only) else { return };
+        if self.shared.model.borrow().is_in_question(volume.uuid) {
+            return;
+        }
+        let block = self.random.u64(..volume.size_bytes / BLOCK);
+        let Ok(handle) = self.pool().open_volume(volume.id, false) else { return };
+        let shared = Rc::clone(&self.shared);
+        let sectors = block * SECTORS..(block + 1) * SECTORS;
+        shared.model.borrow_mut().sent_again(volume.uuid, sectors.clone());
+        let number = self.begin(volume.uuid, block * BLOCK, BLOCK, Kind::Write, true);
+        let memory = IoMemory::from_bytes(&fill(number, sectors.start, SECTORS));
+        self.spawn(vec![volume.uuid], false, async move {
+            match handle.write(block * BLOCK, &memory, false).await {
+                Ok(held) => {
+                    shared.model.borrow_mut().acknowledge(number, false);
+                    drop(held);
+                }
+                Err(Error::NoSpace(_)) => shared.model.borrow_mut().refuse(number, false),
+                Err(error) => panic!("write of {}: {error}", volume.name),
+            }
+        });
+    }
+
     fn make(&mut self, volume: Volume) {
         let (pool, new) = (self.pool(), new_volume(&volume));
         let info = self.finish(async move { pool.create_volume(new).await.expect("a volume") });
@@ -129,12 +234,10 @@ impl World {
         }
         self.shared.in_flight.set(self.shared.in_flight.get() + 1);
         let using = Using { shared: Rc::clone(&self.shared), volumes, alone };
-        self.executor
-            .spawn(async move {
-                task.await;
-                drop(using);
-            })
-            .detach();
+        self.panicked.spawn(&self.executor, async move {
+            task.await;
+            drop(using);
+        });
     }
 
     fn pick(&mut self, alone: bool, wanted: impl Fn(&Volume) -> bool) -> Option<Volume> {
@@ -155,6 +258,10 @@ impl World {
         let size = volume.size_bytes;
         let near = [0, MIB - 8 * BLOCK, size / 2, size.saturating_sub(24 * BLOCK), 256 * MIB - 4 * BLOCK, 64 * GIB];
         let near = near[self.random.usize(..near.len())] % size / BLOCK * BLOCK;
+        if (self.is_hungry && self.random.u32(..6) == 0) || (self.is_tight && self.random.u32(..16) == 0) {
+            let start = self.random.u64(..size.min(24 * MIB) / BLOCK) * BLOCK;
+            return (start, (self.random.u64(16..=256) * BLOCK).min(size - start));
+        }
         let (offset, length) = match self.random.u32(..100) {
             0..45 => (self.random.u64(..12) * BLOCK, BLOCK),
             45..70 => (self.random.u64(..96) * SECTOR, self.random.u64(1..=8) * SECTOR),
@@ -214,11 +321,7 @@ impl World {
         let Some(volume) = self.pick(false, |volume| !volume.read_only) else { return false };
         let (offset, length) = self.range(&volume);
         let fua = self.random.u32(..12) == 0;
-        let handle = self.handle(volume.uuid);
-        let number = self.begin(volume.uuid, offset, length, Kind::Write, true);
-        let memory = IoMemory::from_bytes(&fill(number, offset / SECTOR, length / SECTOR));
-        self.change(volume, number, fua, false, async move { handle.write(offset, &memory, fua).await.map(boxed) });
-        true
+        self.change(&volume, offset, length, What::Write { fua })
     }
 
     fn start_discard(&mut self) -> bool {
@@ -230,55 +333,86 @@ impl World {
                 * u64::from(volume.sector_size);
             length = (length + reach).min(volume.size_bytes - offset);
         }
-        let handle = self.handle(volume.uuid);
-        let number = self.begin(volume.uuid, offset, length, Kind::Discard, false);
-        self.change(volume, number, false, true, async move { handle.discard(offset, length).await.map(boxed) });
-        true
+        self.change(&volume, offset, length, What::Discard)
     }
 
     fn start_zeroes(&mut self) -> bool {
         let Some(volume) = self.pick(false, |volume| !volume.read_only) else { return false };
         let (offset, length) = self.range(&volume);
         let unmap = self.random.bool();
-        let handle = self.handle(volume.uuid);
-        let kind = if unmap { Kind::Discard } else { Kind::Write };
-        let number = self.begin(volume.uuid, offset, length, kind, false);
-        self.change(
-            volume,
-            number,
-            false,
-            true,
-            async move { handle.write_zeroes(offset, length, unmap).await.map(boxed) },
-        );
+        self.change(&volume, offset, length, What::Zeroes { unmap })
+    }
+
+    fn change(&mut self, volume: &Volume, offset: u64, length: u64, what: What) -> bool {
+        let is_data = matches!(what, What::Write { .. });
+        let number = self.begin(volume.uuid, offset, length, what.kind(), is_data);
+        let request = Request { volume: volume.uuid, offset, length, what, is_done: false };
+        self.shared.unanswered.borrow_mut().insert(number, request);
+        self.start_change(number, request);
         true
     }
 
-    fn change(
-        &mut self,
-        volume: Volume,
-        number: u64,
-        fua: bool,
-        in_parts: bool,
-        call: impl Future<Output = plywood::error::Result<Box<dyn Any>>> + 'static,
-    ) {
+    fn start_change(&mut self, number: u64, request: Request) {
+        let handle = self.handle(request.volume);
         let shared = Rc::clone(&self.shared);
-        let delay = self.random.u32(..3);
-        self.spawn(vec![volume.uuid], false, async move {
-            match call.await {
+        // Now and then a reply takes its time to be handed over.
+        let delay = if self.random.u32(..8) == 0 { self.random.u32(..200) } else { self.random.u32(..3) };
+        self.spawn(vec![request.volume], false, async move {
+            let answered = || shared.unanswered.borrow_mut().remove(&number);
+            match carry_out(handle, number, request).await {
                 Ok(held) => {
-                    shared.model.borrow_mut().acknowledge(number, fua);
+                    shared.model.borrow_mut().acknowledge(number, request.what == What::Write { fua: true });
+                    if let Some(request) = shared.unanswered.borrow_mut().get_mut(&number) {
+                        request.is_done = true;
+                    }
                     for _ in 0..delay {
                         futures_lite::future::yield_now().await;
                     }
+                    answered();
                     drop(held);
                 }
                 Err(Error::NoSpace(_)) => {
+                    let in_parts = !matches!(request.what, What::Write { .. });
                     shared.model.borrow_mut().refuse(number, in_parts);
                     shared.met.borrow_mut().no_space += 1;
+                    answered();
                 }
-                Err(error) => panic!("change of {}: {error}", volume.name),
+                Err(error) => panic!("{request:?}: {error}"),
             }
         });
+    }
+
+    /// A successor gets all requests that were not answered. Those that had been carried out must change nothing: their
+    /// ranges were held, so nothing overlapping was answered after them.
+    pub fn send_again(&mut self) {
+        let unanswered = self.shared.unanswered.borrow().clone();
+        for (number, mut request) in unanswered.clone() {
+            let known = self.shared.model.borrow().volumes.contains_key(&request.volume);
+            if !known {
+                self.shared.unanswered.borrow_mut().remove(&number);
+                continue;
+            }
+            self.shared.met.borrow_mut().sent_again += 1;
+            if request.is_done_apart(&unanswered) {
+                let handle = self.handle(request.volume);
+                let done = self.finish(carry_out(handle, number, request));
+                match done {
+                    Ok(_) | Err(Error::NoSpace(_)) => {}
+                    Err(error) => panic!("sent again: {request:?}: {error}"),
+                }
+                let sectors = request.offset / SECTOR..(request.offset + request.length) / SECTOR;
+                self.shared.model.borrow_mut().sent_again(request.volume, sectors);
+                self.shared.unanswered.borrow_mut().remove(&number);
+                continue;
+            }
+            request.is_done = false;
+            self.shared.unanswered.borrow_mut().insert(number, request);
+            let sectors = request.offset / SECTOR..(request.offset + request.length) / SECTOR;
+            let value = if matches!(request.what, What::Write { .. }) { number } else { 0 };
+            let kind = request.what.kind();
+            self.shared.model.borrow_mut().begin(number, request.volume, sectors, value, kind);
+            self.start_change(number, request);
+        }
     }
 
     fn start_flush(&mut self) -> bool {
@@ -345,13 +479,19 @@ impl World {
             model.observe(number, origin.uuid);
             number
         };
+        let look = self.random.bool();
         let control = Control::Snapshot { observer, volume: snapshot.clone() };
         self.control(vec![origin.uuid], control, async move |shared: &Shared| {
             let outcome = pool.create_snapshot(origin.id, new).await;
             let blocks = shared.model.borrow().observed(observer);
             shared.model.borrow_mut().observation_ended(observer, outcome.is_ok());
             match outcome {
-                Ok(info) => adopt(shared, Volume { id: info.id, blocks, ..snapshot }),
+                Ok(info) => {
+                    adopt(shared, Volume { id: info.id, blocks, ..snapshot });
+                    if look {
+                        settle_doubts(shared, &pool, info).await;
+                    }
+                }
                 Err(error) => refused(shared, "snapshot", &error),
             }
         });
@@ -543,6 +683,24 @@ fn new_snapshot(volume: &Volume) -> NewSnapshot {
 
 fn new_clone(volume: &Volume) -> NewClone {
     NewClone { uuid: volume.uuid, name: volume.name.clone(), created: 3, size_bytes: None, attributes: BTreeMap::new() }
+}
+
+/// Looks at what a new snapshot holds where that is not known: from now on it must not change.
+async fn settle_doubts(shared: &Shared, pool: &Pool<Medium>, info: VolumeInfo) {
+    let doubtful = shared.model.borrow().doubtful(info.uuid);
+    *shared.used.borrow_mut().entry(info.uuid).or_default() += 1;
+    let handle = pool.open_volume(info.id, true).unwrap_or_else(|error| panic!("{}: {error}", info.name));
+    for block in doubtful {
+        let memory = IoMemory::zeroed(BLOCK as usize);
+        handle.read(block * BLOCK, &memory).await.unwrap_or_else(|error| panic!("{}: {error}", info.name));
+        for (_, found) in parse_blocks(&memory.to_vec(), block).unwrap_or_else(|error| panic!("{error}")) {
+            shared.model.borrow_mut().settle(info.uuid, block, found);
+        }
+    }
+    drop(handle);
+    if let Some(count) = shared.used.borrow_mut().get_mut(&info.uuid) {
+        *count -= 1;
+    }
 }
 
 fn adopt(shared: &Shared, volume: Volume) {

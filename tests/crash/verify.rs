@@ -12,9 +12,11 @@ use uuid::Uuid;
 
 use crate::content::{SECTOR, SECTORS, Sectors, parse_blocks};
 use crate::log::Log;
-use crate::medium::{Image, Medium};
+use crate::medium::{Left, Medium};
 use crate::met::Met;
 use crate::model::{BALLAST_BYTES, Block, Control, Hold, Model, Volume, rolled_back};
+use crate::operations::{Request, carry_out};
+use crate::task::Panicked;
 
 const BLOCK_BYTES: u64 = SECTOR * SECTORS;
 /// Blocks read at a time.
@@ -40,8 +42,10 @@ pub struct Setting {
 /// What a crash left, to be opened.
 #[derive(Clone)]
 pub struct Remains {
-    pub image: Image,
+    pub image: Left,
     pub log: Log,
+    /// What the front sends again.
+    pub unanswered: BTreeMap<u64, Request>,
     /// Whether power was lost since the model's last certainty.
     pub lost_power: bool,
 }
@@ -54,12 +58,14 @@ pub fn run<T: 'static>(
 ) -> Option<T> {
     let result: Rc<RefCell<Option<T>>> = Rc::default();
     let slot = Rc::clone(&result);
-    let task = executor.spawn(async move {
+    let panicked = Panicked::default();
+    panicked.spawn(executor, async move {
         let value = future.await;
         *slot.borrow_mut() = Some(value);
     });
     let mut idle = 0;
     while result.borrow().is_none() {
+        panicked.check().unwrap_or_else(|error| panic!("{error}"));
         if executor.try_tick() {
             idle = 0;
             continue;
@@ -72,7 +78,6 @@ pub fn run<T: 'static>(
             return None;
         }
     }
-    drop(task);
     result.take()
 }
 
@@ -119,9 +124,11 @@ fn interrupt(remains: &Remains, setting: Setting, stop_after: u64, random: &mut 
     drop(executor);
     if random.bool() {
         let session = random.u128(..);
-        Remains { image: medium.power_cut(random), log: Log::new(session), lost_power: true }
+        let image = medium.power_cut(random);
+        Remains { image, log: Log::new(session), lost_power: true, unanswered: BTreeMap::new() }
     } else {
-        Remains { image: medium.process_death(), log, lost_power: remains.lost_power }
+        let image = medium.process_death(random);
+        Remains { image, log, lost_power: remains.lost_power, unanswered: remains.unanswered.clone() }
     }
 }
 
@@ -144,10 +151,15 @@ fn verify_once(
     met.states += 1;
     met.opened(&pool);
     let background = pool.clone();
-    executor.spawn(async move { background.run().await }).detach();
+    let panicked = Panicked::default();
+    panicked.spawn(&executor, async move { background.run().await });
+    if !remains.lost_power {
+        send_again(&executor, &pool, &remains.unanswered)?;
+    }
     let observed = observe(&executor, &pool)?;
     judge(model, &observed, remains.lost_power)?;
     check(&executor, &pool)?;
+    panicked.check()?;
     if random.u32(..4) == 0 {
         // What was seen once stays, over an orderly end too.
         let closing = pool.clone();
@@ -172,6 +184,24 @@ fn verify_once(
         }
     }
     Ok(begun)
+}
+
+/// Sends those requests again that had been carried out and were not answered: it must change nothing.
+fn send_again(
+    executor: &LocalExecutor<'static>,
+    pool: &Pool<Medium>,
+    unanswered: &BTreeMap<u64, Request>,
+) -> Result<(), String> {
+    for (number, request) in unanswered.iter().filter(|(_, request)| request.is_done_apart(unanswered)) {
+        let Some(info) = pool.volumes().into_iter().find(|info| info.uuid == request.volume) else { continue };
+        let handle = pool.open_volume(info.id, false).map_err(|error| error.to_string())?;
+        let done = run(executor, || Some(pool.clone()), carry_out(handle, *number, *request));
+        match done.ok_or("a request sent again is stuck")? {
+            Ok(_) | Err(plywood::error::Error::NoSpace(_)) => {}
+            Err(error) => return Err(format!("sent again: {request:?}: {error}")),
+        }
+    }
+    Ok(())
 }
 
 /// Has the carcasses eaten and the counts compared.

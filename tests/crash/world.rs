@@ -2,7 +2,7 @@
 //! what a crash of the one before has left.
 
 use std::cell::{Cell, RefCell};
-use std::collections::{BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::rc::Rc;
 
 use async_executor::LocalExecutor;
@@ -10,10 +10,13 @@ use fastrand::Rng;
 use plywood::engine::{CreateOptions, OpenOptions, Pool, VolumeHandle};
 use uuid::Uuid;
 
+use crate::image::Image;
 use crate::log::Log;
-use crate::medium::{Image, Medium};
+use crate::medium::{Medium, Phase};
 use crate::met::Met;
 use crate::model::Model;
+use crate::operations::Request;
+use crate::task::Panicked;
 use crate::verify::{self, Crash, Remains, Setting, judge, log_after, observe, verify};
 
 const MIB: u64 = 1 << 20;
@@ -29,18 +32,25 @@ pub struct Shared {
     pub alone: RefCell<BTreeSet<Uuid>>,
     /// Volumes that tasks use, and how many.
     pub used: RefCell<HashMap<Uuid, usize>>,
+    /// Requests whose replies have not been handed over: the front sends them again to the next engine.
+    pub unanswered: RefCell<BTreeMap<u64, Request>>,
 }
 
 pub struct World {
     pub random: Rng,
     pub shared: Rc<Shared>,
     pub executor: LocalExecutor<'static>,
+    pub panicked: Panicked,
     pub handles: HashMap<Uuid, VolumeHandle<Medium>>,
     pub medium: Medium,
     pub pool: Option<Pool<Medium>>,
     pub setting: Setting,
     /// Whether volumes may be so large that their trees have four levels.
     pub is_tall: bool,
+    /// Whether writes are so many and large that the pool fills.
+    pub is_hungry: bool,
+    /// Whether the pool is nearly full from the beginning, so that what comes free is used again at once.
+    pub is_tight: bool,
     /// Most volumes.
     pub most: usize,
     log: Log,
@@ -57,22 +67,28 @@ impl World {
             cache_bytes: [1 << 18, 1 << 20, 4 << 20][random.usize(..3)],
         };
         let two_groups = random.u32(..4) == 0;
+        let is_tight = !two_groups && random.u32(..2) == 0;
         let size_bytes = if two_groups { 2 * MIB + MIB + 128 * MIB + 8 * MIB } else { (7 + random.u64(..14)) * MIB };
-        let medium = Medium::new(Image::new(size_bytes), random.u64(..), setting.alignment, setting.journal_bytes);
+        let medium =
+            Medium::new(Image::new(size_bytes).into(), random.u64(..), setting.alignment, setting.journal_bytes);
         let shared = Rc::new(Shared {
             model: RefCell::default(),
             met: RefCell::default(),
             in_flight: Cell::default(),
             alone: RefCell::default(),
             used: RefCell::default(),
+            unanswered: RefCell::default(),
         });
         let log = Log::new(random.u128(..));
         let mut world = Self {
             is_tall: random.u32(..6) == 0,
+            is_hungry: !two_groups && random.u32(..8) == 0,
+            is_tight,
             most: random.usize(4..14),
             random,
             shared,
             executor: LocalExecutor::new(),
+            panicked: Panicked::default(),
             handles: HashMap::new(),
             medium,
             pool: None,
@@ -90,6 +106,9 @@ impl World {
         world.finish(async move { Pool::create(&storage, &options).await.expect("create of the pool") });
         world.open();
         world.found_family(two_groups);
+        if is_tight {
+            world.fill_up();
+        }
         world.shared.met.borrow_mut().worlds += 1;
         world
     }
@@ -118,7 +137,7 @@ impl World {
         let pool = self.finish(async move { Pool::open(storage, log, options).await });
         let pool = pool.unwrap_or_else(|error| panic!("the pool does not open: {error}"));
         let background = pool.clone();
-        self.executor.spawn(async move { background.run().await }).detach();
+        self.panicked.spawn(&self.executor, async move { background.run().await });
         self.pool = Some(pool);
     }
 
@@ -126,7 +145,7 @@ impl World {
     pub fn finish<T: 'static>(&mut self, future: impl Future<Output = T> + 'static) -> T {
         let result: Rc<RefCell<Option<T>>> = Rc::default();
         let slot = Rc::clone(&result);
-        let task = self.executor.spawn(async move {
+        self.panicked.spawn(&self.executor, async move {
             let value = future.await;
             *slot.borrow_mut() = Some(value);
         });
@@ -135,9 +154,9 @@ impl World {
             let before = self.medium.events();
             self.turn();
             idle = if self.medium.events() != before { 0 } else { idle + 1 };
+            self.panicked.check().unwrap_or_else(|error| panic!("{error}"));
             assert!(idle < PATIENCE, "stuck");
         }
-        drop(task);
         result.take().expect("finished")
     }
 
@@ -153,35 +172,51 @@ impl World {
         for _ in 0..self.random.u32(0..4) {
             progress |= self.medium.run_one();
         }
-        if (!progress || self.random.u32(..400) == 0)
+        if (!progress || self.random.u32(..200) == 0)
             && let Some(pool) = &self.pool
         {
             pool.tick();
         }
     }
 
-    /// Operates for about `events` events of the medium, crashing in thought at one of `every` of them, then really.
+    /// Operates for about `events` events of the medium, then until it is in the middle of something that few events are
+    /// in the middle of. Crashes in thought at one of `every` events, more often in the beginning: what a successor does
+    /// first stands on what it found.
     pub fn live(&mut self, events: u64, every: u64) -> Result<(), String> {
-        let end = self.medium.events() + events;
-        self.seen = self.medium.events();
+        const FIRST: u64 = 60;
+        let begin = self.medium.events();
+        let end = begin + events;
+        let last = end + 400;
+        let wanted: fn(&Phase) -> bool = match self.random.u32(..6) {
+            0 => |phase| phase.superblock,
+            1 => |phase| phase.journal,
+            2 => |phase| phase.punch,
+            3 => |phase| phase.flush && phase.write,
+            _ => |_| true,
+        };
+        self.seen = begin;
         let mut idle = 0;
-        while self.medium.events() < end {
+        while self.medium.events() < end || (self.medium.events() < last && !wanted(&self.medium.phase())) {
             if self.shared.in_flight.get() < 10 && self.random.u32(..3) == 0 {
                 self.start_operation();
             }
             let before = (self.medium.events(), self.shared.in_flight.get(), self.shared.model.borrow_mut().now);
             self.turn();
+            self.panicked.check()?;
             let after = (self.medium.events(), self.shared.in_flight.get(), self.shared.model.borrow_mut().now);
             // Background tasks that only look and wait again are no progress.
             idle = if before != after { 0 } else { idle + 1 };
             if idle >= PATIENCE {
                 let model = self.shared.model.borrow();
                 return Err(format!(
-                    "stuck: in flight {:?}; calls {:?}; alone {:?}; {:?}",
+                    "stuck: {:?}; {:?}; in flight {:?}; calls {:?}; alone {:?}; {:?}; {:?}",
+                    self.medium.under_way(),
+                    self.pool().activity(),
                     model.flights,
                     model.controls.keys(),
                     self.shared.alone.borrow(),
-                    self.pool().info()
+                    self.pool().info(),
+                    self.pool().counters()
                 ));
             }
             if let Some(pool) = &self.pool
@@ -192,6 +227,7 @@ impl World {
             let now = self.medium.events();
             while self.seen < now {
                 self.seen += 1;
+                let every = if self.seen < begin + FIRST { every.div_ceil(3) } else { every };
                 if self.random.u64(..every) == 0 {
                     self.crash_in_thought()?;
                 }
@@ -202,7 +238,10 @@ impl World {
 
     fn crash_in_thought(&mut self) -> Result<(), String> {
         let crash = if self.random.u32(..3) == 0 { Crash::ProcessDeath } else { Crash::PowerCut };
-        let remains = self.remains(crash);
+        let mut remains = self.remains(crash);
+        if self.random.u32(..8) == 0 {
+            remains.image.damage_superblock(&mut self.random);
+        }
         let model = self.shared.model.borrow();
         let mut met = self.shared.met.borrow_mut();
         verify(&remains, self.setting, &model, &mut self.random, &mut met)
@@ -212,6 +251,9 @@ impl World {
     fn remains(&mut self, crash: Crash) -> Remains {
         let mut met = self.shared.met.borrow_mut();
         met.phase(self.medium.phase());
+        if let Some(pool) = &self.pool {
+            met.activity(pool.activity());
+        }
         let log = log_after(crash, &self.log, &mut self.random);
         let (image, lost_power) = match crash {
             Crash::PowerCut => {
@@ -220,10 +262,11 @@ impl World {
             }
             Crash::ProcessDeath => {
                 met.deaths += 1;
-                (self.medium.process_death(), false)
+                (self.medium.process_death(&mut self.random), false)
             }
         };
-        Remains { image, log, lost_power }
+        let unanswered = self.shared.unanswered.borrow().clone();
+        Remains { image, log, lost_power, unanswered }
     }
 
     /// Ends the engine by a crash, starts the next, and goes on with what it holds.
@@ -241,6 +284,10 @@ impl World {
             self.shared.in_flight.set(0);
             self.shared.alone.borrow_mut().clear();
             self.shared.used.borrow_mut().clear();
+            if remains.lost_power {
+                // The client died too.
+                self.shared.unanswered.borrow_mut().clear();
+            }
             let setting = self.setting;
             self.medium =
                 Medium::new(remains.image.clone(), self.random.u64(..), setting.alignment, setting.journal_bytes);
@@ -248,8 +295,11 @@ impl World {
             self.open();
             self.shared.met.borrow_mut().opened(&self.pool());
             // Another one soon after: nothing that was found may be lost again, but what was never certain may.
-            if again && self.random.u32(..3) == 0 {
+            if again && self.random.bool() {
                 again = false;
+                for _ in 0..self.random.u32(..4) {
+                    self.write_somewhere();
+                }
                 for _ in 0..self.random.u32(..40) {
                     self.turn();
                 }
@@ -273,6 +323,7 @@ impl World {
         };
         let settled = judge(&self.shared.model.borrow(), &observed, remains.lost_power)?;
         *self.shared.model.borrow_mut() = settled;
+        self.send_again();
         if self.random.bool() {
             let medium = self.medium.clone();
             let _turning = medium.turning();

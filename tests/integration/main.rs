@@ -2,6 +2,9 @@
 //! the pool was closed between them or only committed.
 
 mod file_pool;
+#[path = "../support/golden.rs"]
+mod golden;
+mod golden_pools;
 mod refusals;
 mod tools;
 

@@ -1,0 +1,185 @@
+//! Rules as stories: what random worlds do not reach, or would not say by name.
+
+mod order;
+mod reuse;
+mod sharing;
+
+#[cfg(feature = "canary")]
+pub use order::death_between_the_two_copies_of_a_superblock_leaves_the_former_whole;
+#[cfg(feature = "canary")]
+pub use reuse::{
+    read_in_flight_over_a_free_does_not_see_the_next_owner, request_sent_again_never_lands_on_a_later_one,
+    what_a_carcass_gives_back_waits_for_a_checkpoint,
+};
+#[cfg(feature = "canary")]
+pub use sharing::snapshot_waits_for_writes_in_place_from_before_its_tick;
+
+use fastrand::Rng;
+use plywood::engine::PendingLog;
+use plywood::error::Error;
+use plywood::format::{self, EntryKind, Node, Place, SUPERBLOCK_COPIES, Superblock, VolumeRecord};
+use plywood::units::{BLOCK_BYTES, PoolBlock, VirtualBlock, VolumeId};
+
+use crate::action::{Call, Fault};
+use crate::engine::{Engine, MIB, at_once, new_pool};
+use crate::image::Image;
+use crate::log::Log;
+
+/// **A5, poisoning.** A flush fails, and what it was to make durable is lost though later flushes work. Whoever asks again
+/// must not be told that all is well, and no successor may go on from the memory of this one.
+#[test]
+pub fn failed_flush_is_never_taken_for_one_that_worked() {
+    let log = Log::new(1);
+    let engine = Engine::open(at_once(new_pool()), log.copy()).expect("open");
+    let volume = engine.create(1, MIB);
+    engine.write(volume, 0, 1).expect("written");
+    engine.flush(volume).expect("flushed");
+    engine.write(volume, 0, 2).expect("written");
+    let number = engine.medium.calls(Call::Flush);
+    engine.medium.fail(Fault { call: Call::Flush, number, errno: libc::EIO, in_part: false });
+    let first = engine.flush(volume);
+    let second = engine.flush(volume);
+    // The host has forgotten what it lost: the second flush of the medium itself works.
+    let left = engine.medium.power_cut_keeping(|_| false);
+    let reopened = Engine::open(at_once(left), Log::new(2)).expect("open after the loss of power");
+    if first.is_ok() || second.is_ok() {
+        let found = reopened.read(volume, 0).expect("readable");
+        assert_eq!(found, 2, "a FLUSH was acknowledged, and what it covered is gone");
+    }
+    assert!(matches!(first, Err(Error::Poisoned(_))), "{first:?}");
+    assert!(matches!(second, Err(Error::Poisoned(_))), "{second:?}");
+}
+
+/// **O10, sessions.** The memory that one front holds says nothing about what another engine has made of the pool since.
+#[test]
+pub fn memory_of_another_session_is_refused() {
+    let old = Log::new(1);
+    let left = new_pool();
+    let engine = Engine::open(at_once(left), old.clone()).expect("open");
+    let volume = engine.create(1, MIB);
+    engine.write(volume, 0, 1).expect("written");
+    assert!(!old.published().is_empty());
+    let left = engine.medium.power_cut_keeping(|_| true);
+    drop(engine);
+    // Somebody else opens the pool, without that memory, and goes on.
+    let other = Engine::open(at_once(left), Log::new(2)).expect("open");
+    other.write(volume, 0, 9).expect("written");
+    other.flush(volume).expect("flushed");
+    let left = other.medium.power_cut_keeping(|_| true);
+    drop(other);
+    let refused = Engine::open(at_once(left.clone()), old.copy()).err();
+    assert!(matches!(refused, Some(Error::Incompatible(_))), "{refused:?}");
+    let engine = Engine::open(at_once(left), Log::new(2)).expect("open");
+    assert_eq!(engine.read(volume, 0).expect("readable"), 9);
+}
+
+/// **O9, C7.** An engine dies while its superblock is being written; the next one finds it, though only in the medium's
+/// cache. Acting on it before it is durable lets a power cut bring the former one back, whose blocks are used by then.
+#[test]
+pub fn superblock_found_after_a_death_is_durable_before_its_free_blocks_are_used() {
+    let mut random = Rng::with_seed(3);
+    let log = Log::new(1);
+    let engine = Engine::open(at_once(new_pool()), log.clone()).expect("open");
+    let (first, second) = (engine.create(1, MIB), engine.create(2, 64 * MIB));
+    for block in 0..256 {
+        engine.write(first, block, 1).expect("written");
+    }
+    engine.checkpoint().expect("checkpoint");
+    for block in 0..256 {
+        let handle = engine.pool.open_volume(first, false).expect("open");
+        engine
+            .finish(async move { handle.discard(block * BLOCK_BYTES, BLOCK_BYTES).await.map(drop) })
+            .expect("discard");
+    }
+    // The superblock is written, and the death comes before it is durable.
+    engine.medium.withhold_superblocks();
+    engine.checkpoint().expect("checkpoint");
+    let left = engine.medium.process_death(&mut random);
+    drop(engine);
+    let successor = Engine::open(at_once(left), log).expect("open");
+    for block in 0..700 {
+        // Every free block is used.
+        if successor.write(second, random.u64(..16_000), 2).is_err() {
+            assert!(block > 200);
+            break;
+        }
+    }
+    let left = successor
+        .medium
+        .power_cut_keeping(|range| !SUPERBLOCK_COPIES.iter().flatten().any(|copy| copy.offset_bytes() == range.start));
+    drop(successor);
+    let last = Engine::open(at_once(left), Log::new(3)).expect("open after the loss of power");
+    for block in 0..256 {
+        let found = last.read(first, block).expect("readable");
+        assert!(found <= 1, "block {block} of one volume shows {found}, which was written to another");
+    }
+}
+
+/// **Seeded checksums.** A leaf stands where another belongs, with everything above it made to fit: it is a good node and
+/// has the checksum that is asked for, were it not for its place.
+#[test]
+pub fn node_in_a_wrong_place_is_found() {
+    let engine = Engine::open(at_once(new_pool()), Log::new(1)).expect("open");
+    let volume = engine.create(1, 8 * MIB);
+    engine.write(volume, 3, 1).expect("written");
+    engine.write(volume, 256 + 3, 2).expect("written");
+    let medium = engine.medium.clone();
+    engine.close();
+    let mut image = medium.power_cut_keeping(|_| true).settled();
+    misplace_leaf(&mut image, volume);
+    let engine = Engine::open(at_once(image.into()), Log::new(2)).expect("open");
+    let found = engine.read(volume, 256 + 3);
+    assert!(matches!(found, Err(Error::Corrupt(_))), "a leaf of another place was believed: {found:?}");
+    assert_eq!(engine.read(volume, 3).expect("readable"), 1);
+}
+
+/// Puts the leaf of the volume's first MiB in the place of its second, and new checksums into all that leads there.
+fn misplace_leaf(image: &mut Image, volume: VolumeId) {
+    let block = |image: &Image, address: PoolBlock| {
+        let mut bytes = [0; BLOCK_BYTES as usize];
+        image.read(address.offset_bytes(), &mut bytes);
+        bytes
+    };
+    let copies = SUPERBLOCK_COPIES.map(|slot| slot.map(|copy| Superblock::decode(&block(image, copy))));
+    let (mut superblock, slot, _) = format::choose_superblock(copies).expect("a superblock");
+    let (uuid, blocks) = (superblock.uuid, superblock.geometry.pool_blocks);
+    let table = superblock.volume_table;
+    assert_eq!(table.level, 0);
+    let mut leaf = Node::decode_table(&block(image, table.entry.address), 0, blocks).expect("the table");
+    let record_entry = leaf.entry(volume.0 as usize);
+    let mut record = VolumeRecord::decode(&block(image, record_entry.address)).expect("a record");
+    let root = record.root;
+    assert_eq!((root.level, root.entry.kind), (1, EntryKind::Node));
+    let mut node = Node::decode(&block(image, root.entry.address), 1, blocks).expect("the root");
+    node.set(1, node.entry(0));
+    let mut put = |address: PoolBlock, mirrored: bool, bytes: &[u8]| {
+        image.write(address.offset_bytes(), bytes);
+        if mirrored {
+            image.write(address.plus(1).offset_bytes(), bytes);
+        }
+    };
+    let place = Place::Node { level: 1, first: VirtualBlock(0) };
+    put(root.entry.address, root.entry.mirrored, node.bytes());
+    record.root.entry.checksum = format::checksum(&uuid, place, node.bytes());
+    let bytes = record.encode();
+    put(record_entry.address, record_entry.mirrored, &bytes);
+    let checksum = format::checksum(&uuid, Place::VolumeRecord(volume), &bytes);
+    leaf.set(volume.0 as usize, format::Entry { checksum, ..record_entry });
+    put(table.entry.address, table.entry.mirrored, leaf.bytes());
+    let place = Place::TableNode { level: 0, first: 0 };
+    superblock.volume_table.entry.checksum = format::checksum(&uuid, place, leaf.bytes());
+    for copy in SUPERBLOCK_COPIES[slot.index()] {
+        put(copy, false, &superblock.encode());
+    }
+}
+
+/// Whether the copy of a superblock at byte `at` is one of the newest.
+fn is_newest_superblock(image: &Image, at: u64) -> bool {
+    let decode = |offset: u64| {
+        let mut bytes = [0; BLOCK_BYTES as usize];
+        image.read(offset, &mut bytes);
+        Superblock::decode(&bytes).ok().map(|superblock| superblock.generation)
+    };
+    let newest = SUPERBLOCK_COPIES.iter().flatten().filter_map(|copy| decode(copy.offset_bytes())).max();
+    decode(at) == newest
+}
