@@ -14,9 +14,9 @@ use crate::content::{SECTOR, SECTORS, Sectors, parse_blocks};
 use crate::log::Log;
 use crate::medium::{Left, Medium};
 use crate::met::Met;
+use crate::model::{BALLAST_BYTES, Block, Control, Hold, Model, Volume, rolled_back};
 use crate::operations::{Request, carry_out};
 use crate::task::Panicked;
-use crate::model::{BALLAST_BYTES, Block, Control, Hold, Model, Volume, rolled_back};
 
 const BLOCK_BYTES: u64 = SECTOR * SECTORS;
 /// Blocks read at a time.

@@ -10,8 +10,8 @@ use fastrand::Rng;
 use plywood::engine::{CreateOptions, OpenOptions, Pool, VolumeHandle};
 use uuid::Uuid;
 
-use crate::log::Log;
 use crate::image::Image;
+use crate::log::Log;
 use crate::medium::{Medium, Phase};
 use crate::met::Met;
 use crate::model::Model;
@@ -69,7 +69,8 @@ impl World {
         let two_groups = random.u32(..4) == 0;
         let is_tight = !two_groups && random.u32(..2) == 0;
         let size_bytes = if two_groups { 2 * MIB + MIB + 128 * MIB + 8 * MIB } else { (7 + random.u64(..14)) * MIB };
-        let medium = Medium::new(Image::new(size_bytes).into(), random.u64(..), setting.alignment, setting.journal_bytes);
+        let medium =
+            Medium::new(Image::new(size_bytes).into(), random.u64(..), setting.alignment, setting.journal_bytes);
         let shared = Rc::new(Shared {
             model: RefCell::default(),
             met: RefCell::default(),

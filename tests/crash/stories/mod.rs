@@ -87,7 +87,9 @@ pub fn superblock_found_after_a_death_is_durable_before_its_free_blocks_are_used
     engine.checkpoint().expect("checkpoint");
     for block in 0..256 {
         let handle = engine.pool.open_volume(first, false).expect("open");
-        engine.finish(async move { handle.discard(block * BLOCK_BYTES, BLOCK_BYTES).await.map(drop) }).expect("discard");
+        engine
+            .finish(async move { handle.discard(block * BLOCK_BYTES, BLOCK_BYTES).await.map(drop) })
+            .expect("discard");
     }
     // The superblock is written, and the death comes before it is durable.
     engine.medium.withhold_superblocks();
@@ -102,9 +104,9 @@ pub fn superblock_found_after_a_death_is_durable_before_its_free_blocks_are_used
             break;
         }
     }
-    let left = successor.medium.power_cut_keeping(|range| {
-        !SUPERBLOCK_COPIES.iter().flatten().any(|copy| copy.offset_bytes() == range.start)
-    });
+    let left = successor
+        .medium
+        .power_cut_keeping(|range| !SUPERBLOCK_COPIES.iter().flatten().any(|copy| copy.offset_bytes() == range.start));
     drop(successor);
     let last = Engine::open(at_once(left), Log::new(3)).expect("open after the loss of power");
     for block in 0..256 {
