@@ -1,16 +1,19 @@
 //! A file as a block device over the whole path (loop, FUSE, front, engine process), with no engine behind it.
 //!
 //! ```text
-//! plain_export FILE DIRECTORY auto|uring|classic [--read-only] [--sector-size 512|4096]
+//! plain_export FILE DIRECTORY auto|uring|classic [--read-only] [--sector-size 512|4096] [--record LOG]
 //! ```
 //!
 //! `plain_export loop-helper` does one command on loop devices, as JSON on its standard input.
+//!
+//! `--record` appends all that changes FILE to LOG, in the form that `tests/device/recording.rs` reads.
 //!
 //! Prints the loop device when it is ready, and the pid of each engine process. What this device reaches is the most that
 //! an engine can reach over the same path. `tools/try-export` runs it under fio and kills its engines. Ends on SIGTERM.
 
 use std::collections::BTreeMap;
 use std::ffi::OsString;
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
 use std::sync::mpsc;
@@ -18,13 +21,13 @@ use std::time::Duration;
 
 use anyhow::{Context, bail};
 use async_executor::LocalExecutor;
-use plywood::engine::PendingLog;
+use plywood::engine::{Memory, PendingLog, Storage};
 use plywood::export::device::{PlainDevice, PlainVolumes};
 use plywood::export::front::{EngineCommand, Front, FrontEvent, FrontOptions};
 use plywood::export::link::EngineLink;
 use plywood::export::loopdev::{self, AttachRequest, helper};
 use plywood::export::server::Server;
-use plywood::io::{FileStorage, OpenOptions, PayloadArea, Reactor, ReactorOptions, block_on};
+use plywood::io::{FileStorage, IoMemory, OpenOptions, PayloadArea, Reactor, ReactorOptions, block_on};
 use plywood::units::{Lsn, VolumeId};
 use signal_hook::consts::{SIGINT, SIGTERM};
 use uuid::Uuid;
@@ -37,7 +40,7 @@ fn main() -> anyhow::Result<()> {
     let arguments: Vec<OsString> = std::env::args_os().skip(1).collect();
     if let Some(link) = EngineLink::inherit()? {
         let file = arguments.get(1).context("the front gives the file")?;
-        return engine(link, Path::new(file));
+        return engine(link, Path::new(file), arguments.get(2).map(Path::new));
     }
     if arguments.first().is_some_and(|word| word == "loop-helper") {
         return Ok(helper::serve_one()?);
@@ -47,16 +50,16 @@ fn main() -> anyhow::Result<()> {
 
 fn front(arguments: &[OsString]) -> anyhow::Result<()> {
     let [file, directory, transport, rest @ ..] = arguments else {
-        bail!("usage: plain_export FILE DIRECTORY auto|uring|classic [--read-only] [--sector-size 512|4096]");
+        bail!(
+            "usage: plain_export FILE DIRECTORY auto|uring|classic [--read-only] [--sector-size 512|4096] [--record LOG]"
+        );
     };
     let sector_size = rest.iter().position(|word| word == "--sector-size").and_then(|at| rest.get(at + 1));
     let sector_size = sector_size.and_then(|word| word.to_str()).unwrap_or("4096").parse()?;
     let read_only = rest.iter().any(|word| word == "--read-only");
-    let engine = EngineCommand {
-        program: std::env::current_exe()?,
-        arguments: vec!["engine".into(), file.clone()],
-        descriptors: Vec::new(),
-    };
+    let mut words = vec!["engine".into(), file.clone()];
+    words.extend(rest.iter().position(|word| word == "--record").and_then(|at| rest.get(at + 1)).cloned());
+    let engine = EngineCommand { program: std::env::current_exe()?, arguments: words, descriptors: Vec::new() };
     let directory = PathBuf::from(directory);
     let mut options = FrontOptions::new("plain", POOL, directory.clone(), engine);
     options.transport = transport.to_str().context("transport is not text")?.parse()?;
@@ -113,7 +116,7 @@ fn front(arguments: &[OsString]) -> anyhow::Result<()> {
     }
 }
 
-fn engine(mut link: EngineLink, file: &Path) -> anyhow::Result<()> {
+fn engine(mut link: EngineLink, file: &Path, log: Option<&Path>) -> anyhow::Result<()> {
     let reactor = Reactor::new(ReactorOptions::default())?;
     // Waits until the predecessor's last I/O has ended, and only then looks at the queues.
     let wait = Duration::from_secs(10);
@@ -126,6 +129,7 @@ fn engine(mut link: EngineLink, file: &Path) -> anyhow::Result<()> {
     let area = PayloadArea::new(mapping.clone(), 0..mapping.len());
     reactor.register_payload(&area)?;
     let executor = Rc::new(LocalExecutor::new());
+    let storage = Recorder { storage, log: log.map(Log::open).transpose()? };
     let volumes = PlainVolumes(BTreeMap::from([(VOLUME, PlainDevice::new(storage))]));
     let payloads = area.memory(0..area.len());
     let server = Server::new(link.queues()?, payloads, volumes, Rc::clone(&executor));
@@ -143,4 +147,105 @@ fn engine(mut link: EngineLink, file: &Path) -> anyhow::Result<()> {
     })??;
     drop(doorbell);
     Ok(())
+}
+
+/// A storage that writes down what changes, when it has completed and before it is answered.
+struct Recorder {
+    storage: FileStorage,
+    log: Option<Log>,
+}
+
+/// Entries: kind, offset, length, and what a flush covers, as little-endian u64; the bytes of a write follow.
+#[derive(Clone)]
+struct Log(Rc<std::fs::File>);
+
+const WRITE: u64 = 1;
+const DURABLE_WRITE: u64 = 2;
+const FLUSH: u64 = 3;
+const PUNCH: u64 = 4;
+
+impl Log {
+    fn open(path: &Path) -> std::io::Result<Self> {
+        std::fs::OpenOptions::new().create(true).append(true).open(path).map(|file| Self(Rc::new(file)))
+    }
+
+    fn len(&self) -> std::io::Result<u64> {
+        self.0.metadata().map(|metadata| metadata.len())
+    }
+
+    fn append(&self, kind: u64, range: Range<u64>, covered: u64, data: &[u8]) -> std::io::Result<()> {
+        let mut entry = Vec::with_capacity(32 + data.len());
+        for word in [kind, range.start, range.end - range.start, covered] {
+            entry.extend(word.to_le_bytes());
+        }
+        entry.extend(data);
+        std::io::Write::write_all(&mut &*self.0, &entry)
+    }
+
+    fn append_write(&self, kind: u64, offset: u64, from: &IoMemory) -> std::io::Result<()> {
+        let mut bytes = vec![0; from.len()];
+        from.read(0, &mut bytes);
+        self.append(kind, offset..offset + bytes.len() as u64, 0, &bytes)
+    }
+}
+
+impl Storage for Recorder {
+    type Memory = IoMemory;
+
+    fn allocate(&self, len: usize) -> IoMemory {
+        self.storage.allocate(len)
+    }
+
+    fn alignment(&self) -> usize {
+        self.storage.alignment()
+    }
+
+    fn size_bytes(&self) -> u64 {
+        self.storage.size_bytes()
+    }
+
+    fn read(&self, offset: u64, into: &IoMemory) -> impl Future<Output = std::io::Result<()>> + 'static {
+        self.storage.read(offset, into)
+    }
+
+    fn write(&self, offset: u64, from: &IoMemory) -> impl Future<Output = std::io::Result<()>> + 'static {
+        let (done, log, from) = (self.storage.write(offset, from), self.log.clone(), from.clone());
+        async move {
+            done.await?;
+            log.map_or(Ok(()), |log| log.append_write(WRITE, offset, &from))
+        }
+    }
+
+    fn write_durable(&self, offset: u64, from: &IoMemory) -> impl Future<Output = std::io::Result<()>> + 'static {
+        let (done, log, from) = (self.storage.write_durable(offset, from), self.log.clone(), from.clone());
+        async move {
+            done.await?;
+            log.map_or(Ok(()), |log| log.append_write(DURABLE_WRITE, offset, &from))
+        }
+    }
+
+    fn flush(&self) -> impl Future<Output = std::io::Result<()>> + 'static {
+        // It covers what had completed when it began.
+        let covered = self.log.as_ref().map(Log::len).transpose();
+        let (done, log) = (self.storage.flush(), self.log.clone());
+        async move {
+            done.await?;
+            match (log, covered?) {
+                (Some(log), Some(covered)) => log.append(FLUSH, 0..0, covered, &[]),
+                _ => Ok(()),
+            }
+        }
+    }
+
+    fn extend(&self, range: Range<u64>) -> impl Future<Output = std::io::Result<()>> + 'static {
+        self.storage.extend(range)
+    }
+
+    fn punch(&self, range: Range<u64>) -> impl Future<Output = std::io::Result<()>> + 'static {
+        let (done, log) = (self.storage.punch(range.clone()), self.log.clone());
+        async move {
+            done.await?;
+            log.map_or(Ok(()), |log| log.append(PUNCH, range, 0, &[]))
+        }
+    }
 }

@@ -198,6 +198,19 @@ pub enum Check {
         /// By walking.
         found: u64,
     },
+    /// A number that a structure keeps about others differs from what they say.
+    #[error("{field} is {recorded}, a walk finds {found}")]
+    Total {
+        /// Name of the field.
+        field: &'static str,
+        /// In the structure.
+        recorded: u64,
+        /// By walking.
+        found: u64,
+    },
+    /// The medium does not deliver the block.
+    #[error("it cannot be read: {0}")]
+    Unreadable(String),
     /// Two facts contradict each other.
     #[error("{0}")]
     Inconsistent(&'static str),

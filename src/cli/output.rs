@@ -88,6 +88,34 @@ impl Drop for Waiting {
     }
 }
 
+/// A bar on a terminal that shows how much of something is done; nothing elsewhere. It is wiped when dropped.
+#[must_use]
+pub struct Working(ProgressBar);
+
+impl Working {
+    /// Begins to show `what`.
+    pub fn begin(what: impl Into<String>) -> Self {
+        let bar = if io::stderr().is_terminal() { ProgressBar::new(0) } else { ProgressBar::hidden() };
+        if let Ok(style) = ProgressStyle::with_template("{msg} {bar:40} {percent} % ({elapsed}, {eta} left)") {
+            bar.set_style(style);
+        }
+        bar.set_message(what.into());
+        Self(bar)
+    }
+
+    /// So much of `all` is done.
+    pub fn show(&self, done: u64, all: u64) {
+        self.0.set_length(all);
+        self.0.set_position(done.min(all));
+    }
+}
+
+impl Drop for Working {
+    fn drop(&mut self) {
+        self.0.finish_and_clear();
+    }
+}
+
 /// Asks on a terminal whether to go on; without one, or when `yes` was said before, it goes on.
 ///
 /// # Errors

@@ -1,13 +1,14 @@
-//! `plywood pool`: create, info, check, grow.
+//! `plywood pool`: create, info, grow; the tools for metadata are in `tools`.
 
 use std::path::PathBuf;
 
 use anyhow::{Result, bail};
 use clap::Subcommand;
 
-use super::output::{self, Waiting};
+use super::output;
+use super::tools::{self, RepairArguments};
 use super::{Context, size};
-use crate::daemon::protocol::{Check, Command, Pool, Reply};
+use crate::daemon::protocol::{Command, Pool, Reply};
 use crate::daemon::{NewPool, create_pool};
 
 /// Pools.
@@ -29,8 +30,24 @@ pub enum PoolCommand {
     },
     /// Show sizes, space and state
     Info,
-    /// Compare every count with a walk of all metadata
+    /// Read all metadata, verify every checksum and compare every count with a walk
     Check,
+    /// Write all metadata as text, one JSON object a line; the data is not in it, so this is no backup
+    Dump {
+        /// The file to write; standard output without this option
+        #[arg(long, value_name = "FILE")]
+        output: Option<PathBuf>,
+    },
+    /// Write a dump's metadata over that of the pool, or of a copy of its file; the data stays as it is
+    Restore {
+        /// What plywood pool dump has written
+        dump: PathBuf,
+        /// Do not ask
+        #[arg(long)]
+        yes: bool,
+    },
+    /// Keep everything that can be read of a damaged pool, and make the rest consistent with it
+    Repair(RepairArguments),
     /// Make the pool larger
     Grow {
         /// The new size
@@ -57,14 +74,10 @@ pub fn run(context: &Context, command: PoolCommand) -> Result<()> {
             let Reply::Pool(pool) = context.client()?.call(Command::PoolInfo)? else { bail!("unexpected answer") };
             show(context, &pool)
         }
-        PoolCommand::Check => {
-            let client = context.client()?;
-            let waiting = Waiting::begin("checking");
-            let outcome = client.call(Command::PoolCheck);
-            drop(waiting);
-            let Reply::Check(check) = outcome? else { bail!("unexpected answer") };
-            report(context, &check)
-        }
+        PoolCommand::Check => tools::check(context),
+        PoolCommand::Dump { output } => tools::dump(context, output.as_deref()),
+        PoolCommand::Restore { dump, yes } => tools::restore(context, &dump, yes),
+        PoolCommand::Repair(arguments) => tools::repair(context, &arguments),
         PoolCommand::Grow { size } => {
             let command = Command::PoolGrow { size_bytes: size };
             let Reply::Pool(pool) = context.client()?.call(command)? else { bail!("unexpected answer") };
@@ -109,17 +122,4 @@ fn show(context: &Context, pool: &Pool) -> Result<()> {
         facts.push(("transport", pool.transport.clone().unwrap_or_else(|| "none yet".into())));
     }
     Ok(output::facts(&facts)?)
-}
-
-fn report(context: &Context, check: &Check) -> Result<()> {
-    if context.json {
-        output::json("check", check)?;
-    } else {
-        for fault in &check.faults {
-            output::line(fault)?;
-        }
-        let Check { used_blocks, nodes, volumes, fault_count, .. } = check;
-        output::line(&format!("{volumes} volumes, {nodes} nodes, {used_blocks} blocks in use: {fault_count} faults"))?;
-    }
-    if check.fault_count == 0 { Ok(()) } else { bail!("pool has {} faults", check.fault_count) }
 }

@@ -35,6 +35,8 @@ enum Way {
 /// The way through a daemon's control socket.
 struct DaemonWay {
     socket: PathBuf,
+    /// Longest wait for an answer, where there is a bound.
+    patience: Option<Duration>,
     connection: RefCell<Option<Connection>>,
 }
 
@@ -50,7 +52,7 @@ impl Client {
     /// # Errors
     /// When nobody listens there.
     pub fn connect(socket: &Path) -> io::Result<Self> {
-        Ok(Self::through(socket, Connection::open(socket)?))
+        Ok(Self::through(socket, None, Connection::open(socket, None)?))
     }
 
     /// The same, for a daemon that is asked who it is and must not be waited for without end.
@@ -58,13 +60,12 @@ impl Client {
     /// # Errors
     /// When nobody listens there.
     pub(crate) fn connect_for(socket: &Path, patience: Duration) -> io::Result<Self> {
-        let connection = Connection::open(socket)?;
-        connection.to.set_read_timeout(Some(patience))?;
-        Ok(Self::through(socket, connection))
+        Ok(Self::through(socket, Some(patience), Connection::open(socket, Some(patience))?))
     }
 
-    fn through(socket: &Path, connection: Connection) -> Self {
-        Self(Way::Daemon(DaemonWay { socket: socket.to_owned(), connection: RefCell::new(Some(connection)) }))
+    fn through(socket: &Path, patience: Option<Duration>, connection: Connection) -> Self {
+        let connection = RefCell::new(Some(connection));
+        Self(Way::Daemon(DaemonWay { socket: socket.to_owned(), patience, connection }))
     }
 
     /// A client of a pool: through its daemon when it is in use, on the file otherwise. A command that works on the file
@@ -244,7 +245,7 @@ impl DaemonWay {
                     *self.connection.borrow_mut() = None;
                     let gone = matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused);
                     let broken = error.kind() == io::ErrorKind::InvalidData;
-                    if gone || broken || asked_at.elapsed() > SUCCESSION {
+                    if gone || broken || asked_at.elapsed() >= self.patience.unwrap_or(SUCCESSION) {
                         let socket = self.socket.display();
                         return Err(Failure::new(Kind::Io, format!("daemon at {socket} does not answer: {error}")));
                     }
@@ -259,7 +260,7 @@ impl DaemonWay {
         let mut connection = self.connection.borrow_mut();
         let connection = match &mut *connection {
             Some(connection) => connection,
-            empty => empty.insert(Connection::open(&self.socket)?),
+            empty => empty.insert(Connection::open(&self.socket, self.patience)?),
         };
         debug_assert!(serde_json::to_vec(request).is_ok_and(|line| (line.len() as u64) < REQUEST_BYTES));
         protocol::send(&mut connection.to, request)?;
@@ -269,8 +270,9 @@ impl DaemonWay {
 }
 
 impl Connection {
-    fn open(socket: &Path) -> io::Result<Self> {
+    fn open(socket: &Path, patience: Option<Duration>) -> io::Result<Self> {
         let to = UnixStream::connect(socket)?;
+        to.set_read_timeout(patience)?;
         Ok(Self { from: BufReader::new(to.try_clone()?), to })
     }
 }
@@ -278,4 +280,22 @@ impl Connection {
 /// An answer of the right version and the wrong kind.
 pub(crate) fn unexpected(reply: &Reply) -> Failure {
     Failure::new(Kind::Io, format!("daemon gave an answer that does not fit the question: {reply:?}"))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::net::UnixListener;
+
+    use super::*;
+
+    /// The bound held for the first connection only, and the one after it waited for ever.
+    #[test]
+    fn daemon_that_never_answers_is_not_waited_for_without_end() {
+        let folder = tempfile::tempdir().unwrap();
+        let socket = folder.path().join("silent.sock");
+        let _listener = UnixListener::bind(&socket).unwrap();
+        let client = Client::connect_for(&socket, Duration::from_millis(20)).unwrap();
+        let failure = client.hello().unwrap_err();
+        assert!(failure.message.contains("does not answer"), "{failure:?}");
+    }
 }

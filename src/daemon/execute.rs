@@ -73,17 +73,7 @@ pub async fn execute<S: Medium>(control: &Control<S>, command: Command) -> Resul
     match command {
         Command::Hello => hello(control),
         Command::PoolInfo => Ok(Reply::Pool(Box::new(pool_info(control)))),
-        Command::PoolCheck => {
-            let report = pool.check().await?;
-            Ok(Reply::Check(protocol::Check {
-                used_blocks: report.used_blocks,
-                data_blocks: report.data_blocks,
-                nodes: report.nodes,
-                volumes: report.volumes,
-                fault_count: report.fault_count,
-                faults: report.faults.iter().map(|fault| format!("block {}: {}", fault.block, fault.message)).collect(),
-            }))
-        }
+        Command::PoolCheck => Ok(Reply::Check(pool.check().await?.into())),
         Command::PoolGrow { size_bytes } => {
             grow(control, size_bytes).await?;
             Ok(Reply::Pool(Box::new(pool_info(control))))
@@ -161,6 +151,7 @@ pub async fn execute<S: Medium>(control: &Control<S>, command: Command) -> Resul
         | Command::AttachAll
         | Command::Detach { .. }
         | Command::DetachAll
+        | Command::Upgrade
         | Command::Stop { .. } => {
             Err(Error::InvalidInput(format!("{}: only a daemon can do this", command.describe())))
         }

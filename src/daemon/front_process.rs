@@ -72,7 +72,12 @@ pub fn serve(pool: &FoundPool, options: &ServeOptions) -> Result<()> {
     let mut signals = Signals::new([SIGTERM, SIGINT]).map_err(|error| Error::io("signal handlers", error))?;
     let forward = move || signals.forever().for_each(|_| stop.stop());
     thread::Builder::new().name("signals".into()).spawn(forward).map_err(|error| Error::io("a thread", error))?;
-    let served = front.run(|event| tell(pool, event));
+    let served = front.run(|event| {
+        tell(pool, event);
+        if matches!(event, FrontEvent::GaveUp) {
+            control.refuse();
+        }
+    });
     drop(control);
     if served.is_ok() {
         tracing::info!(pool = %pool.name, "stopped");
@@ -172,6 +177,17 @@ impl ControlSocket {
         let listener = UnixListener::bind(&path).map_err(failed)?;
         fs::set_permissions(&path, fs::Permissions::from_mode(0o600)).map_err(failed)?;
         Ok(Self { listener: listener.into(), path })
+    }
+
+    /// No engine will come and answer: whoever waits is let go, and nobody waits from now on.
+    fn refuse(&self) {
+        let refused = rustix::net::shutdown(&self.listener, rustix::net::Shutdown::Both);
+        if let Err(error) = refused {
+            tracing::warn!(%error, "the control socket stays open, and commands hang");
+        }
+        if rustix::io::ioctl_fionbio(&self.listener, true).is_ok() {
+            while rustix::net::accept(&self.listener).is_ok() {}
+        }
     }
 }
 

@@ -6,6 +6,7 @@
 #![forbid(unsafe_code)]
 
 pub mod attributes;
+mod check;
 mod client;
 mod create;
 mod devices;
@@ -15,22 +16,27 @@ pub mod filesystem;
 mod front_process;
 pub mod logging;
 mod lookup;
+mod metadata;
 pub mod mounts;
 mod offline;
 mod places;
 mod process;
 pub mod protocol;
 mod remote;
+mod repair;
 mod server;
 mod start;
 
+pub use check::check_pool;
 pub use client::Client;
 pub use create::{NewPool, create_pool};
 pub use devices::LOOP_HELPER;
 pub use engine_process::{EngineArguments, run_engine};
 pub use front_process::{ServeOptions, serve};
 pub use lookup::{FoundPool, find_pool, identify, running_daemons};
+pub use metadata::{dump_pool, restore_pool};
 pub use places::log as log_path;
+pub use repair::{RepairTo, repair_pool, undo_repair};
 pub use start::{running, start, wait_until_gone};
 
 /// `10.0 GiB`, for messages.

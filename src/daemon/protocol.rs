@@ -11,6 +11,7 @@ use std::path::PathBuf;
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
+use crate::engine::{self, Touched};
 use crate::error::Error;
 
 /// Version of the messages.
@@ -237,6 +238,9 @@ pub enum Command {
         /// New values by key; none: delete.
         changes: BTreeMap<String, Option<Bytes>>,
     },
+    /// Has the engine process succeeded, by another build where the program on disk has been replaced. Answer:
+    /// [`Reply::Done`] when it is about to be.
+    Upgrade,
     /// Stops the daemon. Answer: [`Reply::Done`] when the stop has begun.
     Stop {
         /// Also when something is in use, which then gives errors; refused otherwise.
@@ -247,7 +251,7 @@ pub enum Command {
 impl Command {
     /// Whether only a daemon can do it.
     pub fn needs_daemon(&self) -> bool {
-        matches!(self, Self::Attach { .. } | Self::AttachAll | Self::Detach { .. } | Self::Stop { .. })
+        matches!(self, Self::Attach { .. } | Self::AttachAll | Self::Detach { .. } | Self::Upgrade | Self::Stop { .. })
     }
 
     /// The command's name and the volume it is about, for the log.
@@ -278,6 +282,7 @@ impl Command {
             Self::Diff { from, to, .. } => format!("diff {from} {to}"),
             Self::AttributesGet { name } => pair("attributes get", name),
             Self::AttributesSet { name, .. } => pair("attributes set", name),
+            Self::Upgrade => "upgrade".into(),
             Self::Stop { .. } => "stop".into(),
         }
     }
@@ -410,10 +415,65 @@ pub struct Check {
     pub nodes: u64,
     /// Volumes and snapshots that were walked.
     pub volumes: u64,
+    /// Blocks that are counted, but by nothing that could be read: what is lost holds them.
+    pub unaccounted_blocks: u64,
+    /// Changes in the journal that no checkpoint holds yet. 0 of a pool in use, whose journal is in use too.
+    pub journal_records: u64,
     /// How much is wrong.
     pub fault_count: u64,
-    /// The first faults, in words; empty when nothing is wrong.
-    pub faults: Vec<String>,
+    /// The first faults; empty when nothing is wrong.
+    pub faults: Vec<Fault>,
+}
+
+/// Something that is wrong with a pool.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Fault {
+    /// What is wrong and where, in words.
+    pub message: String,
+    /// The damaged structure.
+    pub structure: String,
+    /// Block of the pool where it stands.
+    pub block: u64,
+    /// Blocks from there on of which the same is true.
+    pub blocks: u64,
+    /// Which check failed.
+    pub check: String,
+    /// Whether the second block of a pair is good, so that nothing is lost.
+    pub has_copy: bool,
+    /// Volumes and ranges that it concerns.
+    pub touches: Vec<Touched>,
+    /// Whether it touches more than is listed.
+    pub touches_more: bool,
+}
+
+impl From<engine::Fault> for Fault {
+    fn from(fault: engine::Fault) -> Self {
+        Self {
+            message: fault.to_string(),
+            structure: fault.found.structure.to_string(),
+            block: fault.found.address.0,
+            blocks: fault.blocks,
+            check: fault.found.check.to_string(),
+            has_copy: fault.has_copy,
+            touches: fault.touched,
+            touches_more: fault.touches_more,
+        }
+    }
+}
+
+impl From<engine::CheckReport> for Check {
+    fn from(report: engine::CheckReport) -> Self {
+        Self {
+            used_blocks: report.used_blocks,
+            data_blocks: report.data_blocks,
+            nodes: report.nodes,
+            volumes: report.volumes,
+            unaccounted_blocks: report.unaccounted_blocks,
+            journal_records: report.journal_records,
+            fault_count: report.fault_count,
+            faults: report.faults.into_iter().map(Fault::from).collect(),
+        }
+    }
 }
 
 /// A volume, clone or snapshot.

@@ -38,7 +38,7 @@ impl<S: Storage> Pool<S> {
                 let state = inner.state.borrow();
                 inner.stopped.get()
                     || state.poisoned.is_some()
-                    || (!state.closing && inner.checks.get() == 0 && state.next_carcass_to_eat().is_some())
+                    || (!state.closing && state.next_carcass_to_eat().is_some())
             })
             .await;
             if inner.stopped.get() || inner.state.borrow().poisoned.is_some() {

@@ -1,311 +1,137 @@
-//! Checking a pool: every count must equal what a walk finds.
-
-use rustc_hash::FxHashMap;
+//! Checking a pool in use: the state of one checkpoint is pinned and checked on the medium, while I/O goes on.
+//!
+//! A checkpoint is written, and no other begins until superblock and space map have been read (their slots are written over
+//! by the next but one; a second or two for a TiB). From before that checkpoint's instant until the end of the check, nothing
+//! that a checkpoint frees is handed out again: so nodes and records of the pinned state stay as they are. Data blocks are
+//! not read, so those that a record frees are reused as ever.
+//!
+//! **A pool that gets full meanwhile** comes first: before a change is refused for want of space, and when more than
+//! [`PINNED_MAX`] blocks wait, the pin is given up; the blocks go back, and the check ends with `Busy`.
 
 use super::Storage;
+use super::inspect::{self, CheckReport};
 use super::pool::Pool;
-use super::state::Need;
+use super::state::State;
 use crate::error::{Error, Result};
-use crate::format::{COUNTS_PER_PAGE, ENTRIES_PER_NODE, Entry, EntryKind, PAGES_PER_GROUP, Place};
-use crate::units::{Clock, PoolBlock, VirtualBlock, VolumeId};
+use crate::units::PoolBlock;
 
-/// Faults listed at most; the rest is counted.
-const FAULTS_MAX: usize = 1000;
+/// Freed blocks that are kept back for checks at most: 32 MiB of memory.
+const PINNED_MAX: usize = 4 << 20;
 
-/// What a check found.
-#[derive(Clone, Debug, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
-pub struct CheckReport {
-    /// Faults, the first thousand.
-    pub faults: Vec<Fault>,
-    /// Faults in all.
-    pub fault_count: u64,
-    /// Mapping nodes walked, each once.
-    pub nodes: u64,
-    /// Data blocks found, each once.
-    pub data_blocks: u64,
-    /// Blocks in use, the layout of the groups included.
-    pub used_blocks: u64,
-    /// Volumes walked.
-    pub volumes: u64,
+/// Blocks that checkpoints freed while a check needs them as they were.
+#[derive(Default)]
+pub(super) struct Pinned {
+    checks: u32,
+    freed: Vec<PoolBlock>,
+    /// How often pins were given up.
+    given_up: u64,
 }
 
-impl CheckReport {
-    /// Whether nothing is wrong.
-    pub fn is_clean(&self) -> bool {
-        self.fault_count == 0
+impl Pinned {
+    /// Whether freed blocks are kept back.
+    pub(super) fn is_held(&self) -> bool {
+        self.checks > 0
     }
 
-    fn add(&mut self, block: PoolBlock, message: String) {
-        self.fault_count += 1;
-        if self.faults.len() < FAULTS_MAX {
-            self.faults.push(Fault { block, message });
+    /// Blocks kept back.
+    pub(super) fn blocks(&self) -> impl Iterator<Item = PoolBlock> + '_ {
+        self.freed.iter().copied()
+    }
+}
+
+impl State {
+    /// Keeps a block back that a durable checkpoint freed.
+    pub(super) fn keep_back(&mut self, block: PoolBlock) {
+        self.pinned.freed.push(block);
+        if self.pinned.freed.len() > PINNED_MAX {
+            self.give_up_pins();
+        }
+    }
+
+    /// Ends the checks under way where that gives blocks back. Answers whether it did.
+    pub(super) fn give_up_pins(&mut self) -> bool {
+        let given = !self.pinned.freed.is_empty();
+        if given {
+            self.pinned.checks = 0;
+            self.pinned.given_up += 1;
+            self.release_pinned();
+        }
+        given
+    }
+
+    fn release_pinned(&mut self) {
+        for block in std::mem::take(&mut self.pinned.freed) {
+            self.allocator.release_fresh(block);
         }
     }
 }
 
-/// Something that is wrong.
-#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
-pub struct Fault {
-    /// Where.
-    pub block: PoolBlock,
-    /// What.
-    pub message: String,
+/// While one lives, what checkpoints free stays as it is.
+struct Pin<S: Storage> {
+    pool: Pool<S>,
+    given_up: u64,
 }
 
-/// Checkpoints that a check writes at most to find an instant after which nothing has changed.
-const CHECKPOINTS_TRIED: u32 = 8;
+impl<S: Storage> Pin<S> {
+    fn new(pool: &Pool<S>) -> Self {
+        let mut state = pool.inner.state.borrow_mut();
+        state.pinned.checks += 1;
+        Self { pool: pool.clone(), given_up: state.pinned.given_up }
+    }
 
-/// While one lives, the carcass worker rests.
-struct CarcassPause<S: Storage>(Pool<S>);
-
-impl<S: Storage> CarcassPause<S> {
-    fn begin(pool: &Pool<S>) -> Self {
-        pool.inner.checks.set(pool.inner.checks.get() + 1);
-        Self(pool.clone())
+    fn is_given_up(&self) -> bool {
+        self.pool.inner.state.borrow().pinned.given_up != self.given_up
     }
 }
 
-impl<S: Storage> Drop for CarcassPause<S> {
+impl<S: Storage> Drop for Pin<S> {
     fn drop(&mut self) {
-        let inner = &self.0.inner;
-        inner.checks.set(inner.checks.get() - 1);
-        inner.signals.carcass.notify(usize::MAX);
+        if self.is_given_up() {
+            return;
+        }
+        let mut state = self.pool.inner.state.borrow_mut();
+        state.pinned.checks -= 1;
+        if state.pinned.checks == 0 {
+            state.release_pinned();
+            drop(state);
+            self.pool.inner.signals.space.notify(usize::MAX);
+        }
     }
 }
 
-/// Counts found by walking.
-struct Walk {
-    counts: FxHashMap<u64, u32>,
-    report: CheckReport,
+/// While one lives, no checkpoint begins after that of its number.
+struct Hold<S: Storage>(Pool<S>);
+
+impl<S: Storage> Drop for Hold<S> {
+    fn drop(&mut self) {
+        self.0.inner.last_checkpoint.set(None);
+        self.0.inner.signals.work.notify(usize::MAX);
+    }
 }
 
 impl<S: Storage> Pool<S> {
-    /// Writes a checkpoint and compares all counts with a walk over every tree. The pool must be at rest meanwhile.
+    /// Writes a checkpoint and checks that state on the medium: every checksum and both copies of pairs, every count
+    /// against a walk. I/O goes on meanwhile.
     ///
     /// # Errors
-    /// `Busy` when something was changed during the check; what is damaged is reported, not an error.
+    /// `Busy` when another check begins or the pool needs the blocks that the check keeps back; what keeps a checkpoint
+    /// from being written. What is damaged is reported, not an error.
     pub async fn check(&self) -> Result<CheckReport> {
-        let busy = || Error::Busy("the pool was changed while it was checked; try again when it is idle".into());
-        // The worker would take counts down beside the walk; a step that it had begun is waited for below.
-        let _pause = CarcassPause::begin(self);
+        let inner = &self.inner;
         self.commit().await?;
-        let mut tries = 0;
-        loop {
-            self.checkpoint().await?;
-            // What is counted on the medium is compared: nothing may have changed since the checkpoint's instant.
-            if self.inner.state.borrow().deltas.is_empty() {
-                break;
-            }
-            tries += 1;
-            if tries == CHECKPOINTS_TRIED {
-                return Err(busy());
-            }
+        let pin = Pin::new(self);
+        if inner.last_checkpoint.get().is_some() {
+            return Err(Error::Busy("another check of the pool begins; try again".into()));
         }
-        let before = self.change_mark();
-        let mut walk = Walk { counts: FxHashMap::default(), report: CheckReport::default() };
-        self.walk_volumes(&mut walk).await?;
-        self.walk_carcasses(&mut walk).await?;
-        self.walk_table(&mut walk).await?;
-        self.compare_counts(&mut walk).await?;
-        if before != self.change_mark() {
-            return Err(busy());
+        inner.last_checkpoint.set(Some(inner.checkpoints_begun.get() + 1));
+        let hold = Hold(self.clone());
+        self.checkpoint().await?;
+        let pinned = inspect::read_pinned(&inner.storage).await;
+        drop(hold);
+        let report = inspect::check_pinned(&inner.storage, pinned?).await?;
+        if pin.is_given_up() {
+            return Err(Error::Busy("the pool needed the blocks that the check kept back; try again".into()));
         }
-        Ok(walk.report)
-    }
-
-    fn change_mark(&self) -> (u64, u64, bool) {
-        let state = self.inner.state.borrow();
-        (state.journal.last().0, self.inner.checkpoints_begun.get(), state.deltas.is_empty())
-    }
-
-    async fn walk_volumes(&self, walk: &mut Walk) -> Result<()> {
-        let volumes: Vec<VolumeId> = self.inner.state.borrow().volumes.keys().copied().collect();
-        for id in volumes {
-            let Some((root, record)) =
-                self.inner.state.borrow().volumes.get(&id).map(|volume| (volume.record.root, volume.record.clone()))
-            else {
-                continue;
-            };
-            walk.report.volumes += 1;
-            for block in &record.attributes {
-                *walk.counts.entry(block.address.0).or_default() += 1;
-            }
-            self.walk_tree(walk, root.entry, root.level, 0).await?;
-            let (own, mapped) = self.count_volume(root.entry, root.level, record.created_at).await?;
-            let settled = self.inner.state.borrow().carcasses.is_empty();
-            if settled && (own, mapped) != (record.own_blocks, record.mapped_blocks) {
-                walk.report.add(
-                    root.entry.address,
-                    format!(
-                        "volume {} has {own} own and {mapped} mapped blocks, its record says {} and {}",
-                        record.name, record.own_blocks, record.mapped_blocks
-                    ),
-                );
-            }
-        }
-        Ok(())
-    }
-
-    async fn walk_carcasses(&self, walk: &mut Walk) -> Result<()> {
-        let (carcasses, blocks) = {
-            let state = self.inner.state.borrow();
-            let carcasses: Vec<_> = state.carcasses.values().map(|waiting| waiting.carcass).collect();
-            (carcasses, state.carcass_blocks.clone())
-        };
-        for block in blocks {
-            *walk.counts.entry(block.0).or_default() += 1;
-        }
-        for carcass in carcasses {
-            let skip = if carcass.counting { 0 } else { carcass.first.0 + carcass.cursor };
-            self.walk_eaten(walk, carcass.entry, carcass.level, carcass.first.0, skip).await?;
-        }
-        Ok(())
-    }
-
-    async fn walk_table(&self, walk: &mut Walk) -> Result<()> {
-        let table = self.inner.state.borrow().table;
-        let mut waiting = vec![(table.entry, table.level, 0u64)];
-        while let Some((entry, level, first)) = waiting.pop() {
-            if entry.kind != EntryKind::Node {
-                continue;
-            }
-            *walk.counts.entry(entry.address.0).or_default() += 1;
-            if entry.mirrored {
-                *walk.counts.entry(entry.address.0 + 1).or_default() += 1;
-            }
-            let children = self.node_children(entry, Place::TableNode { level, first }).await?;
-            for (index, child) in children.into_iter().enumerate() {
-                if level > 0 {
-                    waiting.push((child, level - 1, first + ((index as u64) << (8 * u32::from(level)))));
-                } else if child.kind == EntryKind::Node {
-                    *walk.counts.entry(child.address.0).or_default() += 1;
-                    if child.mirrored {
-                        *walk.counts.entry(child.address.0 + 1).or_default() += 1;
-                    }
-                }
-            }
-        }
-        Ok(())
-    }
-
-    /// Counts an entry, and what is below it when it is met for the first time.
-    async fn walk_tree(&self, walk: &mut Walk, entry: Entry, level: u8, first: u64) -> Result<()> {
-        self.walk_eaten(walk, entry, level, first, 0).await
-    }
-
-    /// As [`walk_tree`](Self::walk_tree), for a carcass of which everything before block `eaten` is gone.
-    async fn walk_eaten(&self, walk: &mut Walk, entry: Entry, level: u8, first: u64, eaten: u64) -> Result<()> {
-        let mut waiting = vec![(entry, level, first)];
-        while let Some((entry, level, first)) = waiting.pop() {
-            match entry.kind {
-                EntryKind::Hole => continue,
-                EntryKind::Block => {
-                    let count = walk.counts.entry(entry.address.0).or_default();
-                    *count += 1;
-                    walk.report.data_blocks += u64::from(*count == 1);
-                    continue;
-                }
-                EntryKind::Node => {}
-            }
-            let count = walk.counts.entry(entry.address.0).or_default();
-            *count += 1;
-            if *count > 1 {
-                continue;
-            }
-            walk.report.nodes += 1;
-            if entry.mirrored {
-                *walk.counts.entry(entry.address.0 + 1).or_default() += 1;
-            }
-            let place = Place::Node { level, first: VirtualBlock(first) };
-            let children = match self.node_children(entry, place).await {
-                Ok(children) => children,
-                Err(error @ (Error::Corrupt(_) | Error::Io { .. })) => {
-                    walk.report.add(entry.address, error.to_string());
-                    continue;
-                }
-                Err(error) => return Err(error),
-            };
-            let span = 1u64 << (8 * u32::from(level));
-            for (index, child) in children.into_iter().enumerate() {
-                let child_first = first + index as u64 * span;
-                if child.kind == EntryKind::Node && child.birth > entry.birth {
-                    walk.report.add(child.address, format!("born at {}, later than the node above it", child.birth));
-                }
-                if child_first + span > eaten {
-                    waiting.push((child, level.saturating_sub(1), child_first));
-                }
-            }
-        }
-        Ok(())
-    }
-
-    async fn count_volume(&self, entry: Entry, level: u8, created_at: Clock) -> Result<(u64, u64)> {
-        let (mut own, mut mapped) = (0, 0);
-        let mut waiting = vec![(entry, level, 0u64)];
-        while let Some((entry, level, first)) = waiting.pop() {
-            match entry.kind {
-                EntryKind::Hole => {}
-                EntryKind::Block => {
-                    mapped += 1;
-                    own += u64::from(entry.birth >= created_at);
-                }
-                EntryKind::Node => {
-                    let place = Place::Node { level, first: VirtualBlock(first) };
-                    let Ok(children) = self.node_children(entry, place).await else { continue };
-                    let span = 1u64 << (8 * u32::from(level));
-                    let below = level.saturating_sub(1);
-                    waiting.extend(
-                        children
-                            .into_iter()
-                            .enumerate()
-                            .map(|(index, child)| (child, below, first + index as u64 * span)),
-                    );
-                }
-            }
-        }
-        Ok((own, mapped))
-    }
-
-    async fn node_children(&self, entry: Entry, place: Place) -> Result<Vec<Entry>> {
-        let need = Need::Node { address: entry.address, mirrored: entry.mirrored, checksum: entry.checksum, place };
-        self.attempt(|state| {
-            let node = state.cache.node(entry.address).ok_or(need)?;
-            Ok((0..ENTRIES_PER_NODE).map(|index| node.entry(index)).collect())
-        })
-        .await
-    }
-
-    async fn compare_counts(&self, walk: &mut Walk) -> Result<()> {
-        let (geometry, groups) = {
-            let state = self.inner.state.borrow();
-            (state.geometry, state.groups_in_use)
-        };
-        for group in 0..groups {
-            for page in 0..PAGES_PER_GROUP {
-                let key = (group, page);
-                let counts = match self.attempt(|state| state.pages.get(&key).cloned().ok_or(Need::Counts(key))).await {
-                    Ok(counts) => counts,
-                    Err(error @ (Error::Corrupt(_) | Error::Io { .. })) => {
-                        walk.report.add(geometry.group_start(group), error.to_string());
-                        continue;
-                    }
-                    Err(error) => return Err(error),
-                };
-                let implied = super::pool::implied_counts(&self.inner.state.borrow(), group, page);
-                for (index, count) in counts.iter().enumerate() {
-                    let in_group = u64::from(page) * COUNTS_PER_PAGE + index as u64;
-                    let block = geometry.group_start(group).plus(in_group);
-                    let found = walk.counts.remove(&block.0).unwrap_or(0) + implied[index];
-                    walk.report.used_blocks += u64::from(*count > 0);
-                    if *count != found {
-                        walk.report.add(block, format!("counted {count} times, a walk finds {found}"));
-                    }
-                }
-            }
-        }
-        for (block, found) in walk.counts.drain() {
-            walk.report.add(PoolBlock(block), format!("in use {found} times, in no group"));
-        }
-        Ok(())
+        Ok(report)
     }
 }

@@ -94,7 +94,10 @@ impl<S: Storage> Pool<S> {
         let inner = &self.inner;
         loop {
             until(&inner.signals.work, || {
-                inner.checkpoint_wanted.get() || inner.stopped.get() || inner.state.borrow().poisoned.is_some()
+                let held = inner.last_checkpoint.get().is_some_and(|last| inner.checkpoints_begun.get() >= last);
+                (inner.checkpoint_wanted.get() && !held)
+                    || inner.stopped.get()
+                    || inner.state.borrow().poisoned.is_some()
             })
             .await;
             if inner.stopped.get() || inner.state.borrow().poisoned.is_some() {
@@ -183,9 +186,12 @@ impl<S: Storage> Pool<S> {
             done += run.count;
             if done >= FREED_AT_A_TIME {
                 done = 0;
+                self.inner.state.borrow_mut().release_frees();
                 yield_now().await;
             }
         }
+        // Nobody else might come by: a pool at rest gives its space back, too.
+        self.inner.state.borrow_mut().release_frees();
     }
 
     /// Writes nodes, records and carcasses, from the leaves up, filling in the checksums of children. Answers the

@@ -105,6 +105,10 @@ impl<S: Storage> Pool<S> {
             if state.has_room(blocks, wanted, alongside) {
                 return Ok(());
             }
+            // What a check keeps back is given to who needs it.
+            if state.give_up_pins() {
+                continue;
+            }
             state.counters.space_refusals += 1;
             tracing::debug!(
                 free = state.allocator.free(),
@@ -405,6 +409,7 @@ impl State {
             .iter()
             .map(|(_, block)| *block)
             .chain(self.draining_frees.iter().map(|(_, block, _)| *block))
+            .chain(self.pinned.blocks())
             .collect();
         for (index, count) in counts.iter().enumerate().take(blocks as usize) {
             let page = (group, (index as u64 / COUNTS_PER_PAGE) as u32);

@@ -9,21 +9,23 @@ use std::collections::{BTreeMap, HashMap, VecDeque};
 use rustc_hash::FxHashMap;
 
 use super::cache::NodeCache;
+use super::check::Pinned;
 use super::checkpoint::CARCASS_TABLE;
 use super::epoch::Epochs;
 use super::journal::{Journal, JournalPosition};
 use super::pool::{Pool, read_bytes, to_memory};
 use super::space::{Allocator, Deltas};
 use super::state::{CarcassKey, State, Volume, Waiting};
+use super::tail::{Tail, read_tail};
 use super::tree::entry_span;
-use super::{Counters, Memory, PendingLog, Storage};
+use super::{Counters, PendingLog, Storage};
 use crate::canary::{Canary, is_broken};
 use crate::error::{Check, Corrupt, Error, Result, Structure};
 use crate::format::{
-    self, BATCH_BLOCKS_MAX, BatchFault, ENTRIES_PER_NODE, Entry, EntryKind, JOURNAL_FIRST, Node, Place, Record, Root,
-    SUPERBLOCK_COPIES, Slot, Superblock, VolumeRecord,
+    self, ENTRIES_PER_NODE, Entry, EntryKind, Node, Place, Record, Root, SUPERBLOCK_COPIES, Slot, Superblock,
+    VolumeRecord,
 };
-use crate::units::{BLOCK_BYTES, BLOCK_SIZE, Lsn, PoolBlock, SECTOR_SIZE, VolumeId};
+use crate::units::{BLOCK_SIZE, Lsn, PoolBlock, VolumeId};
 
 /// How a pool is to be opened.
 #[derive(Clone, Debug)]
@@ -36,14 +38,6 @@ impl Default for OpenOptions {
     fn default() -> Self {
         Self { cache_bytes: 64 << 20 }
     }
-}
-
-/// What the journal holds above the checkpoint.
-#[derive(Default)]
-struct Tail {
-    records: Vec<(Lsn, Record)>,
-    position: JournalPosition,
-    last: Lsn,
 }
 
 impl<S: Storage> Pool<S> {
@@ -87,7 +81,8 @@ impl<S: Storage> Pool<S> {
         let pool = Self::new(storage, state);
         pool.load_indexes(&superblock).await?;
         pool.load_tables(&superblock).await?;
-        let tail = pool.read_journal(&superblock).await?;
+        let (tail, ended) = read_tail(&pool.inner.storage, &superblock).await;
+        ended?;
         pool.replay(tail, &published).await?;
         if !is_broken(Canary::ReplayNotFlushed) {
             pool.inner.storage.flush().await.map_err(|error| Error::io("flush of what was replayed", error))?;
@@ -190,133 +185,8 @@ impl<S: Storage> Pool<S> {
         Ok(table)
     }
 
-    /// Follows the chain of batches from the superblock's position.
-    async fn read_journal(&self, superblock: &Superblock) -> Result<Tail> {
-        let ring = superblock.geometry.journal_blocks;
-        let uuid = superblock.uuid;
-        let mut tail = Tail {
-            records: Vec::new(),
-            position: JournalPosition { append: superblock.journal_append, chain: superblock.journal_chain, total: 0 },
-            last: superblock.lsn,
-        };
-        let mut expected: Option<Lsn> = None;
-        loop {
-            let mut found = self.read_batch(&uuid, tail.position.append, ring, &tail, expected).await;
-            let mut skipped = 0;
-            // A batch that did not fit before the ring's end starts at its beginning.
-            let may_wrap = tail.position.append > 0 && tail.position.append + BATCH_BLOCKS_MAX as u64 > ring;
-            if may_wrap && !matches!(found, Ok(Some(_))) {
-                match self.read_batch(&uuid, 0, ring, &tail, expected).await {
-                    // Then what stands behind the last batch is dead, whatever it looks like.
-                    Ok(Some(wrapped)) => (found, skipped) = (Ok(Some(wrapped)), ring - tail.position.append),
-                    Ok(None) => {}
-                    Err(error) => found = found.and(Err(error)),
-                }
-            }
-            let found = found?;
-            let Some((header, bytes, at)) = found else { break };
-            let address = PoolBlock(JOURNAL_FIRST.0 + at);
-            let damage = |check| Corrupt { structure: Structure::Batch, address, check };
-            if header.generation > superblock.generation {
-                return Err(damage(Check::NewerGeneration(header.generation.0)).into());
-            }
-            let mut lsn = header.first;
-            let mut rest = &bytes[..];
-            while !rest.is_empty() {
-                let (record, used) =
-                    Record::decode(rest).map_err(|check| Corrupt { structure: Structure::Record, address, check })?;
-                rest = rest.get(used..).unwrap_or_default();
-                if lsn > superblock.lsn {
-                    tail.records.push((lsn, record));
-                }
-                lsn = lsn.next();
-            }
-            if lsn != header.last.next() {
-                return Err(damage(Check::Inconsistent("it holds another number of records than it says")).into());
-            }
-            expected = Some(lsn);
-            tail.last = tail.last.max(header.last);
-            let total = tail.position.total + skipped + header.blocks;
-            tail.position = JournalPosition { append: at + header.blocks, chain: header.checksum, total };
-        }
-        self.check_journal_end(superblock, &tail).await?;
-        Ok(tail)
-    }
-
-    /// The batch at `at` of the ring, if it goes on where `tail` ends.
-    async fn read_batch(
-        &self,
-        uuid: &uuid::Uuid,
-        at: u64,
-        ring: u64,
-        tail: &Tail,
-        expected: Option<Lsn>,
-    ) -> Result<Option<(format::BatchHeader, Vec<u8>, u64)>> {
-        if at >= ring {
-            return Ok(None);
-        }
-        let address = PoolBlock(JOURNAL_FIRST.0 + at);
-        let first = self.read_block(address).await?;
-        // A destroyed header is damage, not the end: the newest batch must not vanish with it.
-        let damage = |check| Corrupt { structure: Structure::Batch, address, check };
-        let Some(header) = format::batch_start(uuid, &first).map_err(damage)? else { return Ok(None) };
-        let fits = at + header.blocks <= ring;
-        let follows = match expected {
-            // Changes between a batch and the next may be missing where a checkpoint holds them: it ended before they were
-            // appended.
-            Some(lsn) => lsn <= header.first && header.first <= tail.last.next(),
-            // The first batch may hold records that the checkpoint has already.
-            None => header.first <= tail.last.next(),
-        };
-        if !fits || !follows || header.previous != tail.position.chain {
-            return Ok(None);
-        }
-        let bytes = read_bytes(&self.inner.storage, address, header.blocks as usize).await?;
-        match format::decode_batch(uuid, &bytes) {
-            Ok((header, records)) => Ok(Some((header, records, at))),
-            Err(BatchFault::Absent | BatchFault::Torn) => Ok(None),
-            Err(BatchFault::Damaged(check)) => Err(damage(check).into()),
-        }
-    }
-
-    /// After the chain's end nothing of it may be found: a later batch would prove that it went on and was damaged.
-    async fn check_journal_end(&self, superblock: &Superblock, tail: &Tail) -> Result<()> {
-        const STEP: u64 = 256;
-        const READS_MAX: usize = 8;
-        let ring = superblock.geometry.journal_blocks;
-        let storage = &self.inner.storage;
-        let mut under_way = VecDeque::new();
-        let mut starts = (0..ring).step_by(STEP as usize).peekable();
-        let mut head = vec![0; SECTOR_SIZE];
-        loop {
-            while under_way.len() < READS_MAX
-                && let Some(at) = starts.next()
-            {
-                let memory = storage.allocate((STEP.min(ring - at) * BLOCK_BYTES) as usize);
-                let read = storage.read(PoolBlock(JOURNAL_FIRST.0 + at).offset_bytes(), &memory);
-                under_way.push_back((at, memory, read));
-            }
-            let Some((at, memory, read)) = under_way.pop_front() else { return Ok(()) };
-            read.await.map_err(|error| Error::io("read of the journal", error))?;
-            for offset in 0..memory.len() / BLOCK_SIZE {
-                memory.read(offset * BLOCK_SIZE, &mut head);
-                let Some(header) = format::decode_batch_header(&superblock.uuid, &head) else { continue };
-                let start = at + offset as u64;
-                if header.first <= tail.last.next() || start + header.blocks > ring {
-                    continue;
-                }
-                let address = PoolBlock(JOURNAL_FIRST.0 + start);
-                let whole = read_bytes(storage, address, header.blocks as usize).await?;
-                if format::decode_batch(&superblock.uuid, &whole).is_ok() {
-                    let check = Check::JournalGap(tail.last.next().0);
-                    return Err(Corrupt { structure: Structure::Batch, address, check }.into());
-                }
-            }
-        }
-    }
-
     async fn replay(&self, tail: Tail, published: &[(Lsn, Vec<u8>)]) -> Result<()> {
-        let Tail { mut records, position, last } = tail;
+        let Tail { mut records, position, last, .. } = tail;
         let durable = last;
         let mut adopted = Vec::new();
         let mut next = durable.next();
@@ -569,6 +439,7 @@ fn new_state(superblock: &Superblock, slot: Slot, log: Box<dyn PendingLog>, opti
         epochs: Epochs::new(),
         unrecorded_frees: VecDeque::new(),
         draining_frees: VecDeque::new(),
+        pinned: Pinned::default(),
         journal: Journal::new(geometry.journal_blocks, superblock.lsn, position),
         log,
         log_promised: 0,

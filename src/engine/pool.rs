@@ -61,8 +61,8 @@ pub(super) struct Inner<S: Storage> {
     pub(super) ticks: Cell<u64>,
     pub(super) stopped: Cell<bool>,
     pub(super) open_handles: Cell<u64>,
-    /// Checks under way; the carcass worker rests meanwhile.
-    pub(super) checks: Cell<u32>,
+    /// No checkpoint after that of this number begins for now.
+    pub(super) last_checkpoint: Cell<Option<u64>>,
 }
 
 /// Waits until `ready` holds; `event` tells when to look again.
@@ -118,7 +118,7 @@ impl<S: Storage> Pool<S> {
                 ticks: Cell::new(0),
                 stopped: Cell::new(false),
                 open_handles: Cell::new(0),
-                checks: Cell::new(0),
+                last_checkpoint: Cell::new(None),
             }),
         }
     }

@@ -8,6 +8,7 @@ use rustc_hash::FxHashMap;
 use uuid::Uuid;
 
 use super::cache::NodeCache;
+use super::check::Pinned;
 use super::epoch::{EpochId, Epochs};
 use super::journal::Journal;
 use super::ranges::Ranges;
@@ -146,6 +147,8 @@ pub(super) struct State {
     pub(super) unrecorded_frees: VecDeque<(Lsn, PoolBlock)>,
     /// Blocks whose freeing is durable, waiting for the plans that may still use them.
     pub(super) draining_frees: VecDeque<(EpochId, PoolBlock, Freed)>,
+    /// Blocks whose freeing is durable, and which a check needs as they were.
+    pub(super) pinned: Pinned,
     pub(super) journal: Journal,
     pub(super) log: Box<dyn PendingLog>,
     /// Bytes of the log promised to operations under way.
@@ -293,6 +296,9 @@ impl State {
             self.allocator.freed_by_checkpoint(block);
         } else if self.allocator.hold_freed(block) {
             self.draining_frees.push_back((epoch, block, Freed::ByCheckpoint));
+        } else if self.pinned.is_held() && !self.allocator.has_block(block) {
+            // It is not to be found free when its group is read.
+            self.keep_back(block);
         }
     }
 
@@ -321,6 +327,7 @@ impl State {
                     self.count(block, 0);
                     self.allocator.release(block);
                 }
+                Freed::ByCheckpoint if self.pinned.is_held() => self.keep_back(block),
                 Freed::ByCheckpoint => self.allocator.release_fresh(block),
             }
         }

@@ -281,7 +281,7 @@ impl State {
     fn seek_leaf(&mut self, volume: VolumeId, block: u64, data: bool) -> Try<std::result::Result<u64, u64>> {
         let next = (block | (ENTRIES_PER_NODE as u64 - 1)) + 1;
         let Some(leaf) = self.leaf(TreeKey::Volume(volume), block)? else {
-            return Ok(if data { Err(next) } else { Ok(block) });
+            return Ok(if data { Err(self.after_hole(TreeKey::Volume(volume), block)) } else { Ok(block) });
         };
         let found = (block..next).find(|at| (leaf.entry(entry_index(*at, 0)).kind == EntryKind::Block) == data);
         Ok(found.ok_or(next))

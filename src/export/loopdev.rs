@@ -161,7 +161,8 @@ fn verify_direct_io(device: &LoopDevice, number: u32) -> Result<()> {
     Ok(())
 }
 
-/// Queue settings; a kernel that lacks one does without.
+/// Queue settings; a kernel that lacks one does without. What a device has already is not set again: each of the first
+/// three freezes its queue, 10 to 25 ms on Linux 6.18 even where nothing changes, and devices are used again and again.
 fn tune(number: u32) {
     let settings = [
         ("queue/scheduler", "none"),
@@ -173,10 +174,21 @@ fn tune(number: u32) {
         ("queue/read_ahead_kb", "1024"),
     ];
     for (name, value) in settings {
-        if let Err(error) = fs::write(sys_path(number, name), value) {
+        let path = sys_path(number, name);
+        if fs::read_to_string(&path).is_ok_and(|text| is_set(&text, value)) {
+            continue;
+        }
+        if let Err(error) = fs::write(path, value) {
             tracing::debug!(number, name, %error, "queue setting not taken");
         }
     }
+}
+
+/// Whether a queue setting's text says `value`: alone, or in brackets among the choices.
+fn is_set(text: &str, value: &str) -> bool {
+    let text = text.trim();
+    text == value
+        || text.split_whitespace().any(|choice| choice.strip_prefix('[') == Some(format!("{value}]").as_str()))
 }
 
 /// Detaches a device and waits until it has let go of its file. Nothing happens when it is not attached.
@@ -315,6 +327,14 @@ mod tests {
         assert_eq!(volume_of_label(&text, Uuid::nil()), None);
         assert_eq!(volume_of_label("/var/lib/some.img", pool), None);
         assert_eq!(volume_of_label("plywood/x", pool), None);
+    }
+
+    #[test]
+    fn settings_that_stand_are_known() {
+        assert!(is_set("[none] mq-deadline kyber bfq\n", "none"));
+        assert!(!is_set("none [mq-deadline] kyber bfq\n", "none"));
+        assert!(is_set("1024\n", "1024"));
+        assert!(!is_set("10240\n", "1024"));
     }
 
     #[test]

@@ -77,9 +77,12 @@ pub fn encode_attributes(attributes: &BTreeMap<String, Vec<u8>>) -> Result<Vec<u
 /// Reads the attributes out of the volume's attribute blocks, `length` of whose bytes the record says are used.
 ///
 /// # Errors
-/// A stream that ends too early or too late, keys out of order or not UTF-8, reserved fields and padding that are not
+/// Bytes that are not whole blocks, a stream that ends too early or too late, keys out of order or not UTF-8, reserved fields and padding that are not
 /// zero.
 pub fn decode_attributes(bytes: &[u8], length: usize) -> Result<BTreeMap<String, Vec<u8>>, Check> {
+    if !bytes.len().is_multiple_of(BLOCK_SIZE) {
+        return Err(Check::Truncated);
+    }
     let (stream, padding) = bytes.split_at_checked(length).ok_or(Check::Truncated)?;
     zero(padding, "padding")?;
     let mut attributes = BTreeMap::new();

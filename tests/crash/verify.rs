@@ -216,8 +216,7 @@ pub fn check(executor: &LocalExecutor<'static>, pool: &Pool<Medium>) -> Result<(
     if report.is_clean() {
         return Ok(());
     }
-    let faults: Vec<String> =
-        report.faults.iter().take(8).map(|fault| format!("block {}: {}", fault.block, fault.message)).collect();
+    let faults: Vec<String> = report.faults.iter().take(8).map(ToString::to_string).collect();
     Err(format!("{} faults: {}", report.fault_count, faults.join("; ")))
 }
 

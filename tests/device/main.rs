@@ -8,13 +8,19 @@ mod containers;
 mod fio;
 mod growth;
 mod kill;
+mod power_cut;
+mod recording;
 mod refusals;
 mod space;
+mod storm;
 mod story;
+mod succession;
 #[path = "../support/mod.rs"]
 mod support;
+mod workload;
 
 use libtest_mimic::{Arguments, Completion, Failed, Trial};
+use support::command::is_slow;
 use support::machine::{Need, missing};
 use support::pool::Transport;
 
@@ -39,6 +45,13 @@ const EXT4: &[Need] = &[Need::FileSystem("ext4"), Need::Program("fio"), Need::Pr
 const EXT4_URING: &[Need] = &[Need::FuseUring, Need::FileSystem("ext4"), Need::Program("fio"), Need::Program("e2fsck")];
 const XFS: &[Need] = &[Need::FileSystem("xfs"), Need::Program("fio"), Need::Program("xfs_repair")];
 const BTRFS: &[Need] = &[Need::FileSystem("btrfs"), Need::Program("fio"), Need::Program("btrfs")];
+const RECORDED: &[Need] = &[
+    Need::FileSystem("ext4"),
+    Need::FileSystem("xfs"),
+    Need::Program("e2fsck"),
+    Need::Program("xfs_repair"),
+    Need::Program("sqlite3"),
+];
 const CONTAINERS: &[Need] = &[Need::FileSystem("ext4"), Need::Program("runc")];
 
 fn main() {
@@ -47,12 +60,13 @@ fn main() {
     let mut arguments = Arguments::from_args();
     arguments.test_threads = Some(1);
     let full = |transport| Story { file_system: FileSystem::Ext4, transport, sector_size: 4096, layers: 20 };
-    let short = |file_system, transport, sector_size| Story { file_system, transport, sector_size, layers: 3 };
-    let tests = vec![
+    let few = if is_slow() { 1 } else { 3 };
+    let short = move |file_system, transport, sector_size| Story { file_system, transport, sector_size, layers: few };
+    let mut tests = vec![
         trial("whole_story_on_ext4_over_io_uring", EXT4_URING, move || full(Transport::Uring).tell()),
         trial("whole_story_on_ext4_on_what_the_kernel_has", EXT4, move || {
             // Where the kernel has io_uring for FUSE, the test above has told all of it.
-            let layers = if missing(&[Need::FuseUring]).is_some() { 20 } else { 2 };
+            let layers = if missing(&[Need::FuseUring]).is_some() && !is_slow() { 20 } else { 2 };
             Story { layers, ..full(Transport::Auto) }.tell();
         }),
         trial("short_story_on_ext4_over_classic_fuse", EXT4, move || {
@@ -68,6 +82,10 @@ fn main() {
         trial("engine_killed_under_fio_over_io_uring", EXT4_URING, || kill::under_fio(Transport::Uring)),
         trial("engine_killed_under_fio_over_classic_fuse", EXT4, || kill::under_fio(Transport::Classic)),
         trial("engine_killed_under_mounted_ext4", EXT4, || kill::under_ext4(Transport::Auto)),
+        trial("engines_killed_at_random_moments", EXT4, storm::kills_at_random_moments),
+        trial("front_killed_loses_nothing_acknowledged", EXT4, succession::front_killed),
+        trial("engine_is_upgraded_under_load", EXT4, succession::upgraded_under_load),
+        trial("nobody_opens_the_pool_before_the_successor", EXT4, succession::nobody_slips_in),
         trial("deleted_files_give_space_back", EXT4, space::deleted_files_give_space_back),
         trial("fstrim_gives_space_back", EXT4, space::fstrim_gives_space_back),
         trial("deleted_volume_gives_space_back", EXT4, space::deleted_volume_gives_space_back),
@@ -86,5 +104,9 @@ fn main() {
         trial("sigterm_says_what_is_still_mounted", EXT4, refusals::sigterm_while_mounted),
         trial("attach_all_brings_back_what_was_attached", EXT4, growth::attach_all_remembers),
     ];
+    if !is_slow() {
+        // An emulator has neither the time nor the recorder.
+        tests.push(trial("programs_survive_power_cuts", RECORDED, power_cut::programs_survive));
+    }
     libtest_mimic::run(&arguments, tests).exit();
 }

@@ -26,6 +26,16 @@ impl FileSystem {
         }
     }
 
+    /// Makes a file system on `device`.
+    #[track_caller]
+    pub fn make(self, device: &str) {
+        match self {
+            Self::Ext4 => run("mkfs.ext4", ["-q", device]).expect(),
+            Self::Xfs => run("mkfs.xfs", ["-q", device]).expect(),
+            Self::Btrfs => run("mkfs.btrfs", ["-q", device]).expect(),
+        };
+    }
+
     /// Has the file system on `device` checked, without repairing anything.
     #[track_caller]
     pub fn check(self, device: &str) {

@@ -2,7 +2,11 @@
 //! the pool was closed between them or only committed.
 
 mod file_pool;
+#[path = "../support/golden.rs"]
+mod golden;
+mod golden_pools;
 mod refusals;
+mod tools;
 
 use file_pool::{Ending, FilePool, MIB, by_name, bytes_of, new_clone, new_snapshot, new_volume, read, write};
 use plywood::io::IoMemory;

@@ -4,6 +4,7 @@
 #![allow(dead_code, reason = "each test binary uses its part")]
 
 pub mod command;
+pub mod kernel_log;
 pub mod machine;
 pub mod mounted;
 pub mod pool;

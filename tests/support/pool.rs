@@ -35,6 +35,8 @@ pub struct TestPool {
     folder: tempfile::TempDir,
     file: PathBuf,
     transport: Transport,
+    /// What is run as `plywood`.
+    program: PathBuf,
 }
 
 impl TestPool {
@@ -45,11 +47,25 @@ impl TestPool {
 
     /// A new pool in a new folder of `parent`.
     pub fn create_in(parent: &Path, size: &str, transport: Transport) -> Self {
-        let folder = tempfile::Builder::new().prefix("plywood-test-").tempdir_in(parent).expect("a folder");
+        let folder = new_folder(parent);
         let file = folder.path().join("pool");
+        Self::create_at(folder, file, size, transport)
+    }
+
+    /// A new pool on a block device.
+    pub fn create_on(device: &Path, size: &str, transport: Transport) -> Self {
+        Self::create_at(new_folder(&scratch()), device.to_owned(), size, transport)
+    }
+
+    /// The pool in `file`, which somebody else has made.
+    pub fn adopt(file: &Path) -> Self {
+        Self { folder: new_folder(&scratch()), file: file.to_owned(), transport: Transport::Auto, program: binary() }
+    }
+
+    fn create_at(folder: tempfile::TempDir, file: PathBuf, size: &str, transport: Transport) -> Self {
         // The name is the folder's: names of pools in use are of the whole machine.
         let name = folder.path().file_name().expect("a name").to_string_lossy().into_owned();
-        let pool = Self { folder, file, transport };
+        let pool = Self { folder, file, transport, program: binary() };
         let file = pool.file.clone().into_os_string();
         pool.plywood([
             "pool".into(),
@@ -62,6 +78,11 @@ impl TestPool {
         ])
         .expect();
         pool
+    }
+
+    /// From now on runs another program, which starts the daemon, too.
+    pub fn use_program(&mut self, program: &Path) {
+        program.clone_into(&mut self.program);
     }
 
     pub fn file(&self) -> &Path {
@@ -87,7 +108,7 @@ impl TestPool {
 
     /// The same, not started yet.
     pub fn prepare<A: Into<OsString>>(&self, arguments: impl IntoIterator<Item = A>) -> std::process::Command {
-        let mut command = prepare(&binary().to_string_lossy(), arguments);
+        let mut command = prepare(&self.program.to_string_lossy(), arguments);
         command.env("PLYWOOD_POOL", &self.file).env("PLYWOOD_TRANSPORT", self.transport.name());
         command
     }
@@ -208,6 +229,10 @@ impl TestPool {
     }
 }
 
+fn new_folder(parent: &Path) -> tempfile::TempDir {
+    tempfile::Builder::new().prefix("plywood-test-").tempdir_in(parent).expect("a folder")
+}
+
 impl Drop for TestPool {
     fn drop(&mut self) {
         if std::thread::panicking() {
@@ -248,7 +273,8 @@ impl TestPool {
     }
 }
 
-fn is_alive(process: u32) -> bool {
+/// Whether a process lives.
+pub fn is_alive(process: u32) -> bool {
     // A zombie has ended; whoever started it has not looked yet.
     fs::read_to_string(format!("/proc/{process}/stat"))
         .is_ok_and(|stat| !stat.rsplit(')').next().unwrap_or_default().trim_start().starts_with('Z'))

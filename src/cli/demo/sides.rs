@@ -207,7 +207,7 @@ pub fn on_plywood(story: &Story, place: &Place, source: &Source) -> Result<Plywo
         untouched_bytes: untouched_bytes.unwrap_or(0),
         accounts,
         given_back,
-        check_faults: faults,
+        check_faults: faults.into_iter().map(|fault| fault.message).collect(),
     })
 }
 

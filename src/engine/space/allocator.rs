@@ -291,6 +291,11 @@ impl Allocator {
         });
     }
 
+    /// Whether the group of the block is in memory.
+    pub(crate) fn has_block(&self, block: PoolBlock) -> bool {
+        self.geometry.group_of(block).is_some_and(|(group, _)| self.has_group(group))
+    }
+
     /// Whether nobody has the block: it may be handed out.
     pub(crate) fn is_unused(&self, block: PoolBlock) -> bool {
         let Some((group, index)) = self.geometry.group_of(block) else { return false };

@@ -102,9 +102,9 @@ fn cut_structures_are_refused() {
     for codec in CODECS {
         let bytes = (codec.sample)(&mut random);
         for length in 0..bytes.len() {
-            // Attributes lose nothing with the zeros at their end, and no bytes are no attributes.
-            let is_padding = length == 0 || bytes[length..].iter().all(|byte| *byte == 0);
-            if codec.name == "attributes" && is_padding {
+            // No bytes are no attributes. Any others are whole blocks: a fuzzer found that a stream whose padding was cut
+            // was accepted, and encoded to other bytes.
+            if codec.name == "attributes" && length == 0 {
                 continue;
             }
             assert!((codec.recode)(&bytes[..length]).is_err(), "{} cut to {length}", codec.name);

@@ -1,0 +1,74 @@
+//! The superblock, and the choice between its four copies.
+//!
+//! * Neither decoding nor choosing panics, whatever the bytes.
+//! * What is accepted encodes to the same bytes, with its checksum made right and as it is.
+//! * The chosen one is a sound copy of the highest generation; copies to be written anew are of its slot.
+//! * Memory: a small multiple of the input.
+#![no_main]
+
+use libfuzzer_sys::fuzz_target;
+use plywood::error::Error;
+use plywood::format::{Superblock, choose_superblock};
+use plywood::units::BLOCK_SIZE;
+use plywood_fuzz::fields::Fields;
+use plywood_fuzz::layout::Structure;
+use plywood_fuzz::memory::{DECODER, bounded};
+use plywood_fuzz::seeds;
+
+/// Bytes of a copy that the input gives, around the group-index references: the rest is rarely not zero.
+const GIVEN: usize = 512;
+
+fn decode(bytes: &[u8]) -> Result<Superblock, Error> {
+    let decoded = Superblock::decode(bytes);
+    if let Ok(superblock) = &decoded {
+        assert_eq!(superblock.encode()[..], *bytes, "one encoding");
+    }
+    decoded
+}
+
+fn repaired(bytes: &[u8]) -> [u8; BLOCK_SIZE] {
+    let mut block = [0; BLOCK_SIZE];
+    let len = bytes.len().min(BLOCK_SIZE);
+    block[..len].copy_from_slice(&bytes[..len]);
+    block[12..16].fill(0);
+    let own = crc32fast::hash(&block);
+    block[12..16].copy_from_slice(&own.to_le_bytes());
+    block
+}
+
+fn choose(input: &[u8]) {
+    let mut fields = Fields(input);
+    let mut copy = || {
+        let head = fields.bytes(GIVEN);
+        let mut bytes = repaired(head);
+        if head.len() > 344 {
+            // What lies behind the reserved bytes: the references.
+            bytes[344..GIVEN].fill(0);
+            bytes[1664..1664 + 168].copy_from_slice(&repaired(head)[344..GIVEN]);
+            bytes = repaired(&bytes);
+        }
+        decode(&bytes)
+    };
+    let copies = [[copy(), copy()], [copy(), copy()]];
+    let sound: Vec<Superblock> = copies.iter().flatten().flatten().cloned().collect();
+    if let Ok((chosen, slot, anew)) = choose_superblock(copies) {
+        assert!(sound.contains(&chosen));
+        assert!(sound.iter().all(|copy| copy.generation <= chosen.generation));
+        assert_eq!(anew[slot.other().index()], [false; 2]);
+    }
+}
+
+fuzz_target!(
+    init: seeds::offer(|| {
+        let blocks: Vec<Vec<u8>> = seeds::blocks(Structure::Superblock).into_iter().map(|(_, block)| block).collect();
+        let heads = blocks.iter().map(|block| [&block[..344], &block[1664..1664 + 168]].concat());
+        let heads: Vec<Vec<u8>> = heads.collect();
+        let choices = heads.windows(2).map(|pair| [&pair[0][..], &pair[0], &pair[1], &pair[1]].concat());
+        choices.chain(blocks.clone()).collect()
+    }),
+    |input: &[u8]| bounded(DECODER, input.len(), || {
+        let _ = decode(input);
+        let _ = decode(&repaired(input));
+        choose(input);
+    })
+);

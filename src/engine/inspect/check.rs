@@ -1,0 +1,281 @@
+//! The check of a pool: everything read, every checksum held against its block, every count against a walk.
+
+use super::attribution::attribute;
+use super::counts::Counts;
+use super::fault::{Fault, Faults};
+use super::reader::Reader;
+use super::space::{GroupFacts, Space, compare, compare_total, read_space};
+use super::superblocks::read_superblocks;
+use super::tables::{Tables, read_tables};
+use super::walk::{Tree, Visited, Visitor, Walker};
+use crate::engine::Storage;
+use crate::engine::tail::{Tail, read_tail};
+use crate::error::{Check, Result, Structure};
+use crate::format::{Carcass, Record, Superblock};
+use crate::units::PoolBlock;
+
+/// What a check found.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct CheckReport {
+    /// Faults, the first thousand.
+    pub faults: Vec<Fault>,
+    /// Faults in all.
+    pub fault_count: u64,
+    /// Mapping nodes walked, each once.
+    pub nodes: u64,
+    /// Data blocks found, each once.
+    pub data_blocks: u64,
+    /// Blocks in use, the layout of the groups included.
+    pub used_blocks: u64,
+    /// Blocks that are counted, but by nothing that could be read: what is lost holds them.
+    pub unaccounted_blocks: u64,
+    /// Volumes walked.
+    pub volumes: u64,
+    /// Changes in the journal that no checkpoint holds yet.
+    pub journal_records: u64,
+}
+
+impl CheckReport {
+    /// Whether nothing is wrong.
+    pub fn is_clean(&self) -> bool {
+        self.fault_count == 0
+    }
+}
+
+/// How far a walk has come.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Progress {
+    /// Blocks reached, data and metadata.
+    pub reached_blocks: u64,
+    /// Blocks in use as the superblock says, which is about as many.
+    pub used_blocks: u64,
+}
+
+/// A visitor that only shows how far the walk is.
+pub(in crate::engine) struct Shown<'a> {
+    used_blocks: u64,
+    nodes: u64,
+    show: &'a mut dyn FnMut(Progress),
+}
+
+impl<'a> Shown<'a> {
+    pub(in crate::engine) fn new(used_blocks: u64, show: &'a mut dyn FnMut(Progress)) -> Self {
+        Self { used_blocks, nodes: 0, show }
+    }
+}
+
+impl Visitor for Shown<'_> {
+    fn node(&mut self, _: &Visited) -> Result<()> {
+        Ok(())
+    }
+
+    fn progress(&mut self, reached_blocks: u64) {
+        self.nodes += 1;
+        if self.nodes.is_multiple_of(256) {
+            (self.show)(Progress { reached_blocks, used_blocks: self.used_blocks });
+        }
+    }
+}
+
+/// Checks a pool that nobody uses, reading only.
+///
+/// # Errors
+/// [`Error::InvalidInput`] when it is no pool, [`Error::Incompatible`], and [`Error::Corrupt`] when no superblock can be
+/// chosen. Everything else that is wrong is in the report.
+pub async fn check_metadata<S: Storage>(storage: &S, show: &mut dyn FnMut(Progress)) -> Result<CheckReport> {
+    let mut faults = Faults::default();
+    let (superblock, _) = read_superblocks(storage, &mut faults).await?;
+    let mut reader = Reader::new(storage, superblock.uuid, superblock.geometry);
+    let mut walked = walk_all(&mut reader, &superblock, &mut faults, show).await?;
+    let mut space = Space::default();
+    let (counts, complete) = (&walked.counts, walked.complete);
+    read_space(&mut reader, &superblock, &mut faults, |faults, facts| {
+        compare(&superblock.geometry, facts.as_ref(), counts, complete, faults, &mut space);
+    })
+    .await;
+    compare_total(&superblock, &space, &mut faults);
+    let (tail, ended) = read_tail(storage, &superblock).await;
+    walked.report.journal_records = tail.records.len() as u64;
+    check_journal(&superblock, &walked.tables, &tail, ended, &mut faults);
+    finish(&mut reader, walked, &space, faults).await
+}
+
+/// A state of a pool in use that stays as it is on the medium while it is checked: its superblock, and its space map as it
+/// was read before the next checkpoint but one writes over it.
+pub(in crate::engine) struct PinnedState {
+    superblock: Superblock,
+    groups: Vec<Option<GroupFacts>>,
+    faults: Faults,
+}
+
+/// Reads superblock and space map. No checkpoint may be written meanwhile.
+pub(in crate::engine) async fn read_pinned<S: Storage>(storage: &S) -> Result<PinnedState> {
+    let mut faults = Faults::default();
+    let (superblock, _) = read_superblocks(storage, &mut faults).await?;
+    let mut reader = Reader::new(storage, superblock.uuid, superblock.geometry);
+    let mut groups = Vec::new();
+    read_space(&mut reader, &superblock, &mut faults, |_, facts| groups.push(facts)).await;
+    Ok(PinnedState { superblock, groups, faults })
+}
+
+/// Checks a pinned state. Its nodes and records must not be reused meanwhile. The journal is not looked at: opening did.
+pub(in crate::engine) async fn check_pinned<S: Storage>(storage: &S, pinned: PinnedState) -> Result<CheckReport> {
+    let PinnedState { superblock, groups, mut faults } = pinned;
+    let mut reader = Reader::new(storage, superblock.uuid, superblock.geometry);
+    let walked = walk_all(&mut reader, &superblock, &mut faults, &mut |_| ()).await?;
+    let mut space = Space::default();
+    for facts in groups {
+        compare(&superblock.geometry, facts.as_ref(), &walked.counts, walked.complete, &mut faults, &mut space);
+    }
+    compare_total(&superblock, &space, &mut faults);
+    finish(&mut reader, walked, &space, faults).await
+}
+
+/// What walking everything gave.
+struct Walked {
+    tables: Tables,
+    counts: Counts,
+    /// Whether everything could be reached.
+    complete: bool,
+    report: CheckReport,
+}
+
+async fn walk_all<S: Storage>(
+    reader: &mut Reader<'_, S>,
+    superblock: &Superblock,
+    faults: &mut Faults,
+    show: &mut dyn FnMut(Progress),
+) -> Result<Walked> {
+    let mut counts = Counts::new(superblock.geometry, superblock.groups_in_use);
+    let tables = read_tables(reader, superblock, &mut counts, faults).await;
+    let mut complete = tables.lost_ids.is_empty() && tables.carcasses_lost == 0;
+    let mut shown = Shown::new(superblock.used_blocks, show);
+    let mut walker = Walker::new(reader, &mut counts, faults);
+    complete &= walk_trees(&mut walker, &tables, &mut shown).await?;
+    let report = CheckReport {
+        nodes: walker.nodes,
+        data_blocks: walker.data_blocks,
+        volumes: tables.volumes.len() as u64,
+        ..CheckReport::default()
+    };
+    Ok(Walked { tables, counts, complete, report })
+}
+
+async fn finish<S: Storage>(
+    reader: &mut Reader<'_, S>,
+    walked: Walked,
+    space: &Space,
+    mut faults: Faults,
+) -> Result<CheckReport> {
+    attribute(reader, &walked.tables, &mut faults).await?;
+    Ok(CheckReport {
+        used_blocks: space.used_blocks,
+        unaccounted_blocks: space.unaccounted_blocks,
+        fault_count: faults.total(),
+        faults: faults.into_list(),
+        ..walked.report
+    })
+}
+
+/// Walks every volume and every carcass, and compares what the volumes' records say of them. Answers whether everything
+/// could be reached.
+pub(in crate::engine) async fn walk_trees<S: Storage>(
+    walker: &mut Walker<'_, '_, S>,
+    tables: &Tables,
+    visitor: &mut impl Visitor,
+) -> Result<bool> {
+    let mut complete = true;
+    // What carcasses have not given back yet still counts.
+    let settled = tables.carcasses.is_empty() && tables.carcasses_lost == 0;
+    for volume in &tables.volumes {
+        let record = &volume.record;
+        complete &= volume.attributes.is_some();
+        let (entry, level, created_at) = (record.root.entry, record.root.level, record.created_at);
+        let sum = walker.walk(&Tree { entry, level, first: 0, eaten: 0, created_at }, visitor).await?;
+        let Some(sum) = sum.filter(|sum| sum.whole) else {
+            complete = false;
+            continue;
+        };
+        for (field, recorded, found) in
+            [("own_blocks", record.own_blocks, sum.own), ("mapped_blocks", record.mapped_blocks, sum.mapped)]
+        {
+            if settled && recorded != found {
+                let check = Check::Total { field, recorded, found };
+                let of = (record.id, record.name.clone());
+                walker.faults.add_of(&of, Structure::VolumeRecord, volume.address, check);
+            }
+        }
+    }
+    for carcass in &tables.carcasses {
+        let sum = walker.walk(&carcass_tree(carcass), visitor).await?;
+        complete &= sum.is_some_and(|sum| sum.whole);
+    }
+    Ok(complete)
+}
+
+/// What a carcass has left. One that is only counted has all of it.
+pub(in crate::engine) fn carcass_tree(carcass: &Carcass) -> Tree {
+    let first = carcass.first.0;
+    let eaten = if carcass.counting { 0 } else { first + carcass.cursor };
+    Tree { entry: carcass.entry, level: carcass.level, first, eaten, created_at: carcass.created_at }
+}
+
+/// The journal: its chain, and whether its changes can be made.
+///
+/// Answers how many of the changes can be made.
+pub(in crate::engine) fn check_journal(
+    superblock: &Superblock,
+    tables: &Tables,
+    tail: &Tail,
+    ended: Result<()>,
+    faults: &mut Faults,
+) -> usize {
+    faults.add_journal(tail, ended);
+    let mut possible = tail.records.len();
+    let mut known: std::collections::HashSet<u64> = tables.volumes.iter().map(|found| found.record.id.0).collect();
+    let lost = |id: u64| tables.lost_ids.iter().any(|range| range.contains(&id));
+    for (position, (lsn, record)) in tail.records.iter().enumerate() {
+        let before = faults.total();
+        let mut outside = None;
+        record.named_blocks(|address, count| {
+            let end = address.0.checked_add(count).is_none_or(|end| end > superblock.geometry.pool_blocks);
+            if end || superblock.geometry.group_of(address).is_none() {
+                outside = Some(address);
+            }
+        });
+        if let Some(address) = outside {
+            let check = Check::OutOfBounds { field: "pool_block", value: address.0 };
+            faults.add(Structure::Record, address, check);
+        }
+        for id in named_volumes(record) {
+            if !known.contains(&id) && !lost(id) {
+                tracing::warn!("change {lsn} is about volume {id}, which there is none of");
+                faults.add(Structure::Record, PoolBlock(0), Check::OutOfBounds { field: "volume", value: id });
+            }
+        }
+        match record {
+            Record::VolumeCreated(created) | Record::VolumeShared { created, .. } => {
+                known.insert(created.id.0);
+            }
+            Record::VolumeDeleted { volume } => {
+                known.remove(&volume.0);
+            }
+            _ => {}
+        }
+        if faults.total() > before {
+            possible = possible.min(position);
+        }
+    }
+    possible
+}
+
+/// Volumes that must be there for a change to be made.
+pub(in crate::engine) fn named_volumes(record: &Record) -> Vec<u64> {
+    match record {
+        Record::Map { volume, .. } | Record::Unmap { volume, .. } | Record::VolumeDeleted { volume } => vec![volume.0],
+        Record::VolumeChanged(record) => vec![record.id.0],
+        Record::VolumeShared { origin, .. } => vec![origin.0],
+        Record::VolumeRolledBack { volume, snapshot, .. } => vec![volume.0, snapshot.0],
+        Record::VolumeCreated(_) | Record::PoolGrown { .. } => Vec::new(),
+    }
+}

@@ -1,0 +1,18 @@
+//! Writing a pool's metadata anew, without an engine: what restore and repair have in common.
+//!
+//! Everything goes where nothing stands that the present superblock leads to: to blocks that nothing holds, and to the slots
+//! that are not current. So the pool is as it was until the new superblock is durable, and as it shall be afterwards.
+//! (Restore also writes nodes where the dump says that they stood.)
+
+mod blocks;
+mod journal;
+mod space;
+mod tables;
+mod writer;
+
+pub(super) use blocks::FreeBlocks;
+pub(super) use journal::{check_fits, write_journal};
+pub(super) use space::{KnownSpace, read_known_space, write_space};
+pub(super) use tables::{NewTables, write_tables};
+pub(super) use writer::Writer;
+pub use writer::{SaveBlocks, SavedBlock};

@@ -1,0 +1,37 @@
+//! What the kernel says about loop devices while a test runs.
+
+use super::command::shell;
+
+/// The kernel's log from one moment on: older tests, and others on this machine, are in it, too.
+pub struct KernelLog {
+    /// Seconds since boot.
+    from: f64,
+}
+
+impl KernelLog {
+    pub fn from_now() -> Self {
+        Self { from: lines().iter().filter_map(|line| seconds(line)).fold(0.0, f64::max) }
+    }
+
+    /// # Panics
+    /// When the kernel has complained about I/O on `device` since.
+    pub fn assert_no_io_error(&self, device: &str) {
+        let name = format!("dev {},", device.trim_start_matches("/dev/"));
+        let lines = lines();
+        let is_complaint = |line: &&String| {
+            seconds(line).is_none_or(|at| at > self.from)
+                && line.split_once("I/O error").is_some_and(|(_, rest)| rest.contains(&name))
+        };
+        let complaints: Vec<&String> = lines.iter().filter(is_complaint).collect();
+        assert!(complaints.is_empty(), "the kernel saw I/O errors: {complaints:?}");
+    }
+}
+
+fn lines() -> Vec<String> {
+    shell("dmesg").stdout.lines().map(str::to_owned).collect()
+}
+
+/// The time at the head of a line.
+fn seconds(line: &str) -> Option<f64> {
+    line.strip_prefix('[')?.split_once(']')?.0.trim().parse().ok()
+}
