@@ -5,8 +5,8 @@
 
 use smallvec::SmallVec;
 
-use super::pool::{Pool, until};
 use super::growth::Use;
+use super::pool::{Pool, until};
 use super::space::Run;
 use super::state::{Freed, Need, State, TreeKey, Try};
 use super::tree::entry_index;

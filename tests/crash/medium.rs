@@ -219,6 +219,11 @@ impl Medium {
     /// What waited is carried out, and nothing waits any more.
     pub fn let_go(&self) {
         self.state.borrow_mut().held = None;
+        self.end_what_waits();
+    }
+
+    /// What waits is carried out; what comes is held as before.
+    pub fn end_what_waits(&self) {
         loop {
             let waker = {
                 let mut state = self.state.borrow_mut();
@@ -455,7 +460,8 @@ impl State {
             .collect();
         let is_slow = self.random.u32(..10) == 0;
         self.in_flight.push(Operation { number, action, pieces, is_started: false, is_slow, done });
-        let is_held = self.held.as_ref().is_some_and(|held| held(self.in_flight[self.in_flight.len() - 1].action.call(), &range));
+        let is_held =
+            self.held.as_ref().is_some_and(|held| held(self.in_flight[self.in_flight.len() - 1].action.call(), &range));
         if self.at_once && self.begun <= self.stop_after && !is_held {
             let index = self.in_flight.len() - 1;
             self.carry_out_all(index);

@@ -246,7 +246,8 @@ pub fn difference_across_a_rollback_is_found() {
     let differing = |from: VolumeId, to: VolumeId| {
         let pool = engine.pool.clone();
         let ranges = engine.finish(async move { pool.changed_ranges(from, to).await }).expect("a difference");
-        let blocks = ranges.iter().flat_map(|range| range.offset_bytes / 4096..(range.offset_bytes + range.length_bytes) / 4096);
+        let blocks =
+            ranges.iter().flat_map(|range| range.offset_bytes / 4096..(range.offset_bytes + range.length_bytes) / 4096);
         blocks.collect::<Vec<u64>>()
     };
     assert_eq!(differing(second, third), [3, 7]);
