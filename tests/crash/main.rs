@@ -18,6 +18,7 @@ mod medium;
 mod met;
 mod model;
 mod operations;
+mod request;
 mod stories;
 mod task;
 mod verify;
