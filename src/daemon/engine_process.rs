@@ -128,6 +128,13 @@ fn exit_code(code: i32) -> ExitCode {
 }
 
 fn serve(path: &Path, arguments: &EngineArguments, mut link: EngineLink) -> Result<i32> {
+    // An executor keeps the panic of a task for whoever awaits it, and nobody awaits these: requests would wait for ever.
+    // The death of the process has the front start another, which goes on from what was published.
+    let tell = std::panic::take_hook();
+    std::panic::set_hook(Box::new(move |panic| {
+        tell(panic);
+        std::process::abort();
+    }));
     let ring = |error| Error::io("io_uring", error);
     let found = identify(path)?;
     let restarts = count_start(&File::from(link.take_extra(STARTS)?))?;

@@ -257,10 +257,7 @@ impl<S: Storage> Pool<S> {
                 let image = groups.entry(group).or_insert_with(|| state.group_image(group));
                 let applied = state.apply_deltas(key, image, &mut freed)?;
                 let Some(reference) = image.descriptor.pages.get_mut(page as usize) else { continue };
-                let mut slot = if reference.present { reference.slot.other() } else { Slot::A };
-                if is_broken(Canary::SlotByGeneration) {
-                    slot = if state.generation.0.is_multiple_of(2) { Slot::A } else { Slot::B };
-                }
+                let slot = state.next_slot(reference.present.then_some(reference.slot));
                 let bytes: Rc<[u8]> = Rc::from(&format::encode_counts(&applied)[..]);
                 let checksum = format::checksum(&uuid, Place::SpaceMapPage { group, page }, &bytes);
                 *reference = PageRef { checksum, slot, present: true };
@@ -289,10 +286,7 @@ impl<S: Storage> Pool<S> {
             for (group, image) in groups {
                 let index = group / GROUPS_PER_INDEX;
                 let mut entry = state.index_entry(*group);
-                entry.slot = if entry.empty { Slot::A } else { entry.slot.other() };
-                if is_broken(Canary::SlotByGeneration) {
-                    entry.slot = if state.generation.0.is_multiple_of(2) { Slot::A } else { Slot::B };
-                }
+                entry.slot = state.next_slot((!entry.empty).then_some(entry.slot));
                 entry.empty = false;
                 entry.free_blocks = image.free_blocks;
                 let bytes: Rc<[u8]> = Rc::from(&image.descriptor.encode()[..]);

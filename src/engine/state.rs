@@ -348,6 +348,15 @@ impl State {
         CONSTANT + self.carcasses.len() as u64 / 32 + 4 * self.deleted.len() as u64 + records
     }
 
+    /// The slot that a checkpoint writes: the one that the parent does not name.
+    pub(super) fn next_slot(&self, named: Option<Slot>) -> Slot {
+        match named {
+            _ if is_broken(Canary::SlotByGeneration) => [Slot::A, Slot::B][self.generation.0 as usize % 2],
+            Some(slot) => slot.other(),
+            None => Slot::A,
+        }
+    }
+
     /// Whether so much waits in memory that a checkpoint should begin.
     pub(super) fn is_checkpoint_due(&self) -> bool {
         // 32 MiB of pages, all of which a checkpoint holds until its end.

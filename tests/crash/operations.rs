@@ -295,7 +295,7 @@ impl World {
         true
     }
 
-    fn start_change(&mut self, number: u64, request: Request) {
+    pub fn start_change(&mut self, number: u64, request: Request) {
         let handle = self.handle(request.volume);
         let shared = Rc::clone(&self.shared);
         // Now and then a reply takes its time to be handed over.
@@ -323,39 +323,6 @@ impl World {
                 Err(error) => panic!("{request:?}: {error}"),
             }
         });
-    }
-
-    /// A successor gets all requests that were not answered. Those that had been carried out must change nothing: their
-    /// ranges were held, so nothing overlapping was answered after them.
-    pub fn send_again(&mut self) {
-        let unanswered = self.shared.unanswered.borrow().clone();
-        for (number, mut request) in unanswered.clone() {
-            let known = self.shared.model.borrow().volumes.contains_key(&request.volume);
-            if !known {
-                self.shared.unanswered.borrow_mut().remove(&number);
-                continue;
-            }
-            self.shared.met.borrow_mut().sent_again += 1;
-            if request.is_done_apart(&unanswered) {
-                let handle = self.handle(request.volume);
-                let done = self.finish(carry_out(handle, number, request));
-                match done {
-                    Ok(_) | Err(Error::NoSpace(_)) => {}
-                    Err(error) => panic!("sent again: {request:?}: {error}"),
-                }
-                let sectors = request.offset / SECTOR..(request.offset + request.length) / SECTOR;
-                self.shared.model.borrow_mut().sent_again(request.volume, sectors);
-                self.shared.unanswered.borrow_mut().remove(&number);
-                continue;
-            }
-            request.is_done = false;
-            self.shared.unanswered.borrow_mut().insert(number, request);
-            let sectors = request.offset / SECTOR..(request.offset + request.length) / SECTOR;
-            let value = if matches!(request.what, What::Write { .. }) { number } else { 0 };
-            let kind = request.what.kind();
-            self.shared.model.borrow_mut().begin(number, request.volume, sectors, value, kind);
-            self.start_change(number, request);
-        }
     }
 
     fn start_flush(&mut self) -> bool {
