@@ -9,7 +9,7 @@
 
 use std::collections::BTreeMap;
 
-use libfuzzer_sys::fuzz_target;
+use libfuzzer_sys::{fuzz_mutator, fuzz_target, fuzzer_mutate};
 use plywood::engine::{Memory, Pool, Storage};
 use plywood::error::Error;
 use plywood::units::{BLOCK_SIZE, VolumeId};
@@ -176,3 +176,14 @@ fuzz_target!(
         }
     })
 );
+
+// Half of the inputs are libFuzzer's own mutations, the others fields changed to what hurts.
+fuzz_mutator!(|input: &mut [u8], size: usize, max_size: usize, seed: u32| {
+    if seed.is_multiple_of(2) {
+        return fuzzer_mutate(input, size, max_size);
+    }
+    let invented = patches::invent(seed.into());
+    let len = invented.len().min(max_size);
+    input[..len].copy_from_slice(&invented[..len]);
+    len
+});
