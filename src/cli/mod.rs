@@ -77,6 +77,8 @@ enum Command {
     Diff(diff::DiffArguments),
     /// Run a pool's daemon in the foreground
     Serve(serve::ServeArguments),
+    /// Have a daemon's engine process succeeded by the program on disk, under mounted volumes
+    Upgrade,
     /// Stop a pool's daemon
     Stop(serve::StopArguments),
     /// The engine process; started by the front
@@ -125,6 +127,7 @@ fn run(context: &Context, command: Command) -> Result<ExitCode> {
         Command::Demo(arguments) => return demo::demo(context, &arguments),
         Command::Diff(arguments) => diff::run(context, &arguments),
         Command::Serve(arguments) => serve::serve(context, &arguments),
+        Command::Upgrade => serve::upgrade(context),
         Command::Stop(arguments) => serve::stop(context, &arguments),
         Command::Engine(arguments) => return serve::engine(context, &arguments),
         Command::LoopHelper => Ok(helper::serve_one()?),

@@ -1,6 +1,8 @@
 //! `plywood serve`, `plywood stop`, and the hidden command of the engine process.
 
 use std::process::ExitCode;
+use std::thread::sleep;
+use std::time::{Duration, Instant};
 
 use anyhow::{Result, bail};
 use clap::Args;
@@ -10,6 +12,9 @@ use super::{Context, volume};
 use crate::daemon::protocol::Command;
 use crate::daemon::{self, EngineArguments, ServeOptions, wait_until_gone};
 use crate::export::fuse::TransportChoice;
+
+/// How long a successor may take.
+const SUCCESSION: Duration = Duration::from_secs(60);
 
 /// Runs a pool's daemon.
 #[derive(Debug, Args)]
@@ -65,10 +70,41 @@ pub fn stop(context: &Context, arguments: &StopArguments) -> Result<()> {
     volume::done(context, "stopped", &found.name)
 }
 
+/// Has the engine process of a pool's daemon succeeded, and waits for the successor.
+///
+/// # Errors
+/// When no daemon runs, or the program on disk cannot succeed it.
+pub fn upgrade(context: &Context) -> Result<()> {
+    let found = context.find_pool()?;
+    let Some(client) = daemon::running(&found)? else {
+        bail!("no daemon serves pool {}; whatever is started next is the program on disk", found.name);
+    };
+    let old = client.hello()?;
+    client.call(Command::Upgrade)?;
+    let began = Instant::now();
+    let waiting = Waiting::begin("waiting for the successor");
+    let new = loop {
+        let new = client.hello()?;
+        if new.engine_pid != old.engine_pid {
+            break new;
+        }
+        if began.elapsed() > SUCCESSION {
+            bail!("the engine process {} does not hand over; its log says why", old.engine_pid);
+        }
+        sleep(Duration::from_millis(5));
+    };
+    drop(waiting);
+    let change = if new.build == old.build { new.build } else { format!("{} -> {}", old.build, new.build) };
+    volume::done(context, "upgraded", &format!("{} (engine {change}, process {})", found.name, new.engine_pid))
+}
+
 /// The engine process.
 ///
 /// # Errors
 /// What keeps it from serving.
 pub fn engine(context: &Context, arguments: &EngineArguments) -> Result<ExitCode> {
-    Ok(daemon::run_engine(&context.find_pool()?.path, arguments)?)
+    match arguments.can_succeed() {
+        Some(answer) => Ok(answer),
+        None => Ok(daemon::run_engine(&context.find_pool()?.path, arguments)?),
+    }
 }

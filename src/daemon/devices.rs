@@ -8,6 +8,7 @@ use std::collections::BTreeMap;
 use std::ffi::OsStr;
 use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
+use std::process::Stdio;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread;
@@ -24,6 +25,7 @@ use super::remote::Remote;
 use super::{attributes, mounts, places, server};
 use crate::engine::VolumeInfo;
 use crate::error::{Error, Result};
+use crate::export::link::{EXIT_INCOMPATIBLE, versions};
 use crate::export::loopdev::helper::{self, LoopCommand};
 use crate::export::loopdev::{AttachRequest, Attached};
 use crate::units::VolumeId;
@@ -113,6 +115,10 @@ impl Daemon {
             Command::VolumeRename { .. } => {
                 let _devices = self.lock();
                 self.rename(command)?
+            }
+            Command::Upgrade => {
+                self.upgrade()?;
+                Reply::Done
             }
             Command::Stop { force } => {
                 self.stop(force)?;
@@ -393,6 +399,39 @@ impl Daemon {
 
     fn front_lives(&self) -> bool {
         rustix::process::getppid().is_some_and(|parent| parent.as_raw_nonzero().get().unsigned_abs() == self.front_pid)
+    }
+
+    /// Has this process succeeded, when the program on disk can.
+    fn upgrade(self: &Arc<Self>) -> Result<()> {
+        let program = std::env::args_os().next().unwrap_or_default();
+        let said = std::process::Command::new(&program)
+            .args(["engine", "--succeeds", &versions()])
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .status();
+        match said {
+            Ok(status) if status.success() => {}
+            Ok(status) if status.code() == Some(EXIT_INCOMPATIBLE) => {
+                return Err(Error::Incompatible(format!(
+                    "{} does not read what this daemon keeps in memory; stop the daemon and start it anew",
+                    program.display()
+                )));
+            }
+            Ok(status) => {
+                return Err(Error::InvalidInput(format!("{} cannot serve: it ended with {status}", program.display())));
+            }
+            Err(error) => return Err(Error::io(format!("starting {}", program.display()), error)),
+        }
+        let daemon = Arc::clone(self);
+        spawn("upgrade", move || {
+            // Attaching and detaching are not cut in half.
+            let _devices = daemon.lock();
+            tracing::info!("handing over to a successor");
+            match daemon.remote.call(|engine| async move { engine.hand_over().await }) {
+                Ok(Ok(())) | Err(_) => {}
+                Ok(Err(error)) => tracing::error!("handing over: {error}"),
+            }
+        })
     }
 
     /// A client's stop. Refused while something is in use, unless forced: the client can see to that.

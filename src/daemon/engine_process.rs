@@ -23,7 +23,7 @@ use super::lookup::identify;
 use super::{logging, process, remote};
 use crate::engine::{OpenOptions, Pool};
 use crate::error::{Error, Result};
-use crate::export::link::{EXIT_FINISHED, EXIT_INCOMPATIBLE, EngineLink};
+use crate::export::link::{EXIT_FINISHED, EXIT_INCOMPATIBLE, EXIT_SUCCEED_ME, EngineLink, versions};
 use crate::export::server::Server;
 use crate::io::{self, FileStorage, PayloadArea, Reactor, ReactorOptions, block_on};
 
@@ -40,6 +40,18 @@ pub struct EngineArguments {
     /// Attach what was attached when the daemon stopped
     #[arg(long)]
     pub(super) attach_all: bool,
+
+    /// Only say whether this build can succeed one that reads these versions
+    #[arg(long, value_name = "VERSIONS", hide = true)]
+    pub(super) succeeds: Option<String>,
+}
+
+impl EngineArguments {
+    /// The answer, when all that is asked is whether this build can succeed another one.
+    pub fn can_succeed(&self) -> Option<ExitCode> {
+        let theirs = self.succeeds.as_ref()?;
+        Some(exit_code(if *theirs == versions() { EXIT_FINISHED } else { EXIT_INCOMPATIBLE }))
+    }
 }
 
 /// What the engine thread works on.
@@ -48,7 +60,7 @@ pub(super) struct Engine {
     pub(super) control: Control<FileStorage>,
     /// Its volumes for the front.
     pub(super) server: Server<Pool<FileStorage>>,
-    finished: Cell<bool>,
+    finished: Cell<Option<i32>>,
     finish: Event,
 }
 
@@ -58,15 +70,34 @@ impl Engine {
         self.server.stop();
         self.server.idle().await;
         let closed = self.control.pool.close().await;
-        self.finished.set(true);
-        self.finish.notify(usize::MAX);
+        self.exit(EXIT_FINISHED);
         closed
     }
 
-    async fn finished(&self) {
-        while !self.finished.get() {
+    /// Lets the process end, to be succeeded at once. What is in flight is answered; what waits, and what was acknowledged
+    /// and is not recorded yet, is in the memory that the front holds.
+    pub(super) async fn hand_over(&self) -> Result<()> {
+        // The successor has little to replay then. I/O goes on meanwhile.
+        self.control.pool.checkpoint().await?;
+        self.server.stop();
+        self.server.idle().await;
+        self.exit(EXIT_SUCCEED_ME);
+        Ok(())
+    }
+
+    fn exit(&self, code: i32) {
+        self.finished.set(Some(code));
+        self.finish.notify(usize::MAX);
+    }
+
+    /// Waits for the end, and answers the exit status.
+    async fn finished(&self) -> i32 {
+        loop {
+            if let Some(code) = self.finished.get() {
+                return code;
+            }
             let listener = self.finish.listen();
-            if !self.finished.get() {
+            if self.finished.get().is_none() {
                 listener.await;
             }
         }
@@ -89,15 +120,21 @@ pub fn run_engine(path: &Path, arguments: &EngineArguments) -> Result<ExitCode> 
         Err(error) => return Err(error),
     };
     process::stay_in_memory();
-    serve(path, arguments, link)?;
-    Ok(exit_code(EXIT_FINISHED))
+    Ok(exit_code(serve(path, arguments, link)?))
 }
 
 fn exit_code(code: i32) -> ExitCode {
     ExitCode::from(u8::try_from(code).unwrap_or(1))
 }
 
-fn serve(path: &Path, arguments: &EngineArguments, mut link: EngineLink) -> Result<()> {
+fn serve(path: &Path, arguments: &EngineArguments, mut link: EngineLink) -> Result<i32> {
+    // An executor keeps the panic of a task for whoever awaits it, and nobody awaits these: requests would wait for ever.
+    // The death of the process has the front start another, which goes on from what was published.
+    let tell = std::panic::take_hook();
+    std::panic::set_hook(Box::new(move |panic| {
+        tell(panic);
+        std::process::abort();
+    }));
     let ring = |error| Error::io("io_uring", error);
     let found = identify(path)?;
     let restarts = count_start(&File::from(link.take_extra(STARTS)?))?;
@@ -131,7 +168,7 @@ fn serve(path: &Path, arguments: &EngineArguments, mut link: EngineLink) -> Resu
         devices: RefCell::new(BTreeMap::new()),
         daemon: Some(facts),
     };
-    let engine = Rc::new(Engine { control, server: server.clone(), finished: Cell::new(false), finish: Event::new() });
+    let engine = Rc::new(Engine { control, server: server.clone(), finished: Cell::new(None), finish: Event::new() });
 
     let background = pool.clone();
     executor.spawn(async move { background.run().await }).detach();

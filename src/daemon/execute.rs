@@ -151,6 +151,7 @@ pub async fn execute<S: Medium>(control: &Control<S>, command: Command) -> Resul
         | Command::AttachAll
         | Command::Detach { .. }
         | Command::DetachAll
+        | Command::Upgrade
         | Command::Stop { .. } => {
             Err(Error::InvalidInput(format!("{}: only a daemon can do this", command.describe())))
         }

@@ -238,6 +238,9 @@ pub enum Command {
         /// New values by key; none: delete.
         changes: BTreeMap<String, Option<Bytes>>,
     },
+    /// Has the engine process succeeded, by another build where the program on disk has been replaced. Answer:
+    /// [`Reply::Done`] when it is about to be.
+    Upgrade,
     /// Stops the daemon. Answer: [`Reply::Done`] when the stop has begun.
     Stop {
         /// Also when something is in use, which then gives errors; refused otherwise.
@@ -248,7 +251,7 @@ pub enum Command {
 impl Command {
     /// Whether only a daemon can do it.
     pub fn needs_daemon(&self) -> bool {
-        matches!(self, Self::Attach { .. } | Self::AttachAll | Self::Detach { .. } | Self::Stop { .. })
+        matches!(self, Self::Attach { .. } | Self::AttachAll | Self::Detach { .. } | Self::Upgrade | Self::Stop { .. })
     }
 
     /// The command's name and the volume it is about, for the log.
@@ -279,6 +282,7 @@ impl Command {
             Self::Diff { from, to, .. } => format!("diff {from} {to}"),
             Self::AttributesGet { name } => pair("attributes get", name),
             Self::AttributesSet { name, .. } => pair("attributes set", name),
+            Self::Upgrade => "upgrade".into(),
             Self::Stop { .. } => "stop".into(),
         }
     }

@@ -213,11 +213,7 @@ impl State {
                 self.count(entry.address, -1);
                 account.mapped -= 1;
                 account.own -= i64::from(entry.birth >= carcass.created_at);
-                if is_broken(Canary::EatenFreedAtOnce) && matches!(self.exact_count(entry.address), Ok(0)) {
-                    self.allocator.hold(entry.address);
-                    let epoch = self.epochs.advance();
-                    self.draining_frees.push_back((epoch, entry.address, Freed::ByRecord));
-                }
+                self.free_at_once(entry);
             }
         }
         if let Some((entry, level, first)) = let_go {
@@ -248,6 +244,16 @@ impl State {
             self.count(PoolBlock(entry.address.0 + 1), -1);
         }
         self.cache.remove(entry.address);
+        self.free_at_once(entry);
+    }
+
+    /// What must not be done (rule O3): nothing unless that rule is broken on purpose.
+    fn free_at_once(&mut self, entry: Entry) {
+        if is_broken(Canary::EatenFreedAtOnce) && matches!(self.exact_count(entry.address), Ok(0)) {
+            self.allocator.hold(entry.address);
+            let epoch = self.epochs.advance();
+            self.draining_frees.push_back((epoch, entry.address, Freed::ByRecord));
+        }
     }
 
     /// Takes own and mapped blocks down: of the volume, and of what took its tree over after the subtree was cut out while

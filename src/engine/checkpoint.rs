@@ -23,7 +23,8 @@ use crate::canary::{Canary, is_broken};
 use crate::error::{Check, Corrupt, Error, Result, Structure};
 use crate::format::{
     self, CARCASSES_PER_PAGE, COUNTS_PER_PAGE, Carcass, ENTRIES_PER_NODE, Entry, EntryKind, GROUPS_PER_INDEX,
-    GroupDescriptor, GroupIndexRef, Node, PageRef, Place, Root, SUPERBLOCK_COPIES, Slot, Superblock, VolumeRecord,
+    GroupDescriptor, GroupIndexEntry, GroupIndexRef, Node, PageRef, Place, Root, SUPERBLOCK_COPIES, Slot, Superblock,
+    VolumeRecord,
 };
 use crate::units::{BLOCK_SIZE, Clock, Lsn, PoolBlock, VolumeId};
 
@@ -58,11 +59,6 @@ struct CarcassImage {
 struct GroupImage {
     descriptor: GroupDescriptor,
     free_blocks: u32,
-}
-
-/// A group of which nothing has been used yet.
-fn empty_group() -> format::GroupIndexEntry {
-    format::GroupIndexEntry { checksum: 0, slot: Slot::A, empty: true, free_blocks: 0 }
 }
 
 /// Blocks to be written, by address: each is 4096 bytes.
@@ -261,10 +257,7 @@ impl<S: Storage> Pool<S> {
                 let image = groups.entry(group).or_insert_with(|| state.group_image(group));
                 let applied = state.apply_deltas(key, image, &mut freed)?;
                 let Some(reference) = image.descriptor.pages.get_mut(page as usize) else { continue };
-                let mut slot = if reference.present { reference.slot.other() } else { Slot::A };
-                if is_broken(Canary::SlotByGeneration) {
-                    slot = if state.generation.0.is_multiple_of(2) { Slot::A } else { Slot::B };
-                }
+                let slot = state.next_slot(reference.present.then_some(reference.slot));
                 let bytes: Rc<[u8]> = Rc::from(&format::encode_counts(&applied)[..]);
                 let checksum = format::checksum(&uuid, Place::SpaceMapPage { group, page }, &bytes);
                 *reference = PageRef { checksum, slot, present: true };
@@ -293,10 +286,7 @@ impl<S: Storage> Pool<S> {
             for (group, image) in groups {
                 let index = group / GROUPS_PER_INDEX;
                 let mut entry = state.index_entry(*group);
-                entry.slot = if entry.empty { Slot::A } else { entry.slot.other() };
-                if is_broken(Canary::SlotByGeneration) {
-                    entry.slot = if state.generation.0.is_multiple_of(2) { Slot::A } else { Slot::B };
-                }
+                entry.slot = state.next_slot((!entry.empty).then_some(entry.slot));
                 entry.empty = false;
                 entry.free_blocks = image.free_blocks;
                 let bytes: Rc<[u8]> = Rc::from(&image.descriptor.encode()[..]);
@@ -681,8 +671,8 @@ impl State {
     /// The index entry of a group; of one beyond the indexes in use, an empty one.
     pub(super) fn index_entry(&self, group: u64) -> format::GroupIndexEntry {
         let known = self.indexes.get((group / GROUPS_PER_INDEX) as usize);
-        let mut entry = known.map_or_else(empty_group, |index| {
-            index.entries.get((group % GROUPS_PER_INDEX) as usize).copied().unwrap_or_else(empty_group)
+        let mut entry = known.map_or(GroupIndexEntry::EMPTY, |index| {
+            index.entries.get((group % GROUPS_PER_INDEX) as usize).copied().unwrap_or(GroupIndexEntry::EMPTY)
         });
         if entry.empty {
             let free = self.geometry.group_blocks(group).saturating_sub(self.geometry.layout_blocks(group));

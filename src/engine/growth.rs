@@ -17,6 +17,15 @@ pub(super) const PREPARED_BLOCKS: u64 = 2048;
 const PREPARE_TRIES: usize = 4096;
 /// Blocks prepared in one step (8 MiB).
 const STEP_BLOCKS: u32 = 2048;
+/// What blocks are wanted for.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum Use {
+    Metadata,
+    Data,
+    /// Data whose old blocks come free by it.
+    Redirect,
+}
+
 /// Shortest run that is worth punching (64 KiB), and the longest that is punched at once (32 MiB).
 const PUNCH_BLOCKS: (u32, u32) = (16, 8192);
 
@@ -29,17 +38,18 @@ impl<S: Storage> Pool<S> {
     ///
     /// # Errors
     /// `NoSpace` when nothing helps.
-    pub(super) async fn make_room(&self, blocks: u64, metadata: bool, alongside: u64) -> Result<()> {
+    pub(super) async fn make_room(&self, blocks: u64, wanted: Use, alongside: u64) -> Result<()> {
         let inner = &self.inner;
+        let metadata = wanted == Use::Metadata;
         loop {
             {
                 let mut state = inner.state.borrow_mut();
                 state.check_writable()?;
-                if state.has_room(blocks, metadata, alongside) {
+                if state.has_room(blocks, wanted, alongside) {
                     return Ok(());
                 }
                 state.give_back_windows();
-                if state.has_room(blocks, metadata, alongside) {
+                if state.has_room(blocks, wanted, alongside) {
                     return Ok(());
                 }
             }
@@ -92,7 +102,7 @@ impl<S: Storage> Pool<S> {
                 continue;
             }
             let mut state = inner.state.borrow_mut();
-            if state.has_room(blocks, metadata, alongside) {
+            if state.has_room(blocks, wanted, alongside) {
                 return Ok(());
             }
             // What a check keeps back is given to who needs it.
@@ -105,7 +115,7 @@ impl<S: Storage> Pool<S> {
                 fresh = state.allocator.fresh(),
                 promised = state.metadata_promised,
                 administration = state.administration_blocks(),
-                metadata,
+                ?wanted,
                 blocks,
                 "no room"
             );
@@ -377,13 +387,15 @@ impl<S: Storage> Pool<S> {
 }
 
 impl State {
-    fn has_room(&self, blocks: u64, metadata: bool, alongside: u64) -> bool {
+    fn has_room(&self, blocks: u64, wanted: Use, alongside: u64) -> bool {
         let (free, fresh) = (self.allocator.free(), self.allocator.fresh());
-        if metadata {
-            return fresh >= self.administration_blocks() + self.metadata_promised + blocks;
-        }
+        let reserve = match wanted {
+            Use::Metadata => return fresh >= self.administration_blocks() + self.metadata_promised + blocks,
+            Use::Data => self.data_reserve_blocks(),
+            Use::Redirect => self.lending_reserve_blocks(),
+        };
         let recycled = free.saturating_sub(fresh);
-        recycled + fresh.saturating_sub(self.data_reserve_blocks() + alongside) >= blocks
+        recycled + fresh.saturating_sub(reserve + alongside) >= blocks
     }
 
     /// Adds a group that was in use before: free is what the durable counts say, nothing has touched since, and no freed

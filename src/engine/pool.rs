@@ -185,9 +185,11 @@ impl<S: Storage> Pool<S> {
             let check = Check::Inconsistent("a node stands in two places");
             return Err(Corrupt { structure: Structure::Node, address, check }.into());
         }
+        // The event is this load's alone: whoever waits looks again when it ends, however it ended, and not at whether the
+        // next one has begun meanwhile.
         let waiting = self.inner.loading.borrow().get(&address.0).cloned();
         if let Some(event) = waiting {
-            until(&event, || !self.inner.loading.borrow().contains_key(&address.0)).await;
+            event.listen().await;
             return Ok(());
         }
         let event = Rc::new(Event::new());
@@ -256,7 +258,7 @@ impl<S: Storage> Pool<S> {
     async fn load_page(&self, page: PageKey) -> Result<()> {
         let waiting = self.inner.loading_pages.borrow().get(&page).cloned();
         if let Some(event) = waiting {
-            until(&event, || !self.inner.loading_pages.borrow().contains_key(&page)).await;
+            event.listen().await;
             return Ok(());
         }
         let event = Rc::new(Event::new());

@@ -354,6 +354,15 @@ impl State {
         CONSTANT + self.carcasses.len() as u64 / 32 + 4 * self.deleted.len() as u64 + records
     }
 
+    /// The slot that a checkpoint writes: the one that the parent does not name.
+    pub(super) fn next_slot(&self, named: Option<Slot>) -> Slot {
+        match named {
+            _ if is_broken(Canary::SlotByGeneration) => [Slot::A, Slot::B][self.generation.0 as usize % 2],
+            Some(slot) => slot.other(),
+            None => Slot::A,
+        }
+    }
+
     /// Whether so much waits in memory that a checkpoint should begin.
     pub(super) fn is_checkpoint_due(&self) -> bool {
         // 32 MiB of pages, all of which a checkpoint holds until its end.
@@ -363,6 +372,15 @@ impl State {
 
     /// Fresh blocks that data may not take.
     pub(super) fn data_reserve_blocks(&self) -> u64 {
+        // 1 MiB of them may be lent to redirects that give a block back.
+        const FLOAT: std::ops::RangeInclusive<u64> = 64..=256;
+        let float = (self.geometry.pool_blocks / 64).clamp(*FLOAT.start(), *FLOAT.end());
+        self.lending_reserve_blocks() + float
+    }
+
+    /// Fresh blocks that not even a redirect may take whose old block comes free by it: the next checkpoint gives that one
+    /// back, so a full pool never wedges.
+    pub(super) fn lending_reserve_blocks(&self) -> u64 {
         const CHANGES: u64 = 192;
         self.administration_blocks() + self.metadata_promised + CHANGES
     }

@@ -5,6 +5,7 @@
 
 use smallvec::SmallVec;
 
+use super::growth::Use;
 use super::pool::{Pool, until};
 use super::space::Run;
 use super::state::{Freed, Need, State, TreeKey, Try};
@@ -81,8 +82,12 @@ struct Plan {
 /// Why a plan could not be made.
 enum Unplanned {
     Need(Need),
-    /// So many data blocks are missing.
-    Space(u64),
+    /// Data blocks are missing.
+    Space {
+        missing: u64,
+        /// As many come free by the write.
+        refills: bool,
+    },
     /// The mapping changes, and no room was promised for that.
     Promise,
     Refused(Error),
@@ -90,8 +95,12 @@ enum Unplanned {
 
 /// What a change that let go again must wait for.
 pub(super) enum Lacking {
-    /// So many data blocks.
-    Space(u64),
+    /// Data blocks.
+    Space {
+        missing: u64,
+        /// As many come free by the write.
+        refills: bool,
+    },
     /// Room for a change of the mapping.
     Promise,
 }
@@ -138,7 +147,7 @@ impl<S: Storage> Pool<S> {
                 // The one that is running will do.
                 Wanting::Checkpoint { due: false } => {}
                 Wanting::Metadata => {
-                    self.make_room(metadata_blocks(blocks), true, 0).await?;
+                    self.make_room(metadata_blocks(blocks), Use::Metadata, 0).await?;
                     continue;
                 }
             }
@@ -239,14 +248,15 @@ impl<S: Storage> VolumeHandle<S> {
     ) -> Result<Option<Promise<S>>> {
         match lacking {
             Lacking::Promise => self.pool.promise(blocks, blocks as usize * MAP_RECORD_BYTES).await.map(Some),
-            Lacking::Space(missing) => {
+            Lacking::Space { missing, refills } => {
                 *refusals += 1;
                 // Room was made each time, and others were faster: under load a large write may lose many times
                 // in a row. Whether the pool is full is for `make_room` to say; this bound is for bugs.
                 if *refusals > 100_000 {
                     return Err(Error::NoSpace("the pool is full".into()));
                 }
-                self.pool.make_room(missing, false, metadata_blocks(blocks)).await?;
+                let wanted = if refills { Use::Redirect } else { Use::Data };
+                self.pool.make_room(missing, wanted, metadata_blocks(blocks)).await?;
                 futures_lite::future::yield_now().await;
                 Ok(None)
             }
@@ -281,7 +291,7 @@ impl<S: Storage> VolumeHandle<S> {
             Ok(plan) => plan,
             Err(Unplanned::Refused(error)) => return Err(error),
             Err(Unplanned::Promise | Unplanned::Need(_)) => return Ok(Some(Lacking::Promise)),
-            Err(Unplanned::Space(blocks)) => return Ok(Some(Lacking::Space(blocks))),
+            Err(Unplanned::Space { missing, refills }) => return Ok(Some(Lacking::Space { missing, refills })),
         };
         let outcome = self.carry_out(&steps, from, offset).await;
         if let Some(volume) = pool.inner.state.borrow_mut().volumes.get_mut(&self.id) {
@@ -411,8 +421,16 @@ impl State {
         if missing > 0 && !may_map {
             return Err(Unplanned::Promise);
         }
-        let mut runs = self.take_blocks(id, missing).map_err(Unplanned::Space)?;
         let shared_at = self.shared_at(TreeKey::Volume(id));
+        let mut runs = match self.take_blocks(id, missing, self.data_reserve_blocks()) {
+            Some(runs) => runs,
+            None => {
+                let refills = self.refills(id, offset, &entries, manner)?;
+                let reserve = self.lending_reserve_blocks();
+                let lent = if refills { self.take_blocks(id, missing, reserve) } else { None };
+                lent.ok_or(Unplanned::Space { missing, refills })?
+            }
+        };
         let mut steps = Steps::new();
         let mut at = offset;
         for entry in entries {
@@ -447,7 +465,9 @@ impl State {
             }
             self.counters.blocks_redirected += u64::from(mapped);
             self.counters.blocks_provisioned += u64::from(!mapped);
-            let Some(new) = runs.next() else { return Err(Unplanned::Space(1)) };
+            let Some(new) = runs.next() else {
+                return Err(Unplanned::Space { missing: 1, refills: false });
+            };
             if part < BLOCK_SIZE {
                 steps.push(Step::Merge { block, old, new, in_place: false, skip: skip as usize, from, length: part });
                 continue;
@@ -519,11 +539,30 @@ impl State {
         Ok(())
     }
 
-    /// Takes `count` blocks for data from the volume's window; `Err` says how many there must be, and nothing is taken.
-    fn take_blocks(&mut self, id: VolumeId, count: u64) -> std::result::Result<TakenBlocks, u64> {
+    /// Whether every block that a write replaces comes free by it: nobody else holds it, though it is not the volume's own
+    /// by birth. Only a full pool asks, because it takes counts.
+    fn refills(&mut self, id: VolumeId, offset: u64, entries: &[Entry], manner: Manner) -> Try<bool> {
+        let shared_at = self.shared_at(TreeKey::Volume(id));
+        for (block, entry) in (offset / BLOCK_BYTES..).zip(entries) {
+            match entry.kind {
+                EntryKind::Block if entry.birth >= shared_at => {}
+                EntryKind::Block => {
+                    if !self.is_alone_by_count(id, block, *entry)? {
+                        return Ok(false);
+                    }
+                }
+                _ if manner.mapped_only => {}
+                _ => return Ok(false),
+            }
+        }
+        Ok(true)
+    }
+
+    /// Takes `count` blocks for data from the volume's window, leaving `reserve` fresh ones; all or nothing.
+    fn take_blocks(&mut self, id: VolumeId, count: u64, reserve: u64) -> Option<TakenBlocks> {
         let mut runs: SmallVec<[Run; 2]> = SmallVec::new();
         let mut missing = count;
-        let reserve = self.data_reserve_blocks();
+        let is_lent = reserve < self.data_reserve_blocks();
         while missing > 0 {
             let Some(volume) = self.volumes.get_mut(&id) else { break };
             if let Some(run) = volume.window.take(missing) {
@@ -531,7 +570,7 @@ impl State {
                 runs.push(run);
                 continue;
             }
-            let wanted = volume.window.wanted(missing);
+            let wanted = if is_lent { missing } else { volume.window.wanted(missing) };
             match self.allocator.take_data(wanted, reserve) {
                 Some(run) => volume.window.refill(run),
                 None => break,
@@ -543,9 +582,9 @@ impl State {
                     self.allocator.release(run.start.plus(offset));
                 }
             }
-            return Err(count);
+            return None;
         }
-        Ok(TakenBlocks { runs, position: 0, offset: 0 })
+        Some(TakenBlocks { runs, position: 0, offset: 0 })
     }
 
     /// Data of a plan did not land, or could not be mapped.

@@ -275,7 +275,10 @@ impl Front {
     fn judge(&mut self, status: Option<ExitStatus>, served: bool, deaths: &mut Deaths) -> Step {
         match status.and_then(|status| status.code()) {
             Some(EXIT_FINISHED) => return Step::Finished,
-            Some(EXIT_SUCCEED_ME) => return Step::Again,
+            Some(EXIT_SUCCEED_ME) => {
+                self.launcher.use_program();
+                return Step::Again;
+            }
             // A newer build in our place that does not know our memory: our own is still there, even if deleted.
             Some(EXIT_INCOMPATIBLE) if self.launcher.use_own_build() => {
                 tracing::warn!("the program on disk cannot serve this front; its own build is started instead");

@@ -12,12 +12,18 @@ use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
 use super::fuse::Transport;
-use super::shared::{EngineQueues, SessionMemory, SharedMemory, SharedPendingLog};
+use super::shared::{EngineQueues, LAYOUT_VERSION, PENDING_LOG_VERSION, SessionMemory, SharedMemory, SharedPendingLog};
 use crate::error::{Error, Result};
 
 /// The environment variable.
 pub const LINK_VARIABLE: &str = "PLYWOOD_ENGINE_LINK";
 const LINK_VERSION: u32 = 1;
+
+/// What a build reads of what a front and an engine share: description, queues and pending log. One that answers the same
+/// words can succeed the other.
+pub fn versions() -> String {
+    format!("{LINK_VERSION}.{LAYOUT_VERSION}.{PENDING_LOG_VERSION}")
+}
 
 /// Exit status of an engine that has finished in good order: the front ends the session and itself.
 pub const EXIT_FINISHED: i32 = 0;

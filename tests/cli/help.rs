@@ -5,12 +5,15 @@ use std::path::PathBuf;
 
 use crate::scratch::Scratch;
 
-const COMMANDS: [&str; 40] = [
+const COMMANDS: [&str; 43] = [
     "",
     "pool",
     "pool create",
     "pool info",
     "pool check",
+    "pool dump",
+    "pool restore",
+    "pool repair",
     "pool grow",
     "volume",
     "volume create",

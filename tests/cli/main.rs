@@ -10,4 +10,5 @@ mod json;
 mod scratch;
 #[path = "../support/mod.rs"]
 mod support;
+mod tools;
 mod work;

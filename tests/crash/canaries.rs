@@ -13,15 +13,18 @@ const MINUTE: Duration = Duration::from_secs(60);
 
 /// The story that is the instrument for a rule which random worlds cannot reach.
 fn story(canary: Canary) -> Option<fn()> {
-    match canary {
-        Canary::AnySession => Some(stories::memory_of_another_session_is_refused),
-        Canary::UnseededChecksums => Some(stories::node_in_a_wrong_place_is_found),
-        Canary::FailedFlushIgnored => Some(stories::failed_flush_is_never_taken_for_one_that_worked),
-        Canary::ReplayNotFlushed => {
-            Some(stories::superblock_found_after_a_death_is_durable_before_its_free_blocks_are_used)
-        }
-        _ => None,
-    }
+    Some(match canary {
+        Canary::AnySession => stories::memory_of_another_session_is_refused,
+        Canary::UnseededChecksums => stories::node_in_a_wrong_place_is_found,
+        Canary::FailedFlushIgnored => stories::failed_flush_is_never_taken_for_one_that_worked,
+        Canary::ReplayNotFlushed => stories::superblock_found_after_a_death_is_durable_before_its_free_blocks_are_used,
+        Canary::SnapshotOverWrites => stories::snapshot_waits_for_writes_in_place_from_before_its_tick,
+        Canary::EatenFreedAtOnce => stories::what_a_carcass_gives_back_waits_for_a_checkpoint,
+        Canary::FreedUnderPlans => stories::read_in_flight_over_a_free_does_not_see_the_next_owner,
+        Canary::LetGoBeforeReply => stories::request_sent_again_never_lands_on_a_later_one,
+        Canary::OneSuperblockCopy => stories::death_between_the_two_copies_of_a_superblock_leaves_the_former_whole,
+        _ => return None,
+    })
 }
 
 /// What `look` says, with the rule broken: an error or a panic.

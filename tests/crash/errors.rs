@@ -11,9 +11,9 @@ use plywood::units::{BLOCK_BYTES, VolumeId};
 use uuid::Uuid;
 
 use crate::action::{Call, Fault};
+use crate::engine::{Engine, at_once, new_pool};
 use crate::log::Log;
 use crate::medium::{Left, Medium};
-use crate::stories::{Engine, at_once, new_pool};
 use crate::verify::check;
 
 const MIB: u64 = 1 << 20;

@@ -10,6 +10,7 @@ mod action;
 #[cfg(feature = "canary")]
 mod canaries;
 mod content;
+mod engine;
 mod errors;
 mod image;
 mod log;
@@ -17,6 +18,7 @@ mod medium;
 mod met;
 mod model;
 mod operations;
+mod request;
 mod stories;
 mod task;
 mod verify;

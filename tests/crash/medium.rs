@@ -52,6 +52,8 @@ pub struct Phase {
     pub extend: bool,
 }
 
+type Held = Box<dyn Fn(Call, &Range<u64>) -> bool>;
+
 struct State {
     random: Rng,
     current: Image,
@@ -66,6 +68,8 @@ struct State {
     begun: u64,
     calls: [u64; 6],
     fault: Option<Fault>,
+    /// Which operations wait though others are carried out at once.
+    held: Option<Held>,
     /// Superblocks are written and do not become durable: the process dies before they come back.
     superblocks_withheld: bool,
     /// Operations are carried out when they are called.
@@ -169,6 +173,7 @@ impl Medium {
             begun: 0,
             calls: [0; 6],
             fault: None,
+            held: None,
             superblocks_withheld: false,
             at_once: false,
             stop_after: u64::MAX,
@@ -204,6 +209,39 @@ impl Medium {
     /// Has one call fail.
     pub fn fail(&self, fault: Fault) {
         self.state.borrow_mut().fault = Some(fault);
+    }
+
+    /// From now on operations that `held` chooses wait, on a medium that does at once what it is asked.
+    pub fn hold(&self, held: impl Fn(Call, &Range<u64>) -> bool + 'static) {
+        self.state.borrow_mut().held = Some(Box::new(held));
+    }
+
+    /// What waited is carried out, and nothing waits any more.
+    pub fn let_go(&self) {
+        self.state.borrow_mut().held = None;
+        self.end_what_waits();
+    }
+
+    /// What waits is carried out; what comes is held as before.
+    pub fn end_what_waits(&self) {
+        loop {
+            let waker = {
+                let mut state = self.state.borrow_mut();
+                if state.in_flight.is_empty() {
+                    return;
+                }
+                state.carry_out_all(0);
+                state.end(0)
+            };
+            if let Some(waker) = waker {
+                waker.wake();
+            }
+        }
+    }
+
+    /// How many operations are in flight.
+    pub fn waiting(&self) -> usize {
+        self.state.borrow().in_flight.len()
     }
 
     /// From now on superblocks are written, and are not durable.
@@ -422,7 +460,9 @@ impl State {
             .collect();
         let is_slow = self.random.u32(..10) == 0;
         self.in_flight.push(Operation { number, action, pieces, is_started: false, is_slow, done });
-        if self.at_once && self.begun <= self.stop_after {
+        let is_held =
+            self.held.as_ref().is_some_and(|held| held(self.in_flight[self.in_flight.len() - 1].action.call(), &range));
+        if self.at_once && self.begun <= self.stop_after && !is_held {
             let index = self.in_flight.len() - 1;
             self.carry_out_all(index);
             // Nobody waits yet.

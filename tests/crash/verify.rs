@@ -15,7 +15,7 @@ use crate::log::Log;
 use crate::medium::{Left, Medium};
 use crate::met::Met;
 use crate::model::{BALLAST_BYTES, Block, Control, Hold, Model, Volume, rolled_back};
-use crate::operations::{Request, carry_out};
+use crate::request::{Request, carry_out};
 use crate::task::Panicked;
 
 const BLOCK_BYTES: u64 = SECTOR * SECTORS;

@@ -15,7 +15,7 @@ use crate::log::Log;
 use crate::medium::{Medium, Phase};
 use crate::met::Met;
 use crate::model::Model;
-use crate::operations::Request;
+use crate::request::Request;
 use crate::task::Panicked;
 use crate::verify::{self, Crash, Remains, Setting, judge, log_after, observe, verify};
 

@@ -60,12 +60,13 @@ fn main() {
     let mut arguments = Arguments::from_args();
     arguments.test_threads = Some(1);
     let full = |transport| Story { file_system: FileSystem::Ext4, transport, sector_size: 4096, layers: 20 };
-    let short = |file_system, transport, sector_size| Story { file_system, transport, sector_size, layers: 3 };
+    let few = if is_slow() { 1 } else { 3 };
+    let short = move |file_system, transport, sector_size| Story { file_system, transport, sector_size, layers: few };
     let mut tests = vec![
         trial("whole_story_on_ext4_over_io_uring", EXT4_URING, move || full(Transport::Uring).tell()),
         trial("whole_story_on_ext4_on_what_the_kernel_has", EXT4, move || {
             // Where the kernel has io_uring for FUSE, the test above has told all of it.
-            let layers = if missing(&[Need::FuseUring]).is_some() { 20 } else { 2 };
+            let layers = if missing(&[Need::FuseUring]).is_some() && !is_slow() { 20 } else { 2 };
             Story { layers, ..full(Transport::Auto) }.tell();
         }),
         trial("short_story_on_ext4_over_classic_fuse", EXT4, move || {
@@ -83,6 +84,7 @@ fn main() {
         trial("engine_killed_under_mounted_ext4", EXT4, || kill::under_ext4(Transport::Auto)),
         trial("engines_killed_at_random_moments", EXT4, storm::kills_at_random_moments),
         trial("front_killed_loses_nothing_acknowledged", EXT4, succession::front_killed),
+        trial("engine_is_upgraded_under_load", EXT4, succession::upgraded_under_load),
         trial("nobody_opens_the_pool_before_the_successor", EXT4, succession::nobody_slips_in),
         trial("deleted_files_give_space_back", EXT4, space::deleted_files_give_space_back),
         trial("fstrim_gives_space_back", EXT4, space::fstrim_gives_space_back),

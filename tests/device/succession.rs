@@ -1,11 +1,12 @@
 //! Deaths that are not the engine's alone: of the front, and of an engine whose front cannot start another at once.
 
 use std::fs;
-use std::os::unix::fs::{FileExt, OpenOptionsExt};
-use std::path::PathBuf;
+use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt, PermissionsExt};
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use crate::support::command::{run, wait_until};
+use crate::fio::Verify;
+use crate::support::command::{binary, is_slow, prepare, run, run_command, wait_until};
 use crate::support::mounted::device_at;
 use crate::support::pool::{TestPool, Transport, is_alive};
 
@@ -58,6 +59,62 @@ fn write_directly(device: &str, byte: u8) {
     let bytes = vec![byte; 3 * 4096];
     let start = bytes.as_ptr().align_offset(4096);
     file.write_all_at(&bytes[start..start + 4096], 8192).expect("a write of one block");
+}
+
+/// The program on disk is replaced, and the engine by what stands there then, under load. A program that cannot succeed it
+/// is found out before anything has happened.
+pub fn upgraded_under_load() {
+    let mut pool = TestPool::create("4G", Transport::Auto);
+    let program = pool.folder().join("plywood");
+    install(&program, b"");
+    pool.use_program(&program);
+    pool.done("volume create raw --size 512M --sector-size 4096");
+    let raw = pool.attach("raw");
+    let mut writer = Verify { file: &raw, size_mib: if is_slow() { 64 } else { 256 }, rate_iops: 4000 }.start();
+    for build in 1..=3 {
+        std::thread::sleep(Duration::from_millis(500));
+        let old = pool.process("engine_pid");
+        install(&program, format!("build {build}").as_bytes());
+        pool.done("upgrade");
+        let new = pool.process("engine_pid").expect("a successor");
+        assert_ne!(Some(new), old);
+        let (running, there) = (fs::metadata(format!("/proc/{new}/exe")), fs::metadata(&program));
+        let inodes = (running.expect("it runs").ino(), there.expect("it is there").ino());
+        assert_eq!(inodes.0, inodes.1, "the successor is another program");
+    }
+    let serving = pool.process("engine_pid");
+    let good = fs::read(&program).expect("the program");
+    for (text, named) in [("#!/bin/sh\nexit 78\n", "does not read"), ("#!/bin/sh\nexit 3\n", "cannot serve")] {
+        replace(&program, text.as_bytes());
+        let asked = run_command({
+            let mut command = prepare(&binary().to_string_lossy(), ["upgrade"]);
+            command.env("PLYWOOD_POOL", pool.file());
+            command
+        });
+        asked.expect_refusal(&[named]);
+    }
+    replace(&program, &good);
+    assert_eq!(pool.process("engine_pid"), serving, "a refused upgrade changes nothing");
+    assert!(writer.is_running(), "fio ended before the last upgrade");
+    writer.finish().expect();
+    pool.done("detach raw");
+    pool.stop();
+    pool.check();
+}
+
+/// A build of its own: the same program, and something behind its end.
+fn install(program: &Path, mark: &[u8]) {
+    let mut bytes = fs::read(binary()).expect("the program under test");
+    bytes.extend(mark);
+    replace(program, &bytes);
+}
+
+/// As a package manager does: the old file lives on for those that run it.
+fn replace(program: &Path, bytes: &[u8]) {
+    let new = program.with_extension("new");
+    fs::write(&new, bytes).expect("a program");
+    fs::set_permissions(&new, fs::Permissions::from_mode(0o755)).expect("its mode");
+    fs::rename(&new, program).expect("replacing the program");
 }
 
 /// Between an engine's death and its successor's start the pool belongs to the front: nobody else opens it.

@@ -35,6 +35,8 @@ pub struct TestPool {
     folder: tempfile::TempDir,
     file: PathBuf,
     transport: Transport,
+    /// What is run as `plywood`.
+    program: PathBuf,
 }
 
 impl TestPool {
@@ -57,13 +59,13 @@ impl TestPool {
 
     /// The pool in `file`, which somebody else has made.
     pub fn adopt(file: &Path) -> Self {
-        Self { folder: new_folder(&scratch()), file: file.to_owned(), transport: Transport::Auto }
+        Self { folder: new_folder(&scratch()), file: file.to_owned(), transport: Transport::Auto, program: binary() }
     }
 
     fn create_at(folder: tempfile::TempDir, file: PathBuf, size: &str, transport: Transport) -> Self {
         // The name is the folder's: names of pools in use are of the whole machine.
         let name = folder.path().file_name().expect("a name").to_string_lossy().into_owned();
-        let pool = Self { folder, file, transport };
+        let pool = Self { folder, file, transport, program: binary() };
         let file = pool.file.clone().into_os_string();
         pool.plywood([
             "pool".into(),
@@ -76,6 +78,11 @@ impl TestPool {
         ])
         .expect();
         pool
+    }
+
+    /// From now on runs another program, which starts the daemon, too.
+    pub fn use_program(&mut self, program: &Path) {
+        program.clone_into(&mut self.program);
     }
 
     pub fn file(&self) -> &Path {
@@ -101,7 +108,7 @@ impl TestPool {
 
     /// The same, not started yet.
     pub fn prepare<A: Into<OsString>>(&self, arguments: impl IntoIterator<Item = A>) -> std::process::Command {
-        let mut command = prepare(&binary().to_string_lossy(), arguments);
+        let mut command = prepare(&self.program.to_string_lossy(), arguments);
         command.env("PLYWOOD_POOL", &self.file).env("PLYWOOD_TRANSPORT", self.transport.name());
         command
     }

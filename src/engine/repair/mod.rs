@@ -28,8 +28,8 @@ use super::rebuild::{
 };
 use super::tail::{Tail, read_tail};
 use crate::error::{Error, Result, Structure};
-use crate::format::{Carcass, JOURNAL_FIRST, Root, Slot, Superblock, VolumeRecord};
-use crate::units::{BLOCK_SIZE, Generation, PoolBlock, VolumeId};
+use crate::format::{Carcass, JOURNAL_FIRST, Record, Root, Slot, Superblock, VolumeRecord};
+use crate::units::{BLOCK_SIZE, Generation, Lsn, PoolBlock, VolumeId};
 
 /// What a repair did.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -216,7 +216,7 @@ async fn rebuild<S: Storage>(
     let is_cut = possible < tail.records.len() || !is_journal_whole;
     let next = tail.records.get(possible).map_or(tail.last.next(), |(lsn, _)| *lsn);
     report.changes_lost_from = is_cut.then_some(next.0);
-    tell(&tables, faults, report);
+    tell(&tables, faults, tail.records.get(..possible).unwrap_or_default(), report);
     Ok(())
 }
 
@@ -344,8 +344,8 @@ async fn clear_behind<S: Storage>(
     Ok(())
 }
 
-/// Sorts what was wrong into what that means for the volumes.
-fn tell(tables: &Tables, faults: Faults, report: &mut RepairReport) {
+/// Sorts what was wrong into what that means for the volumes, those that the journal's changes make among them.
+fn tell(tables: &Tables, faults: Faults, changes: &[(Lsn, Record)], report: &mut RepairReport) {
     report.faults = faults.into_list();
     let mut lost: BTreeMap<VolumeId, LostRanges> = BTreeMap::new();
     for fault in &report.faults {
@@ -363,6 +363,25 @@ fn tell(tables: &Tables, faults: Faults, report: &mut RepairReport) {
             entry.more |= fault.touches_more;
         }
     }
+    let mut names: BTreeMap<VolumeId, String> =
+        tables.volumes.iter().map(|volume| (volume.record.id, volume.record.name.clone())).collect();
+    let all = |volume: VolumeId, name: &str| LostRanges { volume, name: name.into(), ranges: Vec::new(), more: false };
+    for volume in tables.volumes.iter().filter(|volume| volume.is_stub) {
+        lost.insert(volume.record.id, all(volume.record.id, &volume.record.name));
+    }
+    for (_, change) in changes {
+        let (from, to) = match change {
+            Record::VolumeShared { origin, created, .. } => {
+                names.insert(created.id, created.name.clone());
+                (origin, created.id)
+            }
+            Record::VolumeRolledBack { volume, snapshot, .. } => (snapshot, *volume),
+            _ => continue,
+        };
+        if let (Some(known), Some(name)) = (lost.get(from).cloned(), names.get(&to)) {
+            lost.insert(to, LostRanges { volume: to, name: name.clone(), ..known });
+        }
+    }
     for entry in lost.values_mut() {
         entry.ranges.sort_unstable_by_key(|range| range.offset_bytes);
         entry.ranges.dedup();
@@ -370,6 +389,7 @@ fn tell(tables: &Tables, faults: Faults, report: &mut RepairReport) {
     for volume in &tables.volumes {
         let name = &volume.record.name;
         if volume.is_stub {
+            lost.remove(&volume.record.id);
             report.from_journal.push(name.clone());
         } else if volume.attributes.is_none() {
             report.lost_attributes.push(name.clone());

@@ -94,6 +94,11 @@ impl Launcher {
         self.own_build
     }
 
+    /// From now on starts the program on disk again: it is another one, perhaps.
+    pub(super) fn use_program(&mut self) {
+        self.own_build = false;
+    }
+
     /// From now on starts our own build. False when it did so already.
     pub(super) fn use_own_build(&mut self) -> bool {
         !std::mem::replace(&mut self.own_build, true)

@@ -99,9 +99,11 @@ fn make() -> MemoryImage {
         let high = pool.create_volume(new_volume(2, "high", 1 << 40)).await.unwrap().id;
         // A leaf alone.
         let low = pool.create_volume(new_volume(3, "low", MIB)).await.unwrap().id;
-        let gone = pool.create_volume(new_volume(4, "gone", 64 * MIB)).await.unwrap().id;
+        let gone = pool.create_volume(new_volume(4, "gone", 1 << 30)).await.unwrap().id;
         for block in 0..64 {
             write(pool, one, block * 100, 1000 + block).await;
+        }
+        for block in 0..60 {
             write(pool, gone, block * 256, 2000 + block).await;
         }
         for at in [0, 1 << 16, (1 << 24) + 77, (1 << 28) - 1] {
@@ -123,8 +125,8 @@ fn make() -> MemoryImage {
     let (image, ()) = with_pool(image, false, async |pool| {
         // The checkpoint has the carcass, not yet touched.
         let gone = pool.volume("gone").unwrap().id;
-        pool.delete_volume(gone).await.unwrap();
-        pool.checkpoint().await.unwrap();
+        let (deleted, checkpointed) = futures_lite::future::zip(pool.delete_volume(gone), pool.checkpoint()).await;
+        deleted.and(checkpointed).unwrap();
         let one = pool.volume("one").unwrap().id;
         write(pool, one, 100, 6000).await;
         pool.commit().await.unwrap();

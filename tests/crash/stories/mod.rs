@@ -1,118 +1,29 @@
-//! Rules that random worlds do not reach: each as a story, told on the medium that crashes.
+//! Rules as stories: what random worlds do not reach, or would not say by name.
 
-use std::collections::BTreeMap;
+mod order;
+mod reuse;
+mod sharing;
 
-use async_executor::LocalExecutor;
+#[cfg(feature = "canary")]
+pub use order::death_between_the_two_copies_of_a_superblock_leaves_the_former_whole;
+#[cfg(feature = "canary")]
+pub use reuse::{
+    read_in_flight_over_a_free_does_not_see_the_next_owner, request_sent_again_never_lands_on_a_later_one,
+    what_a_carcass_gives_back_waits_for_a_checkpoint,
+};
+#[cfg(feature = "canary")]
+pub use sharing::snapshot_waits_for_writes_in_place_from_before_its_tick;
+
 use fastrand::Rng;
-use plywood::engine::{CreateOptions, NewVolume, OpenOptions, PendingLog, Pool};
+use plywood::engine::PendingLog;
 use plywood::error::Error;
 use plywood::format::{self, EntryKind, Node, Place, SUPERBLOCK_COPIES, Superblock, VolumeRecord};
-use plywood::io::IoMemory;
 use plywood::units::{BLOCK_BYTES, PoolBlock, VirtualBlock, VolumeId};
-use uuid::Uuid;
 
 use crate::action::{Call, Fault};
+use crate::engine::{Engine, MIB, at_once, new_pool};
 use crate::image::Image;
 use crate::log::Log;
-use crate::medium::{Left, Medium};
-use crate::task::Panicked;
-use crate::verify::run;
-
-const MIB: u64 = 1 << 20;
-const POOL_BYTES: u64 = 8 * MIB;
-const JOURNAL_BYTES: u64 = MIB;
-
-/// An engine on a medium that does at once what it is asked.
-pub struct Engine {
-    pub medium: Medium,
-    pub executor: LocalExecutor<'static>,
-    pub pool: Pool<Medium>,
-    panicked: Panicked,
-}
-
-pub fn at_once(left: Left) -> Medium {
-    Medium::at_once(left, 7, 512, JOURNAL_BYTES, u64::MAX)
-}
-
-/// A new pool.
-pub fn new_pool() -> Left {
-    let medium = at_once(Image::new(POOL_BYTES).into());
-    let options = CreateOptions {
-        uuid: Uuid::from_u128(77),
-        name: "story".to_owned(),
-        size_bytes: POOL_BYTES,
-        journal_bytes: JOURNAL_BYTES,
-    };
-    let storage = medium.clone();
-    let made = run(&LocalExecutor::new(), || None, async move { Pool::create(&storage, &options).await });
-    made.expect("not stuck").expect("created");
-    medium.power_cut_keeping(|_| true)
-}
-
-impl Engine {
-    pub fn open(medium: Medium, log: Log) -> Result<Self, Error> {
-        let executor = LocalExecutor::new();
-        let (storage, options) = (medium.clone(), OpenOptions { cache_bytes: 1 << 20 });
-        let pool = run(&executor, || None, async move { Pool::open(storage, Box::new(log), options).await });
-        let pool = pool.expect("opening is not stuck")?;
-        let background = pool.clone();
-        let panicked = Panicked::default();
-        panicked.spawn(&executor, async move { background.run().await });
-        Ok(Self { medium, executor, pool, panicked })
-    }
-
-    /// Runs a call to its end.
-    pub fn finish<T: 'static>(&self, call: impl Future<Output = T> + 'static) -> T {
-        let done = run(&self.executor, || Some(self.pool.clone()), call);
-        self.panicked.check().unwrap_or_else(|error| panic!("{error}"));
-        done.expect("not stuck")
-    }
-
-    pub fn create(&self, number: u128, size_bytes: u64) -> VolumeId {
-        let new = NewVolume {
-            uuid: Uuid::from_u128(number),
-            name: format!("v{number}"),
-            size_bytes,
-            sector_size: 512,
-            quota_bytes: 0,
-            created: 0,
-            attributes: BTreeMap::new(),
-        };
-        let pool = self.pool.clone();
-        self.finish(async move { pool.create_volume(new).await }).expect("a volume").id
-    }
-
-    pub fn write(&self, volume: VolumeId, block: u64, byte: u8) -> Result<(), Error> {
-        let handle = self.pool.open_volume(volume, false)?;
-        let memory = IoMemory::from_bytes(&[byte; BLOCK_BYTES as usize]);
-        self.finish(async move { handle.write(block * BLOCK_BYTES, &memory, false).await.map(drop) })
-    }
-
-    pub fn flush(&self, volume: VolumeId) -> Result<(), Error> {
-        let handle = self.pool.open_volume(volume, true)?;
-        self.finish(async move { handle.flush().await })
-    }
-
-    pub fn read(&self, volume: VolumeId, block: u64) -> Result<u8, Error> {
-        let handle = self.pool.open_volume(volume, true)?;
-        let memory = IoMemory::zeroed(BLOCK_BYTES as usize);
-        let into = memory.clone();
-        self.finish(async move { handle.read(block * BLOCK_BYTES, &into).await })?;
-        let bytes = memory.to_vec();
-        assert!(bytes.iter().all(|byte| *byte == bytes[0]), "a block of several writes");
-        Ok(bytes[0])
-    }
-
-    pub fn checkpoint(&self) -> Result<(), Error> {
-        let pool = self.pool.clone();
-        self.finish(async move { pool.checkpoint().await })
-    }
-
-    pub fn close(self) {
-        let pool = self.pool.clone();
-        self.finish(async move { pool.close().await }).expect("closed");
-    }
-}
 
 /// **A5, poisoning.** A flush fails, and what it was to make durable is lost though later flushes work. Whoever asks again
 /// must not be told that all is well, and no successor may go on from the memory of this one.
@@ -260,4 +171,15 @@ fn misplace_leaf(image: &mut Image, volume: VolumeId) {
     for copy in SUPERBLOCK_COPIES[slot.index()] {
         put(copy, false, &superblock.encode());
     }
+}
+
+/// Whether the copy of a superblock at byte `at` is one of the newest.
+fn is_newest_superblock(image: &Image, at: u64) -> bool {
+    let decode = |offset: u64| {
+        let mut bytes = [0; BLOCK_BYTES as usize];
+        image.read(offset, &mut bytes);
+        Superblock::decode(&bytes).ok().map(|superblock| superblock.generation)
+    };
+    let newest = SUPERBLOCK_COPIES.iter().flatten().filter_map(|copy| decode(copy.offset_bytes())).max();
+    decode(at) == newest
 }
