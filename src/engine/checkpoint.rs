@@ -587,7 +587,8 @@ impl State {
             };
             match (*count, new) {
                 (0, 1..) => image.free_blocks = image.free_blocks.saturating_sub(1),
-                (1.., 0) => image.free_blocks += 1,
+                // One too many is found when the group is read; an index that says more than a group has is none.
+                (1.., 0) => image.free_blocks = (image.free_blocks + 1).min(format::GROUP_BLOCKS as u32),
                 _ => {}
             }
             *count = new;
