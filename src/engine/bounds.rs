@@ -10,7 +10,7 @@ use crate::format::{
     AttributeBlockRef, Carcass, ENTRIES_PER_NODE, Entry, EntryKind, Geometry, GroupIndex, Node, Record,
     VOLUME_BLOCKS_MAX, VolumeRecord,
 };
-use crate::units::PoolBlock;
+use crate::units::{PoolBlock, VolumeId};
 
 /// Whether `count` blocks from `start` on lie in one group, none of them in its layout: data, nodes and records do.
 pub(super) fn holds(geometry: &Geometry, start: PoolBlock, count: u64) -> bool {
@@ -69,7 +69,7 @@ impl State {
         let damage = |check| Error::from(Corrupt { structure: Structure::Record, address: PoolBlock(0), check });
         let known = |id| {
             let check = Check::OutOfBounds { field: "volume", value: id };
-            if self.volumes.keys().any(|known| known.0 == id) { Ok(()) } else { Err(damage(check)) }
+            if self.volumes.contains_key(&VolumeId(id)) { Ok(()) } else { Err(damage(check)) }
         };
         let is_new = |record: &VolumeRecord| {
             let taken = self.volumes.contains_key(&record.id) || self.names.contains_key(&record.name);
