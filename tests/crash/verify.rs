@@ -204,12 +204,22 @@ fn send_again(
     Ok(())
 }
 
+/// How often a check may be given up because the pool is full.
+const CHECKS: u32 = 20;
+
 /// Has the carcasses eaten and the counts compared.
 pub fn check(executor: &LocalExecutor<'static>, pool: &Pool<Medium>) -> Result<(), String> {
     let checked = pool.clone();
     let report = run(executor, || Some(pool.clone()), async move {
-        checked.settle().await?;
-        checked.check().await
+        let mut attempts = 0;
+        loop {
+            checked.settle().await?;
+            match checked.check().await {
+                // A full pool comes first: it took the blocks back that the check needs as they were.
+                Err(plywood::error::Error::Busy(_)) if attempts < CHECKS => attempts += 1,
+                checked => return checked,
+            }
+        }
     })
     .ok_or("settling is stuck")?
     .map_err(|error| format!("check: {error}"))?;
