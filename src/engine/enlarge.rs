@@ -194,9 +194,9 @@ mod tests {
     #[test]
     fn used_short_group_gets_the_rest_of_its_blocks() {
         // The first group has 127 MiB for data: this much reaches into the second, up to the page that counts its end.
-        enlarged(4000, 140 * MIB, size_with_rest(9000), false);
-        enlarged(4000, 140 * MIB, size_with_rest(9000), true);
-        enlarged(4000, 140 * MIB, size_with_rest(4000) + 256 * MIB, true);
+        enlarged(4000, 139 * MIB, size_with_rest(9000), false);
+        enlarged(4000, 139 * MIB, size_with_rest(9000), true);
+        enlarged(4000, 139 * MIB, size_with_rest(4000) + 256 * MIB, true);
     }
 
     #[test]
