@@ -2,7 +2,7 @@
 //! found.
 //!
 //! Without the feature `canary` nothing here can be switched on and every question compiles to `false`. With it,
-//! [`break_rule`] says for the calling thread which rule is broken from now on. `tests/crash/canaries.rs` breaks each and
+//! `break_rule` says for the calling thread which rule is broken from now on. `tests/crash/canaries.rs` breaks each and
 //! fails when nobody notices.
 
 /// A rule of the design, section 5, and the way in which it is broken.

@@ -43,11 +43,11 @@ fn records(mut rest: &[u8]) {
 
 fn damaged_batch(input: &[u8]) {
     let mut fields = Fields(input);
-    let (generation, first, more, previous) = (fields.u64(), fields.u64().max(1), fields.u16(), fields.u32());
+    let (generation, first, more, previous) = (fields.u64(), (fields.u64() >> 3).max(1), fields.u16(), fields.u32());
     let flips = fields.byte() % 4;
     let flips: Vec<(usize, u8)> = (0..flips).map(|_| (fields.u32() as usize, fields.byte())).collect();
     let bytes = fields.bytes(BATCH_RECORD_BYTES_MAX);
-    let last = first.saturating_add(more.into());
+    let last = first + u64::from(more);
     let (mut batch, _) = encode_batch(&POOL, Generation(generation), Lsn(first), Lsn(last), previous, bytes);
     let original = batch.clone();
     for (at, flip) in flips {

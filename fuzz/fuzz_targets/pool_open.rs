@@ -9,7 +9,7 @@
 
 use std::collections::BTreeMap;
 
-use libfuzzer_sys::fuzz_target;
+use libfuzzer_sys::{fuzz_mutator, fuzz_target, fuzzer_mutate};
 use plywood::engine::{Memory, Pool, Storage};
 use plywood::error::Error;
 use plywood::units::{BLOCK_SIZE, VolumeId};
@@ -99,10 +99,14 @@ fn control(session: &Session, pool: &Pool<FuzzStorage>, ids: &[VolumeId]) {
 }
 
 /// Uses the pool in every way. Answers whether `check` found it clean when it was opened and when it was left.
-fn use_pool(session: &mut Session, storage: &FuzzStorage, rest: &mut Fields<'_>) -> Option<(bool, bool)> {
+fn use_pool(session: &mut Session, storage: &FuzzStorage, rest: &mut Fields<'_>, tell: bool) -> Option<(bool, bool)> {
     let pool = session.open(&SharedLog::new(9), true).expect("the storage answers").ok()?;
     let is_clean = |session: &Session, pool: &Pool<FuzzStorage>| {
-        call!(session, pool, |pool| pool.check()).is_ok_and(|report| report.is_clean())
+        let report = call!(session, pool, |pool| pool.check());
+        if tell {
+            println!("{report:?}");
+        }
+        report.is_ok_and(|report| report.is_clean())
     };
     let (_, _, infos) = (pool.info(), pool.counters(), pool.volumes());
     let ids: Vec<VolumeId> = infos.iter().map(|info| info.id).take(VOLUMES_MAX).collect();
@@ -138,7 +142,9 @@ fuzz_target!(
     init: seeds::offer(|| {
         let mut all = Vec::new();
         for sample in Sample::ALL {
-            all.push(patches::encode(sample, false, &[], &[1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12]));
+            for repair in [false, true] {
+                all.push(patches::encode(sample, repair, &[], &[1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12]));
+            }
             // Each structure once, in a place where much stands: the fuzzer has the bytes to play with.
             for (number, found) in patches::structures(sample) {
                 let offset = match found.structure {
@@ -163,7 +169,7 @@ fuzz_target!(
         let mut patched = patches::apply(input);
         let storage = FuzzStorage::new(patched.image, u64::MAX);
         let mut session = Session::new(&storage);
-        let clean = use_pool(&mut session, &storage, &mut patched.rest);
+        let clean = use_pool(&mut session, &storage, &mut patched.rest, std::env::var_os("PLYWOOD_FUZZ_TELL").is_some());
         if input.get(1) == Some(&0) {
             assert_eq!(clean, Some((true, true)), "a pool that nothing happened to is clean");
         }
@@ -176,3 +182,14 @@ fuzz_target!(
         }
     })
 );
+
+// Half of the inputs are libFuzzer's own mutations, the others fields changed to what hurts.
+fuzz_mutator!(|input: &mut [u8], size: usize, max_size: usize, seed: u32| {
+    if seed.is_multiple_of(2) {
+        return fuzzer_mutate(input, size, max_size);
+    }
+    let invented = patches::invent(seed.into());
+    let len = invented.len().min(max_size);
+    input[..len].copy_from_slice(&invented[..len]);
+    len
+});

@@ -148,7 +148,7 @@ impl Walk<'_> {
                 walk.carcasses(block);
                 Place::CarcassPage(first)
             } else {
-                walk.record(block, VolumeId(first));
+                walk.record(block);
                 Place::VolumeRecord(VolumeId(first))
             };
             walk.settle(block, place, mirrored, parent, offset + 7);
@@ -190,7 +190,7 @@ impl Walk<'_> {
         settle(self, parent, offset, level, first);
     }
 
-    fn record(&mut self, block: u64, id: VolumeId) {
+    fn record(&mut self, block: u64) {
         if !self.enter(Structure::VolumeRecord, block, 0) {
             return;
         }
@@ -199,7 +199,7 @@ impl Walk<'_> {
             let offset = 528 + index as usize * 16;
             let attributes = number(&bytes[..], offset, 8);
             if self.enter(Structure::Attributes, attributes, 0) {
-                self.settle(attributes, Place::Attributes { volume: id, index }, false, block, offset + 8);
+                self.settle(attributes, Place::Attributes { volume: VolumeId(0), index }, false, block, offset + 8);
             }
         }
         self.volume_tree(block, 48, bytes[48 + 16].min(3), 0);

@@ -11,7 +11,7 @@ use super::output::{self, Working};
 use super::{Context, size};
 use crate::daemon::protocol::Check;
 use crate::daemon::{RepairTo, check_pool, dump_pool, repair_pool, restore_pool, undo_repair};
-use crate::engine::{DumpReport, Progress, RepairReport, RestoreReport, Touched, TouchedRange};
+use crate::engine::{DumpReport, LostRanges, Progress, RepairReport, RestoreReport, Touched, TouchedRange};
 use crate::error::Error;
 
 /// Checks a pool.
@@ -28,7 +28,8 @@ pub fn check(context: &Context) -> Result<()> {
 
 /// How to repair.
 #[derive(Debug, Args)]
-#[group(id = "how", required = true, multiple = false, args = ["output", "in_place", "undo"])]
+#[group(skip)]
+#[command(group(clap::ArgGroup::new("how").required(true).args(["output", "in_place", "undo"])))]
 pub struct RepairArguments {
     /// Repair a copy in this new file, and leave the pool as it is
     #[arg(long, value_name = "NEW")]
@@ -40,7 +41,7 @@ pub struct RepairArguments {
     #[arg(long, value_name = "SAVED")]
     undo: Option<PathBuf>,
     /// The new file to which --in-place first saves what it writes over; POOL.saved without this option
-    #[arg(long, value_name = "FILE", requires = "in_place")]
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["output", "undo"])]
     save: Option<PathBuf>,
     /// Do not ask
     #[arg(long)]
@@ -66,7 +67,8 @@ pub fn repair(context: &Context, arguments: &RepairArguments) -> Result<()> {
     let working = Working::begin("repairing");
     let report = repair_pool(&found, &to, &mut |at| working.show(at.reached_blocks, at.used_blocks));
     drop(working);
-    tell(&report?, &to)
+    let report = report?;
+    if context.json { Ok(output::json("repair", &told(&report))?) } else { tell(&report, &to) }
 }
 
 fn undo(context: &Context, saved: &Path, yes: bool) -> Result<()> {
@@ -83,6 +85,25 @@ fn undo(context: &Context, saved: &Path, yes: bool) -> Result<()> {
 /// Whether not even a superblock could be read.
 fn is_damaged(error: &anyhow::Error) -> bool {
     error.downcast_ref::<Error>().is_some_and(|error| matches!(error, Error::Corrupt(_)))
+}
+
+/// The report for programs.
+fn told(report: &RepairReport) -> serde_json::Value {
+    let lost = |lost: &LostRanges| serde_json::json!({ "volume": lost.volume, "name": lost.name, "ranges": lost.ranges, "more": lost.more });
+    serde_json::json!({
+        "fault_count": report.fault_count,
+        "faults": report.faults.iter().map(ToString::to_string).collect::<Vec<_>>(),
+        "kept": report.kept,
+        "lost": report.lost.iter().map(lost).collect::<Vec<_>>(),
+        "lost_attributes": report.lost_attributes,
+        "lost_ids": report.lost_ids,
+        "from_journal": report.from_journal,
+        "changes_kept": report.changes_kept,
+        "changes_lost_from": report.changes_lost_from,
+        "nodes_rewritten": report.nodes_rewritten,
+        "copies_rewritten": report.copies_rewritten,
+        "blocks_written": report.blocks_written,
+    })
 }
 
 fn tell(report: &RepairReport, to: &RepairTo) -> Result<()> {

@@ -63,10 +63,19 @@ impl NodeCache {
         Some(&cached.node)
     }
 
+    /// The same, if it is the node of that place. One that a damaged tree has elsewhere, too, is none.
+    #[inline]
+    pub(super) fn node_at(&mut self, address: PoolBlock, place: Place) -> Option<&Node> {
+        let cached = self.nodes.get_mut(&address.0).filter(|cached| cached.place == place)?;
+        cached.used = true;
+        Some(&cached.node)
+    }
+
     pub(super) fn get(&self, address: PoolBlock) -> Option<&Cached> {
         self.nodes.get(&address.0)
     }
 
+    #[cfg(test)]
     pub(super) fn is_cached(&self, address: PoolBlock) -> bool {
         self.nodes.contains_key(&address.0)
     }

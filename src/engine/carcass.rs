@@ -143,7 +143,7 @@ impl State {
     fn carcass_node(&mut self, entry: Entry, level: u8, first: u64) -> Try<&Node> {
         let place = Place::Node { level, first: VirtualBlock(first) };
         let need = Need::Node { address: entry.address, mirrored: entry.mirrored, checksum: entry.checksum, place };
-        self.cache.node(entry.address).ok_or(need)
+        self.cache.node_at(entry.address, place).ok_or(need)
     }
 
     /// Counts the next leaf of a shared subtree. Changes nothing but the cursor; answers whether the end is reached.

@@ -23,7 +23,8 @@ use crate::canary::{Canary, is_broken};
 use crate::error::{Check, Corrupt, Error, Result, Structure};
 use crate::format::{
     self, CARCASSES_PER_PAGE, COUNTS_PER_PAGE, Carcass, ENTRIES_PER_NODE, Entry, EntryKind, GROUPS_PER_INDEX,
-    GroupDescriptor, GroupIndexRef, Node, PageRef, Place, Root, SUPERBLOCK_COPIES, Slot, Superblock, VolumeRecord,
+    GroupDescriptor, GroupIndexEntry, GroupIndexRef, Node, PageRef, Place, Root, SUPERBLOCK_COPIES, Slot, Superblock,
+    VolumeRecord,
 };
 use crate::units::{BLOCK_SIZE, Clock, Lsn, PoolBlock, VolumeId};
 
@@ -58,11 +59,6 @@ struct CarcassImage {
 struct GroupImage {
     descriptor: GroupDescriptor,
     free_blocks: u32,
-}
-
-/// A group of which nothing has been used yet.
-fn empty_group() -> format::GroupIndexEntry {
-    format::GroupIndexEntry { checksum: 0, slot: Slot::A, empty: true, free_blocks: 0 }
 }
 
 /// Blocks to be written, by address: each is 4096 bytes.
@@ -591,7 +587,8 @@ impl State {
             };
             match (*count, new) {
                 (0, 1..) => image.free_blocks = image.free_blocks.saturating_sub(1),
-                (1.., 0) => image.free_blocks += 1,
+                // One too many is found when the group is read; an index that says more than a group has is none.
+                (1.., 0) => image.free_blocks = (image.free_blocks + 1).min(format::GROUP_BLOCKS as u32),
                 _ => {}
             }
             *count = new;
@@ -674,8 +671,8 @@ impl State {
     /// The index entry of a group; of one beyond the indexes in use, an empty one.
     pub(super) fn index_entry(&self, group: u64) -> format::GroupIndexEntry {
         let known = self.indexes.get((group / GROUPS_PER_INDEX) as usize);
-        let mut entry = known.map_or_else(empty_group, |index| {
-            index.entries.get((group % GROUPS_PER_INDEX) as usize).copied().unwrap_or_else(empty_group)
+        let mut entry = known.map_or(GroupIndexEntry::EMPTY, |index| {
+            index.entries.get((group % GROUPS_PER_INDEX) as usize).copied().unwrap_or(GroupIndexEntry::EMPTY)
         });
         if entry.empty {
             let free = self.geometry.group_blocks(group).saturating_sub(self.geometry.layout_blocks(group));

@@ -276,6 +276,7 @@ impl<S: Storage> Pool<S> {
             return self.volume_by_id(id).map(Some);
         }
         state.check_name_free(name)?;
+        state.check_ids_left()?;
         Ok(None)
     }
 

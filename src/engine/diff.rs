@@ -111,7 +111,7 @@ impl State {
         }
         let place = Place::Node { level, first: VirtualBlock(first) };
         let need = Need::Node { address: entry.address, mirrored: entry.mirrored, checksum: entry.checksum, place };
-        let node = self.cache.node(entry.address).ok_or(need)?;
+        let node = self.cache.node_at(entry.address, place).ok_or(need)?;
         for (index, child) in children.iter_mut().enumerate() {
             child.entry = node.entry(index);
         }

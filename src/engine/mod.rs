@@ -7,6 +7,7 @@
 #![forbid(unsafe_code)]
 
 mod background;
+mod bounds;
 mod cache;
 mod carcass;
 mod check;

@@ -8,6 +8,7 @@ use std::collections::{BTreeMap, HashMap, VecDeque};
 
 use rustc_hash::FxHashMap;
 
+use super::bounds;
 use super::cache::NodeCache;
 use super::check::Pinned;
 use super::checkpoint::CARCASS_TABLE;
@@ -107,7 +108,10 @@ impl<S: Storage> Pool<S> {
             let place = Place::GroupIndex(index as u64);
             let structure = Structure::GroupIndex;
             let bytes = self.read_checked(address, true, reference.checksum, place, structure).await?;
-            let block = format::GroupIndex::decode(&bytes).map_err(|check| Corrupt { structure, address, check })?;
+            let damage = |check| Corrupt { structure, address, check };
+            let block = format::GroupIndex::decode(&bytes).map_err(damage)?;
+            let first = index as u64 * format::GROUPS_PER_INDEX;
+            bounds::check_index(&superblock.geometry, first, &block).map_err(damage)?;
             self.inner.state.borrow_mut().indexes.push(block);
         }
         Ok(())
@@ -123,7 +127,7 @@ impl<S: Storage> Pool<S> {
             let bytes = self.read_checked(entry.address, entry.mirrored, entry.checksum, place, structure).await?;
             let damage = |check| Corrupt { structure, address: entry.address, check };
             let record = VolumeRecord::decode(&bytes).map_err(damage)?;
-            record.check_addresses(superblock.geometry.pool_blocks).map_err(damage)?;
+            bounds::check_record(&superblock.geometry, &record).map_err(damage)?;
             let mut state = self.inner.state.borrow_mut();
             if record.id != id || id >= state.next_volume || state.names.contains_key(&record.name) {
                 return Err(damage(Check::Inconsistent("the record is another volume's")).into());
@@ -137,8 +141,9 @@ impl<S: Storage> Pool<S> {
             let structure = Structure::CarcassPage;
             let place = Place::CarcassPage(number);
             let bytes = self.read_checked(entry.address, entry.mirrored, entry.checksum, place, structure).await?;
-            let carcasses = format::decode_carcasses(&bytes, superblock.geometry.pool_blocks)
-                .map_err(|check| Corrupt { structure, address: entry.address, check })?;
+            let damage = |check| Corrupt { structure, address: entry.address, check };
+            let carcasses = format::decode_carcasses(&bytes, superblock.geometry.pool_blocks).map_err(damage)?;
+            bounds::check_carcasses(&superblock.geometry, &carcasses).map_err(damage)?;
             blocks.push(entry.address);
             let mut state = self.inner.state.borrow_mut();
             state.counters.carcasses_resumed += carcasses.len() as u64;
@@ -153,6 +158,14 @@ impl<S: Storage> Pool<S> {
     /// Reads a table's nodes. With `keep` they stay in memory.
     async fn read_table(&self, root: Root, base: u64, keep: bool) -> Result<Table> {
         let mut table = Table::default();
+        // Each node once: a damaged table may else be as good as endless.
+        let mut seen = rustc_hash::FxHashSet::default();
+        let address = SUPERBLOCK_COPIES[0][0];
+        bounds::check_entry(&self.inner.state.borrow().geometry, root.entry).map_err(|check| Corrupt {
+            structure: Structure::Superblock,
+            address,
+            check,
+        })?;
         let mut waiting = vec![(root.entry, root.level, 0u64)];
         while let Some((entry, level, first)) = waiting.pop() {
             if entry.kind != EntryKind::Node {
@@ -162,11 +175,12 @@ impl<S: Storage> Pool<S> {
             let place = Place::TableNode { level, first: base + first };
             let bytes = self.read_checked(entry.address, entry.mirrored, entry.checksum, place, structure).await?;
             let mut state = self.inner.state.borrow_mut();
-            let node = Node::decode_table(&bytes, level, state.geometry.pool_blocks).map_err(|check| Corrupt {
-                structure,
-                address: entry.address,
-                check,
-            })?;
+            let damage = |check| Corrupt { structure, address: entry.address, check };
+            let node = Node::decode_table(&bytes, level, state.geometry.pool_blocks).map_err(damage)?;
+            bounds::check_node(&state.geometry, &node).map_err(damage)?;
+            if !seen.insert(entry.address.0) {
+                return Err(damage(Check::Inconsistent("a node stands in two places")).into());
+            }
             table.nodes.push(entry.address);
             for index in (0..ENTRIES_PER_NODE).rev() {
                 let child = node.entry(index);
@@ -212,19 +226,14 @@ impl<S: Storage> Pool<S> {
             state.replaying = true;
             state.geometry
         };
-        let outside = |address: PoolBlock, count: u64| {
-            let end = address.0.checked_add(count).is_none_or(|end| end > geometry.pool_blocks);
-            end || geometry.group_of(address).is_none()
-        };
         let mut groups = std::collections::BTreeSet::new();
         for (lsn, record) in &records {
             let mut bad = None;
             record.named_blocks(|address, count| {
-                if outside(address, count) {
+                if !bounds::holds(&geometry, address, count) {
                     bad = Some(address);
                 } else if let Some((group, _)) = geometry.group_of(address) {
                     groups.insert(group);
-                    groups.insert(geometry.group_of(address.plus(count - 1)).map_or(group, |(last, _)| last));
                 }
             });
             if let Some(address) = bad {
@@ -300,17 +309,9 @@ impl<S: Storage> Pool<S> {
 
     /// Second pass: one change.
     async fn apply(&self, record: Record, lsn: Lsn) -> Result<()> {
-        let missing = |id: VolumeId| {
-            let check = Check::OutOfBounds { field: "volume", value: id.0 };
-            Error::from(Corrupt { structure: Structure::Record, address: PoolBlock(0), check })
-        };
-        let known = |id: VolumeId| {
-            let state = self.inner.state.borrow();
-            if state.volumes.contains_key(&id) { Ok(()) } else { Err(missing(id)) }
-        };
+        self.inner.state.borrow().check_replayed(&record)?;
         match record {
             Record::Map { volume, virtual_block, pool_block, count } => {
-                known(volume)?;
                 let count = u64::from(count);
                 self.attempt(|state| {
                     state.check_map(volume, virtual_block, count)?;
@@ -320,7 +321,6 @@ impl<S: Storage> Pool<S> {
                 .await?;
             }
             Record::Unmap { volume, virtual_block, count } => {
-                known(volume)?;
                 let (start, end) = (virtual_block.0, virtual_block.0.saturating_add(count));
                 self.attempt(|state| {
                     state.check_unmap(volume, start, end)?;
@@ -337,7 +337,6 @@ impl<S: Storage> Pool<S> {
                 state.add_volume(VolumeRecord { root: Root { entry: Entry::hole(clock), level: 0 }, ..*record }, lsn);
             }
             Record::VolumeChanged(record) => {
-                known(record.id)?;
                 let start = record.size_bytes.div_ceil(BLOCK_SIZE as u64);
                 self.attempt(|state| {
                     state.check_unmap(record.id, start, format::VOLUME_BLOCKS_MAX)?;
@@ -347,11 +346,9 @@ impl<S: Storage> Pool<S> {
                 .await?;
             }
             Record::VolumeDeleted { volume } => {
-                known(volume)?;
                 self.inner.state.borrow_mut().remove_volume(volume, lsn);
             }
             Record::VolumeShared { origin, clock, created } => {
-                known(origin)?;
                 let mut state = self.inner.state.borrow_mut();
                 state.clock = state.clock.max(clock);
                 let blocks = created.attributes.clone();
@@ -359,8 +356,6 @@ impl<S: Storage> Pool<S> {
                 state.share_volume(origin, *created, lsn);
             }
             Record::VolumeRolledBack { volume, snapshot, clock } => {
-                known(volume)?;
-                known(snapshot)?;
                 let mut state = self.inner.state.borrow_mut();
                 state.clock = state.clock.max(clock);
                 state.roll_back_volume(volume, snapshot, clock, lsn);

@@ -6,6 +6,7 @@ use std::rc::Rc;
 use event_listener::Event;
 use rustc_hash::FxHashMap;
 
+use super::bounds;
 use super::epoch::EpochId;
 use super::space::PageKey;
 use super::state::{Need, State, Try};
@@ -178,6 +179,12 @@ impl<S: Storage> Pool<S> {
 
     /// Reads a node, taking the second of a pair when the first is damaged.
     async fn load_node(&self, address: PoolBlock, mirrored: bool, checksum: u32, place: Place) -> Result<()> {
+        // A node is found by its block, so one that a damaged tree has in two places would be taken for itself, and moved
+        // from under its own feet.
+        if self.inner.state.borrow().cache.get(address).is_some_and(|cached| cached.place != place) {
+            let check = Check::Inconsistent("a node stands in two places");
+            return Err(Corrupt { structure: Structure::Node, address, check }.into());
+        }
         // The event is this load's alone: whoever waits looks again when it ends, however it ended, and not at whether the
         // next one has begun meanwhile.
         let waiting = self.inner.loading.borrow().get(&address.0).cloned();
@@ -196,6 +203,7 @@ impl<S: Storage> Pool<S> {
                 Place::TableNode { .. } => Node::decode_table(&bytes, level, blocks),
                 _ => Node::decode(&bytes, level, blocks),
             };
+            let node = node.and_then(|node| bounds::check_node(&state.geometry, &node).map(|()| node));
             let node = node.map_err(|check| Corrupt { structure: Structure::Node, address, check })?;
             state.counters.nodes_read += 1;
             state.cache.insert_clean(address, node, place, mirrored);

@@ -95,7 +95,7 @@ impl<S: Storage> Pool<S> {
             if let Some(error) = refused {
                 return Err(error);
             }
-            let clock = state.tick_clock();
+            let clock = state.tick_clock()?;
             let id = state.next_volume;
             let from = &state.volume(origin)?.record;
             let record = VolumeRecord {
@@ -115,7 +115,7 @@ impl<S: Storage> Pool<S> {
                 reservation_bytes: 0,
                 digest: None,
                 created_time: made.created,
-                depth: from.depth + 1,
+                depth: from.depth.saturating_add(1),
                 attributes_bytes: attributes.length,
                 attributes: attributes.take(),
                 account_spans: Vec::new(),
@@ -184,7 +184,7 @@ impl<S: Storage> Pool<S> {
             if state.volume(snapshot)?.unready {
                 return Err(Error::Busy("the snapshot is not complete yet".into()));
             }
-            let clock = state.tick_clock();
+            let clock = state.tick_clock()?;
             let lsn = state.publish(Some(volume), &Record::VolumeRolledBack { volume, snapshot, clock });
             state.roll_back_volume(volume, snapshot, clock, lsn);
             lsn

@@ -17,8 +17,8 @@ use super::{Counters, PendingLog};
 use crate::canary::{Canary, is_broken};
 use crate::error::{Error, Result};
 use crate::format::{
-    Carcass, ENTRIES_PER_NODE, Entry, EntryKind, Geometry, GroupDescriptor, GroupIndex, GroupIndexRef, Node, Place,
-    Record, Root, Slot, VolumeRecord,
+    CLOCK_MAX, Carcass, ENTRIES_PER_NODE, Entry, EntryKind, Geometry, GroupDescriptor, GroupIndex, GroupIndexRef, Node,
+    Place, Record, Root, Slot, VolumeRecord,
 };
 use crate::units::{Clock, Generation, Lsn, PoolBlock, VirtualBlock, VolumeId};
 
@@ -204,9 +204,15 @@ impl State {
     }
 
     /// Ticks the clock: every sharing gets a value of its own.
-    pub(super) fn tick_clock(&mut self) -> Clock {
+    ///
+    /// # Errors
+    /// `NoSpace` when there are no more values: 2^40 are enough for ever, but not when the clock of a pool is damaged.
+    pub(super) fn tick_clock(&mut self) -> Result<Clock> {
+        if self.clock.0 >= CLOCK_MAX {
+            return Err(Error::NoSpace("the pool's clock is at its end; nothing can be shared any more".into()));
+        }
         self.clock = Clock(self.clock.0 + 1);
-        self.clock
+        Ok(self.clock)
     }
 
     pub(super) fn root(&self, key: TreeKey) -> Root {

@@ -13,7 +13,7 @@ use super::space::PageKey;
 use super::state::{Need, State, TreeKey, Try};
 use crate::canary::{Canary, is_broken};
 use crate::format::{
-    COUNTS_PER_PAGE, Carcass, ENTRIES_PER_NODE, Entry, EntryKind, Node, Root, VOLUME_BLOCKS_MAX, span_blocks,
+    COUNTS_PER_PAGE, Carcass, ENTRIES_PER_NODE, Entry, EntryKind, Node, Place, Root, VOLUME_BLOCKS_MAX, span_blocks,
 };
 use crate::units::{Clock, Lsn, PoolBlock, VirtualBlock, VolumeId};
 
@@ -44,13 +44,17 @@ pub(super) fn level_for(block: u64) -> u8 {
 }
 
 impl State {
+    /// The place of the node of `level` on the way to `block`.
+    fn place_of(key: TreeKey, level: u8, block: u64) -> Place {
+        Self::place(key, level, block & !(span_blocks(level) - 1))
+    }
+
     fn need_node(entry: Entry, key: TreeKey, level: u8, block: u64) -> Need {
-        let first = block & !(span_blocks(level) - 1);
         Need::Node {
             address: entry.address,
             mirrored: entry.mirrored,
             checksum: entry.checksum,
-            place: Self::place(key, level, first),
+            place: Self::place_of(key, level, block),
         }
     }
 
@@ -67,12 +71,13 @@ impl State {
                 return Ok(None);
             }
             if level == 0 {
-                if !self.cache.is_cached(entry.address) {
+                let place = Self::place_of(key, 0, block);
+                if self.cache.get(entry.address).is_none_or(|cached| cached.place != place) {
                     return Err(Self::need_node(entry, key, 0, block));
                 }
                 return Ok(self.cache.node(entry.address));
             }
-            let Some(node) = self.cache.node(entry.address) else {
+            let Some(node) = self.cache.node_at(entry.address, Self::place_of(key, level, block)) else {
                 return Err(Self::need_node(entry, key, level, block));
             };
             entry = node.entry(entry_index(block, level));
@@ -124,7 +129,8 @@ impl State {
             if level == 0 {
                 return Ok(self.exact_count(entry.address)? == 1);
             }
-            let Some(cached) = self.cache.get(node.address) else {
+            let place = Self::place_of(key, level, block);
+            let Some(cached) = self.cache.get(node.address).filter(|cached| cached.place == place) else {
                 return Err(Self::need_node(node, key, level, block));
             };
             node = cached.node.entry(entry_index(block, level));
@@ -136,7 +142,8 @@ impl State {
     /// shadowed, which makes every child shared.
     fn check_own(&mut self, entry: Entry, key: TreeKey, level: u8, block: u64, inherited: bool) -> Try<(u64, bool)> {
         let shared_at = self.shared_at(key);
-        let Some(cached) = self.cache.get(entry.address) else {
+        let place = Self::place_of(key, level, block);
+        let Some(cached) = self.cache.get(entry.address).filter(|cached| cached.place == place) else {
             return Err(Self::need_node(entry, key, level, block));
         };
         let dirty = cached.state == NodeState::Dirty;

@@ -100,7 +100,7 @@ pub fn encode_carcasses(carcasses: &[Carcass]) -> Box<[u8; BLOCK_SIZE]> {
 ///
 /// # Errors
 /// A wrong length or magic; a carcass that is not a node of the pool, does not stand where a node of its level can, or
-/// whose cursor is beyond its end, or that is part of a later one; reserved fields that are not zero.
+/// whose cursor is at or beyond its end, or that is part of a later one; reserved fields that are not zero.
 pub fn decode_carcasses(bytes: &[u8], pool_blocks: u64) -> Result<Vec<Carcass>, Check> {
     let raw: &RawCarcassPage = raw(bytes)?;
     if raw.magic != MAGIC {
@@ -137,7 +137,7 @@ fn decode_carcass(raw: &RawCarcass, pool_blocks: u64) -> Result<Carcass, Check> 
         entry,
         level: raw.level,
         first: VirtualBlock(first),
-        cursor: at_most(raw.cursor.get(), span, "carcass.cursor")?,
+        cursor: at_most(raw.cursor.get(), span - 1, "carcass.cursor")?,
         volume: volume_id(raw.volume, "carcass.volume")?,
         created_at: Clock(raw.created_at.get()),
         account: raw.flags & ACCOUNT != 0,

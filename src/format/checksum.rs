@@ -44,7 +44,7 @@ pub enum Place {
     VolumeRecord(VolumeId),
     /// A block of a volume's attributes.
     Attributes {
-        /// The volume.
+        /// Always 0: attributes are written before their volume has an id.
         volume: VolumeId,
         /// Which of its attribute blocks.
         index: u32,

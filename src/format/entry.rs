@@ -11,7 +11,7 @@ use crate::error::Check;
 use crate::units::{Clock, PoolBlock};
 
 /// Largest value of a clock or a birth: 40 bits.
-pub(super) const CLOCK_MAX: u64 = (1 << 40) - 1;
+pub const CLOCK_MAX: u64 = (1 << 40) - 1;
 /// Largest number of a pool block: 48 bits.
 pub(super) const ADDRESS_MAX: u64 = (1 << 48) - 1;
 

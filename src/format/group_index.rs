@@ -40,6 +40,11 @@ pub struct GroupIndexEntry {
     pub free_blocks: u32,
 }
 
+impl GroupIndexEntry {
+    /// A group of which nothing has been used yet.
+    pub const EMPTY: Self = Self { checksum: 0, slot: Slot::A, empty: true, free_blocks: 0 };
+}
+
 /// A group-index block.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct GroupIndex {
@@ -50,8 +55,7 @@ pub struct GroupIndex {
 impl GroupIndex {
     /// An index of empty groups, their free counts 0.
     pub fn new() -> Self {
-        let empty = GroupIndexEntry { checksum: 0, slot: Slot::A, empty: true, free_blocks: 0 };
-        Self { entries: Box::new([empty; ENTRIES]) }
+        Self { entries: Box::new([GroupIndexEntry::EMPTY; ENTRIES]) }
     }
 
     /// Its block.

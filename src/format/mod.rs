@@ -29,7 +29,7 @@ mod volume_record;
 pub use attributes::{ATTRIBUTES_BYTES_MAX, decode_attributes, encode_attributes};
 pub use carcass::{CARCASSES_PER_PAGE, Carcass, decode_carcasses, encode_carcasses};
 pub use checksum::{Place, checksum};
-pub use entry::{Entry, EntryKind, Root};
+pub use entry::{CLOCK_MAX, Entry, EntryKind, Root};
 pub use geometry::{
     CHECKSUM_PAGES_PER_GROUP, COUNTS_PER_PAGE, GROUP_BLOCKS, GROUP_BLOCKS_MIN, GROUP_INDEXES_MAX, GROUPS_PER_INDEX,
     Geometry, JOURNAL_BLOCKS_MIN, JOURNAL_FIRST, PAGES_PER_GROUP, SUPERBLOCK_COPIES, Slot,

@@ -31,6 +31,8 @@ const DIGEST_BLAKE3: u8 = 1;
 const SLOT_B: u8 = 1;
 /// The one level of group indexes that this version has.
 const INDEX_LEVEL_MAX: u64 = 0;
+/// Most that a counter says which only grows: far above what any pool reaches, far below where it would overflow.
+pub(super) const COUNTER_MAX: u64 = 1 << 62;
 
 raw_struct! {
     /// A reference to a group-index block.
@@ -242,9 +244,9 @@ impl Superblock {
             read_only_compatible: raw.read_only_compatible.get(),
             compatible: raw.compatible.get(),
             incompatible: raw.incompatible.get(),
-            generation: Generation(raw.generation.get()),
+            generation: Generation(at_most(raw.generation.get(), COUNTER_MAX, "generation")?),
             clock: Clock(at_most(raw.clock.get(), CLOCK_MAX, "clock")?),
-            lsn: Lsn(raw.lsn.get()),
+            lsn: Lsn(at_most(raw.lsn.get(), COUNTER_MAX, "lsn")?),
             geometry,
             groups_in_use,
             // The end of the ring is a place, too: the next batch then goes to its head.
@@ -256,7 +258,7 @@ impl Superblock {
             volume_table,
             carcass_table,
             next_volume: VolumeId(at_most(raw.next_volume.get(), VOLUME_BLOCKS_MAX, "next_volume")?),
-            next_carcass: raw.next_carcass.get(),
+            next_carcass: at_most(raw.next_carcass.get(), COUNTER_MAX, "next_carcass")?,
             transaction_id: raw.transaction_id.get(),
             volume_count: at_most(raw.volume_count.get(), VOLUME_BLOCKS_MAX, "volume_count")?,
             used_blocks: at_most(raw.used_blocks.get(), geometry.pool_blocks, "used_blocks")?,

@@ -44,7 +44,7 @@ pub fn programs_survive() {
     assert!(acknowledged.len() > 20, "sqlite made only {} transactions", acknowledged.len());
 
     let mut recording = Recording::open(&log, &folder.path().join("image"), DISK_BYTES);
-    let first = recording.from_position(ready).max(1);
+    let first = recording.index_at(ready).max(1);
     let flushes: Vec<usize> = recording.flushes().into_iter().filter(|count| *count > first).collect();
     // Half of them behind a flush, half anywhere.
     let mut moments: Vec<usize> =

@@ -146,7 +146,7 @@ impl Recording {
     }
 
     /// Events that stand at or behind `position` of the log.
-    pub fn from_position(&self, position: u64) -> usize {
+    pub fn index_at(&self, position: u64) -> usize {
         self.events.partition_point(|event| event.at < position)
     }
 

@@ -80,8 +80,9 @@ impl Visitor for Shown<'_> {
 /// Checks a pool that nobody uses, reading only.
 ///
 /// # Errors
-/// [`Error::InvalidInput`] when it is no pool, [`Error::Incompatible`], and [`Error::Corrupt`] when no superblock can be
-/// chosen. Everything else that is wrong is in the report.
+/// [`InvalidInput`](crate::error::Error::InvalidInput) when it is no pool, [`Incompatible`](crate::error::Error::Incompatible),
+/// and [`Corrupt`](crate::error::Error::Corrupt) when no superblock can be chosen. Everything else that is wrong is in the
+/// report.
 pub async fn check_metadata<S: Storage>(storage: &S, show: &mut dyn FnMut(Progress)) -> Result<CheckReport> {
     let mut faults = Faults::default();
     let (superblock, _) = read_superblocks(storage, &mut faults).await?;

@@ -4,7 +4,7 @@
 //! node is walked once, however many volumes share it, and a tree has at most four levels, so the walk ends whatever
 //! the pool holds.
 //!
-//! **Memory.** One byte for each block of the groups that hold something ([`Counts`](counts::Counts)), 256 MiB for 1 TiB in
+//! **Memory.** One byte for each block of the groups that hold something ([`Counts`]), 256 MiB for 1 TiB in
 //! use; a few words for each inner node (one for 256 MiB mapped) and for each block that more than 126 entries point at
 //! (which takes as many entries, so no more than one for each node); the volumes' records.
 

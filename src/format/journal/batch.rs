@@ -13,6 +13,7 @@ use crate::error::Check;
 use crate::format::checksum::seeded;
 use crate::format::layout::{at_most, raw_prefix, raw_struct, zero};
 use crate::format::little_endian::{U32, U64};
+use crate::format::superblock::COUNTER_MAX;
 use crate::units::{BLOCK_SIZE, Generation, Lsn, SECTOR_SIZE};
 
 /// Most blocks of a batch, 1 MiB.
@@ -213,7 +214,7 @@ fn decode_header(pool: &Uuid, raw: &RawBatchHeader) -> Result<BatchHeader, Check
     if first == 0 {
         return Err(Check::OutOfBounds { field: "first", value: 0 });
     }
-    if last < first {
+    if last < first || last > COUNTER_MAX {
         return Err(Check::OutOfBounds { field: "last", value: last });
     }
     let record_bytes = at_most(raw.record_bytes.get().into(), BATCH_RECORD_BYTES_MAX as u64, "record_bytes")? as usize;

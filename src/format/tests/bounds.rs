@@ -157,6 +157,11 @@ fn superblock_is_bounded() {
     assert_eq!(superblock_check(|_| {}), Ok(()));
     assert_out_of_bounds(superblock_check(|block| block.generation.0 = 0), "generation");
     assert_out_of_bounds(superblock_check(|block| block.clock.0 = 1 << 40), "clock");
+    // The next one must still be a number.
+    assert_eq!(superblock_check(|block| block.lsn.0 = 1 << 62), Ok(()));
+    assert_out_of_bounds(superblock_check(|block| block.generation.0 = u64::MAX), "generation");
+    assert_out_of_bounds(superblock_check(|block| block.lsn.0 = (1 << 62) + 1), "lsn");
+    assert_out_of_bounds(superblock_check(|block| block.next_carcass = u64::MAX), "next_carcass");
     assert_out_of_bounds(superblock_check(|block| block.geometry.pool_blocks = 1000), "pool_blocks");
     assert_out_of_bounds(superblock_check(|block| block.geometry.pool_blocks = u64::MAX), "pool_blocks");
     assert_out_of_bounds(superblock_check(|block| block.geometry.journal_blocks = 255), "journal_blocks");
@@ -184,8 +189,18 @@ fn carcass_is_bounded() {
         let (first, volume) = (VirtualBlock(1 << 16), VolumeId(4));
         let (created_at, cut) = (Clock(1), 1);
         let (account, counting) = (true, false);
-        let mut carcass =
-            Carcass { id: 1, entry, level: 1, first, cursor: 1 << 16, volume, created_at, account, counting, cut };
+        let mut carcass = Carcass {
+            id: 1,
+            entry,
+            level: 1,
+            first,
+            cursor: (1 << 16) - 1,
+            volume,
+            created_at,
+            account,
+            counting,
+            cut,
+        };
         change(&mut carcass);
         decode_carcasses(&*encode_carcasses(&[carcass]), POOL_BLOCKS)
     };
