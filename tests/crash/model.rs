@@ -436,11 +436,23 @@ impl Model {
         self.flights.values().filter(move |flight| flight.volume == volume && flight.blocks().contains(&block))
     }
 
-    /// Whether a block of `volume` may hold `found` after a crash.
-    pub fn allows(&self, volume: &Volume, number: u64, found: &Sectors, lost_power: bool) -> bool {
+    /// Whether a block of `volume`, of which `known` is known, may hold `found` after a crash.
+    pub fn allows(
+        &self,
+        volume: &Volume,
+        number: u64,
+        known: Option<&Block>,
+        found: &Sectors,
+        lost_power: bool,
+    ) -> bool {
         let nothing = Block::default();
-        let block = volume.blocks.get(&number).unwrap_or(&nothing);
-        let mut frame = if lost_power { block.base.clone() } else { block.latest().clone() };
+        let block = known.unwrap_or(&nothing);
+        let sure = if lost_power { &block.base } else { block.latest() };
+        // What follows only adds to what is allowed. Most blocks end here.
+        if sure.matches(found) {
+            return true;
+        }
+        let mut frame = sure.clone();
         if lost_power {
             for event in &block.events {
                 if event.in_place {
