@@ -33,7 +33,7 @@ pub(super) const CARCASS_TABLE: u64 = 1 << 62;
 /// Blocks written in one operation at most.
 const RUN_BLOCKS: usize = 64;
 /// Blocks gathered before they are written and requests get their turn: bounds both the memory for them and the delay.
-const BLOCKS_AT_A_TIME: usize = 256;
+pub(super) const BLOCKS_AT_A_TIME: usize = 256;
 /// Freed blocks handed back before requests get their turn.
 const FREED_AT_A_TIME: u64 = 8192;
 /// Operations under way at a time.
@@ -56,13 +56,13 @@ struct CarcassImage {
 }
 
 /// What a checkpoint knows of one group after applying the counts.
-struct GroupImage {
-    descriptor: GroupDescriptor,
+pub(super) struct GroupImage {
+    pub(super) descriptor: GroupDescriptor,
     free_blocks: u32,
 }
 
 /// Blocks to be written, by address: each is 4096 bytes.
-type Blocks = BTreeMap<PoolBlock, Rc<[u8]>>;
+pub(super) type Blocks = BTreeMap<PoolBlock, Rc<[u8]>>;
 
 impl<S: Storage> Pool<S> {
     /// Writes a checkpoint that begins after this call, and waits for its end.
@@ -243,6 +243,7 @@ impl<S: Storage> Pool<S> {
         let keys = inner.state.borrow().frozen.pages();
         let mut groups: BTreeMap<u64, GroupImage> = BTreeMap::new();
         let mut freed = Vec::new();
+        let mut freed_sealed: BTreeMap<PageKey, Vec<Run>> = BTreeMap::new();
         let mut blocks = Blocks::new();
         for key in keys {
             let (group, page) = key;
@@ -255,7 +256,11 @@ impl<S: Storage> Pool<S> {
                 let mut state = inner.state.borrow_mut();
                 let geometry = state.geometry;
                 let image = groups.entry(group).or_insert_with(|| state.group_image(group));
+                let before = freed.len();
                 let applied = state.apply_deltas(key, image, &mut freed)?;
+                if freed.len() > before && state.may_have_checksums(&image.descriptor) {
+                    freed_sealed.insert(key, freed[before..].to_vec());
+                }
                 let Some(reference) = image.descriptor.pages.get_mut(page as usize) else { continue };
                 let slot = state.next_slot(reference.present.then_some(reference.slot));
                 let bytes: Rc<[u8]> = Rc::from(&format::encode_counts(&applied)[..]);
@@ -270,6 +275,7 @@ impl<S: Storage> Pool<S> {
             }
         }
         self.write_blocks(blocks).await?;
+        self.write_checksums(&mut groups, freed_sealed).await?;
         Ok((groups, freed))
     }
 
@@ -507,6 +513,8 @@ impl State {
         debug_assert!(self.frozen.is_empty());
         self.begin_enlargement();
         self.frozen = std::mem::take(&mut self.deltas);
+        debug_assert!(self.frozen_checksums.is_empty());
+        self.frozen_checksums = std::mem::take(&mut self.checksums);
         let position = self.journal.position();
         let superblock = Superblock {
             uuid: self.uuid,
@@ -529,6 +537,8 @@ impl State {
             next_volume: self.next_volume,
             next_carcass: self.next_carcass,
             transaction_id: self.transaction_id,
+            verify_on_read: self.verify_on_read,
+            scrub: self.scrub,
             volume_count: self.volumes.len() as u64,
             used_blocks: 0,
             group_index: self.index_refs.clone(),
@@ -606,7 +616,7 @@ impl State {
     }
 
     /// A group as the last checkpoint has it.
-    fn group_image(&self, group: u64) -> GroupImage {
+    pub(super) fn group_image(&self, group: u64) -> GroupImage {
         let descriptor = self.descriptors.get(&group).cloned().unwrap_or_else(|| GroupDescriptor::new(group));
         GroupImage { descriptor, free_blocks: self.index_entry(group).free_blocks }
     }

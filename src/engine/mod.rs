@@ -12,6 +12,7 @@ mod cache;
 mod carcass;
 mod check;
 mod checkpoint;
+mod checksums;
 mod commit;
 mod control;
 mod counters;
@@ -35,6 +36,9 @@ mod pool;
 mod ranges;
 mod rebuild;
 mod repair;
+mod seal;
+#[cfg(test)]
+mod seal_tests;
 mod share;
 mod space;
 mod state;
@@ -43,6 +47,7 @@ mod tail;
 #[cfg(test)]
 mod tests;
 mod tree;
+mod verify;
 mod volume;
 mod write;
 
@@ -58,6 +63,7 @@ pub use pending_log::{PENDING_LOG_BYTES, PendingLog, PrivateLog};
 pub use pool::Pool;
 pub use rebuild::{SaveBlocks, SavedBlock};
 pub use repair::{LostRanges, RepairReport, repair_metadata};
+pub use seal::{DIGEST_STATE_ATTRIBUTE, Pace, SealReport};
 pub use share::{NewClone, NewSnapshot};
 pub use storage::{Memory, Storage};
 pub use volume::{Held, VolumeHandle};

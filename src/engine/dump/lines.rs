@@ -45,6 +45,8 @@ pub(super) struct PoolLine {
     pub(super) next_volume: u64,
     pub(super) next_carcass: u64,
     pub(super) transaction_id: u64,
+    #[serde(default)]
+    pub(super) verify_on_read: bool,
     pub(super) compatible: u64,
     pub(super) read_only_compatible: u64,
 }
