@@ -35,6 +35,8 @@ pub struct Met {
     pub batches: u64,
     pub shadowed: u64,
     pub punched: u64,
+    /// Sealed snapshots verified after a crash.
+    pub sealed: u64,
     pub heights: [u64; 4],
 }
 
@@ -99,6 +101,7 @@ impl Met {
             ("requests sent again to a successor", self.sent_again),
             ("blocks of the reserve used", self.reserve_used),
             ("blocks punched", self.punched),
+            ("sealed snapshots verified after a crash", self.sealed),
             ("replays", self.replays),
             ("takeovers of a pending log", self.takeovers),
             ("carcasses resumed", self.carcasses_resumed),
@@ -145,6 +148,7 @@ impl Met {
         self.batches += other.batches;
         self.shadowed += other.shadowed;
         self.punched += other.punched;
+        self.sealed += other.sealed;
         for (sum, more) in self.heights.iter_mut().zip(other.heights) {
             *sum += more;
         }

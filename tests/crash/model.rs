@@ -154,6 +154,8 @@ pub struct Volume {
     pub sector_size: u32,
     pub read_only: bool,
     pub origin: Option<Uuid>,
+    /// The digest with which it was sealed.
+    pub sealed: Option<[u8; 32]>,
     pub blocks: BTreeMap<u64, Block>,
     /// Snapshots of it being taken, and when the last one began or ended.
     pub snapshots: u32,
@@ -170,6 +172,7 @@ impl Volume {
             sector_size,
             read_only: false,
             origin: None,
+            sealed: None,
             blocks: BTreeMap::new(),
             snapshots: 0,
             shared_at: 0,
@@ -185,6 +188,7 @@ impl Volume {
             name,
             read_only,
             origin: Some(self.uuid),
+            sealed: None,
             blocks: blocks.collect(),
             snapshots: 0,
             shared_at: 0,

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::rc::Rc;
 
-use plywood::engine::{Memory, NewClone, NewSnapshot, NewVolume, Pool, VolumeInfo};
+use plywood::engine::{Memory, NewClone, NewSnapshot, NewVolume, Pace, Pool, VolumeInfo};
 use plywood::error::Error;
 use plywood::io::IoMemory;
 use uuid::Uuid;
@@ -149,7 +149,8 @@ impl World {
     /// Chooses one operation and starts it, if the choice fits the volumes there are.
     pub fn start_operation(&mut self) {
         let started = match self.random.u32(..1000) {
-            0..150 => self.start_read(),
+            0..135 => self.start_read(),
+            135..150 => self.start_seal(),
             150..560 => self.start_write(),
             560..640 => self.start_discard(),
             640..680 => self.start_zeroes(),
@@ -343,6 +344,24 @@ impl World {
         self.spawn(Vec::new(), false, async move {
             pool.commit().await.unwrap_or_else(|error| panic!("commit: {error}"));
             shared.model.borrow_mut().committed(since);
+        });
+        true
+    }
+
+    /// Nothing keeps others from deleting the snapshot meanwhile.
+    fn start_seal(&mut self) -> bool {
+        let Some(volume) = self.pick(false, |volume| volume.read_only && volume.sealed.is_none()) else { return false };
+        let (pool, shared) = (self.pool(), Rc::clone(&self.shared));
+        self.spawn(Vec::new(), false, async move {
+            match pool.seal(volume.id, Pace::Full).await {
+                Ok(report) => {
+                    if let Some(sealed) = shared.model.borrow_mut().volumes.get_mut(&volume.uuid) {
+                        sealed.sealed = Some(report.digest);
+                    }
+                }
+                Err(Error::NotFound(_) | Error::Busy(_) | Error::NoSpace(_)) => {}
+                Err(error) => panic!("sealing of {}: {error}", volume.name),
+            }
         });
         true
     }
