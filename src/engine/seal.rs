@@ -79,7 +79,7 @@ impl<S: Storage> Pool<S> {
     /// `InvalidInput` when it is no snapshot, `NotFound` also when it is deleted meanwhile, `Corrupt` when a block that has
     /// a checksum does not match it, `Io`.
     pub async fn seal(&self, snapshot: VolumeId, pace: Pace) -> Result<SealReport> {
-        let (root, size_bytes) = {
+        let (root, size_bytes, sealed) = {
             let state = self.inner.state.borrow();
             let volume = state.volume(snapshot)?;
             let record = &volume.record;
@@ -89,11 +89,13 @@ impl<S: Storage> Pool<S> {
             if volume.unready {
                 return Err(Error::Busy(format!("{} is being made", record.name)));
             }
-            if let (true, Some(digest)) = (record.flags.sealed, record.digest) {
-                return Ok(SealReport { digest, ..SealReport::default() });
-            }
-            (record.root, record.size_bytes)
+            (record.root, record.size_bytes, record.digest.filter(|_| record.flags.sealed))
         };
+        if let Some(digest) = sealed {
+            // Another call may have set that just now: it is not told before it is durable.
+            self.commit().await?;
+            return Ok(SealReport { digest, ..SealReport::default() });
+        }
         let (base, state) = self.seal_base(snapshot).await;
         let from = base.and_then(|base| {
             let state = self.inner.state.borrow();
