@@ -155,6 +155,8 @@ pub struct Volume {
     pub read_only: bool,
     pub origin: Option<Uuid>,
     pub blocks: BTreeMap<u64, Block>,
+    /// Its digest, once it is sealed.
+    pub digest: Option<[u8; 32]>,
     /// Snapshots of it being taken, and when the last one began or ended.
     pub snapshots: u32,
     pub shared_at: u64,
@@ -171,6 +173,7 @@ impl Volume {
             read_only: false,
             origin: None,
             blocks: BTreeMap::new(),
+            digest: None,
             snapshots: 0,
             shared_at: 0,
         }
@@ -186,6 +189,7 @@ impl Volume {
             read_only,
             origin: Some(self.uuid),
             blocks: blocks.collect(),
+            digest: None,
             snapshots: 0,
             shared_at: 0,
             ..*self

@@ -17,6 +17,7 @@ use crate::medium::{Left, Medium};
 use crate::met::Met;
 use crate::model::{BALLAST_BYTES, Block, Control, Hold, Model, Volume, rolled_back};
 use crate::request::{Request, carry_out};
+use crate::seals::verify_seals;
 use crate::task::Panicked;
 
 const BLOCK_BYTES: u64 = SECTOR * SECTORS;
@@ -83,11 +84,11 @@ pub fn run<T: 'static>(
 }
 
 /// Blocks that hold data, ascending.
-type Blocks = Vec<(u64, Sectors)>;
+pub type Blocks = Vec<(u64, Sectors)>;
 
 /// What was found in a pool.
 pub struct Observed {
-    volumes: BTreeMap<Uuid, (VolumeInfo, Blocks)>,
+    pub volumes: BTreeMap<Uuid, (VolumeInfo, Blocks)>,
 }
 
 /// Opens what a crash left and holds it against the model; now and then with another crash while it is being opened.
@@ -164,7 +165,10 @@ fn verify_once(
     accept(model, &observed, remains.lost_power)?;
     check(&executor, &pool)?;
     panicked.check()?;
-    if random.u32(..4) == 0 {
+    if random.u32(..12) == 0 {
+        verify_seals(&executor, &pool, &medium, &observed, random, met)?;
+        panicked.check()?;
+    } else if random.u32(..4) == 0 {
         // What was seen once stays, over an orderly end too.
         let closing = pool.clone();
         run(&executor, || Some(pool.clone()), async move { closing.close().await })
@@ -382,6 +386,9 @@ fn fits(
     if expected != found {
         return Err(format!("{found:?} is there, expected {expected:?}"));
     }
+    if volume.digest.is_some() && (volume.digest != info.digest || !info.sealed) {
+        return Err(format!("{} was sealed, and is not any more", volume.name));
+    }
     for (number, known, found) in beside(&volume.blocks, blocks) {
         let found = found.copied().unwrap_or_default();
         if !model.allows(volume, number, known, &found, lost_power) {
@@ -422,7 +429,7 @@ fn settle(model: &Model, volume: Volume, info: &VolumeInfo, found: &Blocks) -> V
         };
         blocks.insert(number, Block::settled(sectors.copied().unwrap_or_default(), hold));
     }
-    Volume { id: info.id, blocks, ..volume.quiet() }
+    Volume { id: info.id, blocks, digest: info.digest, ..volume.quiet() }
 }
 
 /// What a successor's log must be after the loss of power.
