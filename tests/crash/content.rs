@@ -23,6 +23,26 @@ pub fn fill(value: Value, first: u64, count: u64) -> Vec<u8> {
     bytes
 }
 
+/// The content of block `number` with these sectors.
+pub fn fill_block(sectors: &Sectors, number: u64) -> [u8; (SECTOR * SECTORS) as usize] {
+    let mut bytes = [0; (SECTOR * SECTORS) as usize];
+    for (at, value) in sectors.iter().enumerate().filter(|(_, value)| **value != 0) {
+        let at_bytes = at * SECTOR as usize;
+        bytes[at_bytes..at_bytes + SECTOR as usize].copy_from_slice(&fill(*value, number * SECTORS + at as u64, 1));
+    }
+    bytes
+}
+
+/// Whether a block of the pool holds data for certain: a sector that some operation wrote.
+pub fn is_data(bytes: &[u8]) -> bool {
+    const OPERATIONS_MAX: u64 = 1 << 32;
+    bytes.chunks_exact(SECTOR as usize).zip(0..).any(|(sector, at)| {
+        let word = |at: usize| sector[at..at + 8].iter().rev().fold(0, |word, byte| word << 8 | u64::from(*byte));
+        let (value, number) = (word(0), word(8));
+        value != 0 && value < OPERATIONS_MAX && number % SECTORS == at && sector[16..] == sector[..sector.len() - 16]
+    })
+}
+
 /// Who wrote this sector.
 pub fn parse(bytes: &[u8], sector: u64) -> Result<Value, String> {
     // Each 16 bytes equal those before them: one comparison, since this is done to all that is read of every state.

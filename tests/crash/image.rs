@@ -67,6 +67,21 @@ impl Image {
     }
 }
 
+impl Image {
+    /// Changes all blocks that are `wanted`.
+    pub fn change(&mut self, wanted: impl Fn(&[u8]) -> bool, mut change: impl FnMut(&mut [u8])) {
+        for chunk in self.chunks.iter_mut().flatten() {
+            for index in 0..CHUNK {
+                if chunk[index].as_ref().is_some_and(|bytes| wanted(&bytes[..]))
+                    && let Some(bytes) = &mut Rc::make_mut(chunk)[index]
+                {
+                    change(&mut Rc::make_mut(bytes)[..]);
+                }
+            }
+        }
+    }
+}
+
 fn is_zero(bytes: &[u8]) -> bool {
     bytes[0] == 0 && bytes[1..] == bytes[..bytes.len() - 1]
 }

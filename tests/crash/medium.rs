@@ -20,7 +20,7 @@ use plywood::engine::{Memory, Storage};
 use plywood::io::IoMemory;
 
 use crate::action::{Action, Cached, Call, Content, Fault, sectors};
-use crate::content::SECTOR;
+use crate::content::{SECTOR, is_data};
 use crate::image::{BLOCK, Image, parts};
 
 struct Operation {
@@ -260,6 +260,11 @@ impl Medium {
             change.write(&mut image);
         }
         image.into()
+    }
+
+    /// A bit flips in every block that holds data.
+    pub fn damage_data(&self, random: &mut Rng) {
+        self.state.borrow_mut().current.change(is_data, |bytes| bytes[random.usize(..BLOCK)] ^= 1 << random.u32(..8));
     }
 
     /// What is in flight, for a message.

@@ -17,6 +17,7 @@ use crate::medium::{Left, Medium};
 use crate::met::Met;
 use crate::model::{BALLAST_BYTES, Block, Control, Hold, Model, Volume, rolled_back};
 use crate::request::{Request, carry_out};
+use crate::seals::verify_seals;
 use crate::task::Panicked;
 
 const BLOCK_BYTES: u64 = SECTOR * SECTORS;
@@ -83,11 +84,11 @@ pub fn run<T: 'static>(
 }
 
 /// Blocks that hold data, ascending.
-type Blocks = Vec<(u64, Sectors)>;
+pub type Blocks = Vec<(u64, Sectors)>;
 
 /// What was found in a pool.
 pub struct Observed {
-    volumes: BTreeMap<Uuid, (VolumeInfo, Blocks)>,
+    pub volumes: BTreeMap<Uuid, (VolumeInfo, Blocks)>,
 }
 
 /// Opens what a crash left and holds it against the model; now and then with another crash while it is being opened.
@@ -162,10 +163,13 @@ fn verify_once(
     }
     let observed = observe(&executor, &pool)?;
     accept(model, &observed, remains.lost_power)?;
-    verify_sealed(&executor, &pool, met)?;
+    verify_sealed(&executor, &pool)?;
     check(&executor, &pool)?;
     panicked.check()?;
-    if random.u32(..4) == 0 {
+    if random.u32(..12) == 0 {
+        verify_seals(&executor, &pool, &medium, &observed, random, met)?;
+        panicked.check()?;
+    } else if random.u32(..4) == 0 {
         // What was seen once stays, over an orderly end too.
         let closing = pool.clone();
         run(&executor, || Some(pool.clone()), async move { closing.close().await })
@@ -236,10 +240,9 @@ pub fn check(executor: &LocalExecutor<'static>, pool: &Pool<Medium>) -> Result<(
 }
 
 /// Holds every sealed snapshot against its checksums and its digest.
-fn verify_sealed(executor: &LocalExecutor<'static>, pool: &Pool<Medium>, met: &mut Met) -> Result<(), String> {
+fn verify_sealed(executor: &LocalExecutor<'static>, pool: &Pool<Medium>) -> Result<(), String> {
     let verified = pool.clone();
     let sealed: Vec<VolumeInfo> = pool.volumes().into_iter().filter(|info| info.sealed).collect();
-    met.sealed += sealed.len() as u64;
     run(executor, || Some(pool.clone()), async move {
         for info in sealed {
             verified.verify_sealed(info.id).await.map_err(|error| format!("{}: {error}", info.name))?;
@@ -325,14 +328,15 @@ fn accept<'a>(model: &'a Model, observed: &'a Observed, lost_power: bool) -> Res
             return Err(format!("{} is gone", volume.name));
         };
         let mut wrong = Vec::new();
-        let accepted =
-            candidates(model, volume).find_map(|candidate| match fits(model, &candidate, info, blocks, lost_power) {
+        let accepted = candidates(model, volume).find_map(|candidate| {
+            match fits(model, &candidate, info, blocks, lost_power) {
                 Ok(()) => Some(candidate),
                 Err(error) => {
                     wrong.push(error);
                     None
                 }
-            });
+            }
+        });
         let Some(accepted) = accepted else { return Err(wrong.join("; or: ")) };
         all.push((accepted, info, blocks));
     }
@@ -384,14 +388,20 @@ fn being_made(model: &Model, uuid: Uuid) -> Option<Volume> {
     })
 }
 
-fn fits(model: &Model, volume: &Volume, info: &VolumeInfo, blocks: &Blocks, lost_power: bool) -> Result<(), String> {
+fn fits(
+    model: &Model,
+    volume: &Volume,
+    info: &VolumeInfo,
+    blocks: &Blocks,
+    lost_power: bool,
+) -> Result<(), String> {
     let expected = (&volume.name, volume.size_bytes, volume.sector_size, volume.read_only);
     let found = (&info.name, info.size_bytes, info.sector_size, info.read_only);
     if expected != found {
         return Err(format!("{found:?} is there, expected {expected:?}"));
     }
-    if volume.sealed.is_some() && volume.sealed != info.digest {
-        return Err(format!("{} was sealed and is not so any more", volume.name));
+    if volume.digest.is_some() && (volume.digest != info.digest || !info.sealed) {
+        return Err(format!("{} was sealed, and is not any more", volume.name));
     }
     for (number, known, found) in beside(&volume.blocks, blocks) {
         let found = found.copied().unwrap_or_default();
@@ -433,7 +443,7 @@ fn settle(model: &Model, volume: Volume, info: &VolumeInfo, found: &Blocks) -> V
         };
         blocks.insert(number, Block::settled(sectors.copied().unwrap_or_default(), hold));
     }
-    Volume { id: info.id, blocks, sealed: info.digest, ..volume.quiet() }
+    Volume { id: info.id, blocks, digest: info.digest, ..volume.quiet() }
 }
 
 /// What a successor's log must be after the loss of power.
