@@ -328,15 +328,14 @@ fn accept<'a>(model: &'a Model, observed: &'a Observed, lost_power: bool) -> Res
             return Err(format!("{} is gone", volume.name));
         };
         let mut wrong = Vec::new();
-        let accepted = candidates(model, volume).find_map(|candidate| {
-            match fits(model, &candidate, info, blocks, lost_power) {
+        let accepted =
+            candidates(model, volume).find_map(|candidate| match fits(model, &candidate, info, blocks, lost_power) {
                 Ok(()) => Some(candidate),
                 Err(error) => {
                     wrong.push(error);
                     None
                 }
-            }
-        });
+            });
         let Some(accepted) = accepted else { return Err(wrong.join("; or: ")) };
         all.push((accepted, info, blocks));
     }
@@ -388,13 +387,7 @@ fn being_made(model: &Model, uuid: Uuid) -> Option<Volume> {
     })
 }
 
-fn fits(
-    model: &Model,
-    volume: &Volume,
-    info: &VolumeInfo,
-    blocks: &Blocks,
-    lost_power: bool,
-) -> Result<(), String> {
+fn fits(model: &Model, volume: &Volume, info: &VolumeInfo, blocks: &Blocks, lost_power: bool) -> Result<(), String> {
     let expected = (&volume.name, volume.size_bytes, volume.sector_size, volume.read_only);
     let found = (&info.name, info.size_bytes, info.sector_size, info.read_only);
     if expected != found {
