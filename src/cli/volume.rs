@@ -24,6 +24,9 @@ pub enum VolumeCommand {
         /// Most bytes of its own; none without this option
         #[arg(long, value_parser = size::parse, value_name = "SIZE")]
         quota: Option<u64>,
+        /// What writes do that need a block when the pool has none
+        #[arg(long, value_enum, default_value_t = OnFull::Error, value_name = "WHAT")]
+        on_full: OnFull,
     },
     /// List volumes and clones, with snapshots on demand
     List {
@@ -66,6 +69,13 @@ pub enum VolumeCommand {
         #[arg(long, short)]
         yes: bool,
     },
+    /// Set what writes do that need a block when the pool has none
+    OnFull {
+        /// The volume
+        name: Name,
+        /// What they do
+        what: OnFull,
+    },
     /// Verify sealed blocks on every read: damage gives an error, never data
     VerifyOnRead {
         /// Volume or snapshot
@@ -84,6 +94,15 @@ pub enum VolumeCommand {
     },
 }
 
+/// What writes do that need a block when the pool has none.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+pub enum OnFull {
+    /// Fail at once
+    Error,
+    /// Wait for space, a minute at most
+    Wait,
+}
+
 /// Does a volume command.
 ///
 /// # Errors
@@ -91,14 +110,20 @@ pub enum VolumeCommand {
 pub fn run(context: &Context, command: VolumeCommand) -> Result<()> {
     let client = context.client()?;
     let volume = match command {
-        VolumeCommand::Create { name, size, sector_size, quota } => client.for_volume(Command::VolumeCreate {
-            uuid: uuid::Uuid::new_v4(),
-            name: name.text()?,
-            size_bytes: size,
-            sector_size,
-            quota_bytes: quota.unwrap_or(0),
-            attributes: Default::default(),
-        })?,
+        VolumeCommand::Create { name, size, sector_size, quota, on_full } => {
+            let created = client.for_volume(Command::VolumeCreate {
+                uuid: uuid::Uuid::new_v4(),
+                name: name.text()?,
+                size_bytes: size,
+                sector_size,
+                quota_bytes: quota.unwrap_or(0),
+                attributes: Default::default(),
+            })?;
+            match on_full {
+                OnFull::Error => created,
+                OnFull::Wait => client.for_volume(Command::VolumeOnFull { name: created.name, wait: true })?,
+            }
+        }
         VolumeCommand::List { all } => {
             let volumes = client.volumes()?;
             return list(context, volumes.into_iter().filter(|volume| all || !volume.snapshot).collect());
@@ -133,6 +158,9 @@ pub fn run(context: &Context, command: VolumeCommand) -> Result<()> {
             }
             return Ok(());
         }
+        VolumeCommand::OnFull { name, what } => {
+            client.for_volume(Command::VolumeOnFull { name: name.text()?, wait: what == OnFull::Wait })?
+        }
         VolumeCommand::VerifyOnRead { name, off } => {
             client.for_volume(Command::VolumeVerify { name: name.text()?, on: !off })?
         }
@@ -158,6 +186,9 @@ pub(super) fn changed(context: &Context, volume: &Volume) -> Result<()> {
     }
     if volume.protected {
         notes.push("protected".into());
+    }
+    if volume.waits_when_full {
+        notes.push("waits when the pool is full".into());
     }
     if let Some(digest) = &volume.digest {
         notes.push(format!("sealed, digest {digest}"));
@@ -224,6 +255,7 @@ pub(super) fn show(context: &Context, volume: &Volume) -> Result<()> {
         ("own", size::echo(volume.own_bytes)),
         ("mapped", size::echo(volume.mapped_bytes)),
         ("quota", quota),
+        ("when full", if volume.waits_when_full { "writes wait" } else { "writes fail" }.into()),
         ("origin", origin),
         ("depth", volume.depth.to_string()),
         ("protected", yes_or_no(volume.protected)),

@@ -122,6 +122,11 @@ pub async fn execute<S: Medium>(control: &Control<S>, command: Command) -> Resul
             pool.seal(snapshot.id, Pace::Full).await?;
             Ok(control.reply(pool.volume_by_id(snapshot.id)?))
         }
+        Command::VolumeOnFull { name, wait } => {
+            let volume = control.find(&name)?;
+            pool.set_on_full(volume.id, wait).await?;
+            Ok(control.reply(pool.volume_by_id(volume.id)?))
+        }
         Command::VolumeQuota { name, quota_bytes } => {
             let volume = control.find(&name)?;
             pool.set_quota(volume.id, quota_bytes).await?;
@@ -206,6 +211,7 @@ impl<S: Medium> Control<S> {
             sealed: volume.sealed,
             digest: volume.digest.map(hex::encode),
             verify_on_read: volume.verify_on_read,
+            waits_when_full: volume.waits_when_full,
             origin,
             origin_uuid,
             depth: volume.depth,

@@ -179,6 +179,13 @@ pub enum Command {
         /// Whether to.
         on: bool,
     },
+    /// What writes do when the pool is full. Answer: [`Reply::Volume`].
+    VolumeOnFull {
+        /// The volume.
+        name: String,
+        /// They wait for space; else they fail at once.
+        wait: bool,
+    },
     /// Answer: [`Reply::Volume`].
     VolumeQuota {
         /// The volume.
@@ -306,6 +313,7 @@ impl Command {
             Self::VolumeDelete { name } => pair("volume delete", name),
             Self::VolumeProtect { name, .. } => pair("volume protect", name),
             Self::VolumeVerify { name, .. } => pair("volume verify-on-read", name),
+            Self::VolumeOnFull { name, .. } => pair("volume on-full", name),
             Self::VolumeQuota { name, .. } => pair("volume quota", name),
             Self::SnapshotSeal { name } => pair("snapshot seal", name),
             Self::SnapshotCreate { volume, name, .. } => format!("snapshot create {volume} {name}"),
@@ -425,6 +433,9 @@ pub struct Volume {
     /// BLAKE3 over its content in hexadecimal, of a sealed snapshot.
     #[serde(default)]
     pub digest: Option<String>,
+    /// Whether its writes wait for space when the pool is full; else they fail at once.
+    #[serde(default)]
+    pub waits_when_full: bool,
     /// Whether sealed blocks are verified when they are read through it.
     #[serde(default)]
     pub verify_on_read: bool,

@@ -6,6 +6,7 @@ use super::Storage;
 use super::pool::Pool;
 use super::state::State;
 use crate::error::{Error, Result};
+use crate::format::OnFull;
 use crate::units::{BLOCK_BYTES, Clock, Generation, Lsn, VolumeId};
 
 /// A volume, snapshot or clone.
@@ -43,6 +44,8 @@ pub struct VolumeInfo {
     pub quota_bytes: u64,
     /// Time of creation in nanoseconds since 1970.
     pub created: u64,
+    /// Writes wait when the pool is full; else they fail at once.
+    pub waits_when_full: bool,
     /// It is in use.
     pub open: bool,
     /// Own and mapped bytes are exact: nothing that was cut out of it still waits to be counted.
@@ -193,6 +196,7 @@ impl State {
             mapped_bytes: record.mapped_blocks * BLOCK_BYTES,
             quota_bytes: record.quota_bytes,
             created: record.created_time,
+            waits_when_full: record.on_full == OnFull::Wait,
             open: volume.open > 0,
             settled: !self.carcasses.values().any(|waiting| waiting.carcass.account),
         })

@@ -32,6 +32,9 @@ mod journal;
 mod open;
 #[cfg(test)]
 mod open_tests;
+mod patience;
+#[cfg(test)]
+mod patience_tests;
 mod pending_log;
 mod pool;
 mod ranges;

@@ -8,6 +8,7 @@ use rustc_hash::FxHashMap;
 
 use super::bounds;
 use super::epoch::EpochId;
+use super::patience::Patience;
 use super::space::PageKey;
 use super::state::{Need, State, Try};
 use super::{Activity, Counters, Memory, Storage};
@@ -62,6 +63,7 @@ pub(super) struct Inner<S: Storage> {
     pub(super) ticks: Cell<u64>,
     pub(super) stopped: Cell<bool>,
     pub(super) open_handles: Cell<u64>,
+    pub(super) patience: Patience,
     /// What sealing in the background may read a tick; 0 for nothing.
     pub(super) seal_bytes_per_tick: Cell<u64>,
     /// No checkpoint after that of this number begins for now.
@@ -121,6 +123,7 @@ impl<S: Storage> Pool<S> {
                 ticks: Cell::new(0),
                 stopped: Cell::new(false),
                 open_handles: Cell::new(0),
+                patience: Patience::default(),
                 seal_bytes_per_tick: Cell::new(0),
                 last_checkpoint: Cell::new(None),
             }),

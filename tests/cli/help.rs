@@ -5,7 +5,7 @@ use std::path::PathBuf;
 
 use crate::scratch::Scratch;
 
-const COMMANDS: [&str; 47] = [
+const COMMANDS: [&str; 48] = [
     "",
     "pool",
     "pool create",
@@ -24,6 +24,7 @@ const COMMANDS: [&str; 47] = [
     "volume rename",
     "volume resize",
     "volume delete",
+    "volume on-full",
     "volume verify-on-read",
     "volume protect",
     "snapshot",

@@ -4,7 +4,7 @@ use serde_json::Value;
 
 use crate::scratch::Scratch;
 
-const VOLUME: [&str; 19] = [
+const VOLUME: [&str; 20] = [
     "created_ns",
     "depth",
     "device",
@@ -24,6 +24,7 @@ const VOLUME: [&str; 19] = [
     "snapshot",
     "uuid",
     "verify_on_read",
+    "waits_when_full",
 ];
 
 const POOL: [&str; 25] = [
