@@ -9,7 +9,7 @@ use clap::Args;
 
 use super::output::{self, Working};
 use super::{Context, size};
-use crate::daemon::protocol::Check;
+use crate::daemon::protocol::{Check, Fault};
 use crate::daemon::{RepairTo, check_pool, dump_pool, repair_pool, restore_pool, undo_repair};
 use crate::engine::{DumpReport, LostRanges, Progress, RepairReport, RestoreReport, Touched, TouchedRange};
 use crate::error::Error;
@@ -205,13 +205,7 @@ fn report(context: &Context, check: &Check) -> Result<()> {
         output::json("check", check)?;
     } else {
         for fault in &check.faults {
-            output::line(&fault.message)?;
-            for touched in &fault.touches {
-                output::line(&format!("    touches {}", touched_words(touched)))?;
-            }
-            if fault.touches_more {
-                output::line("    touches more than is listed")?;
-            }
+            tell_fault(fault)?;
         }
         let Check { used_blocks, nodes, volumes, fault_count, unaccounted_blocks, journal_records, .. } = check;
         if *journal_records > 0 {
@@ -223,6 +217,18 @@ fn report(context: &Context, check: &Check) -> Result<()> {
         output::line(&format!("{volumes} volumes, {nodes} nodes, {used_blocks} blocks in use: {fault_count} faults"))?;
     }
     if check.fault_count == 0 { Ok(()) } else { bail!("pool has {} faults", check.fault_count) }
+}
+
+/// Prints a fault and what it touches.
+pub(super) fn tell_fault(fault: &Fault) -> Result<()> {
+    output::line(&fault.message)?;
+    for touched in &fault.touches {
+        output::line(&format!("    touches {}", touched_words(touched)))?;
+    }
+    if fault.touches_more {
+        output::line("    touches more than is listed")?;
+    }
+    Ok(())
 }
 
 /// A volume and what of it is touched.

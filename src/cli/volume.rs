@@ -1,4 +1,4 @@
-//! `plywood volume`: create, list, info, rename, resize, delete, protect.
+//! `plywood volume`: create, list, info, rename, resize, delete, protect, verify-on-read.
 
 use anyhow::Result;
 use clap::Subcommand;
@@ -66,6 +66,14 @@ pub enum VolumeCommand {
         #[arg(long, short)]
         yes: bool,
     },
+    /// Verify sealed blocks on every read: damage gives an error, never data
+    VerifyOnRead {
+        /// Volume or snapshot
+        name: Name,
+        /// No longer
+        #[arg(long)]
+        off: bool,
+    },
     /// Refuse to delete a volume or snapshot from now on
     Protect {
         /// Volume or snapshot
@@ -125,6 +133,9 @@ pub fn run(context: &Context, command: VolumeCommand) -> Result<()> {
             }
             return Ok(());
         }
+        VolumeCommand::VerifyOnRead { name, off } => {
+            client.for_volume(Command::VolumeVerify { name: name.text()?, on: !off })?
+        }
         VolumeCommand::Protect { name, off } => {
             client.for_volume(Command::VolumeProtect { name: name.text()?, protected: !off })?
         }
@@ -148,6 +159,12 @@ pub(super) fn changed(context: &Context, volume: &Volume) -> Result<()> {
     if volume.protected {
         notes.push("protected".into());
     }
+    if let Some(digest) = &volume.digest {
+        notes.push(format!("sealed, digest {digest}"));
+    }
+    if volume.verify_on_read {
+        notes.push("verified on read".into());
+    }
     Ok(output::line(&format!("{what} {}: {}", volume.name, notes.join(", ")))?)
 }
 
@@ -161,20 +178,29 @@ pub(super) fn list(context: &Context, volumes: Vec<Volume>) -> Result<()> {
         return Ok(output::json("volumes", &volumes)?);
     }
     let rows = volumes.into_iter().map(|volume| {
-        let kind = kind(&volume).to_owned();
+        let (kind, origin) = (kind(&volume).to_owned(), origin(&volume));
         vec![
             volume.name,
             kind,
             size::show(volume.size_bytes),
             size::show(volume.own_bytes),
             size::show(volume.mapped_bytes),
-            volume.origin.unwrap_or_else(|| if volume.origin_uuid.is_some() { "(deleted)".into() } else { "-".into() }),
+            origin,
             created(volume.created_ns, "%Y-%m-%d %H:%M"),
             volume.device.map_or_else(|| "-".into(), |device| device.display().to_string()),
         ]
     });
     let headings = ["NAME", "KIND", "VIRTUAL", "OWN", "MAPPED", "ORIGIN", "CREATED", "DEVICE"];
     Ok(output::table(&headings, &["VIRTUAL", "OWN", "MAPPED"], rows.collect())?)
+}
+
+/// The origin, for a table.
+pub(super) fn origin(volume: &Volume) -> String {
+    match (&volume.origin, &volume.origin_uuid) {
+        (Some(name), _) => name.clone(),
+        (None, Some(_)) => "(deleted)".into(),
+        (None, None) => "-".into(),
+    }
 }
 
 pub(super) fn show(context: &Context, volume: &Volume) -> Result<()> {
@@ -201,6 +227,9 @@ pub(super) fn show(context: &Context, volume: &Volume) -> Result<()> {
         ("origin", origin),
         ("depth", volume.depth.to_string()),
         ("protected", yes_or_no(volume.protected)),
+        ("sealed", yes_or_no(volume.sealed)),
+        ("digest", volume.digest.clone().unwrap_or_else(|| "none".into())),
+        ("verify on read", yes_or_no(volume.verify_on_read)),
         ("created", created(volume.created_ns, "%Y-%m-%d %H:%M:%S %Z")),
         ("in use", yes_or_no(volume.open)),
         ("device", volume.device.as_ref().map_or_else(|| "none".into(), |device| device.display().to_string())),
@@ -215,7 +244,7 @@ fn kind(volume: &Volume) -> &'static str {
     }
 }
 
-fn created(created_ns: u64, format: &str) -> String {
+pub(super) fn created(created_ns: u64, format: &str) -> String {
     match Timestamp::from_nanosecond(i128::from(created_ns)) {
         Ok(instant) if created_ns > 0 => instant.to_zoned(TimeZone::system()).strftime(format).to_string(),
         _ => "-".into(),

@@ -27,7 +27,7 @@ impl<S: Storage> Pool<S> {
         let (pending, checkpointable, freeing) = {
             let state = inner.state.borrow();
             let journal = &state.journal;
-            let changed = journal.used() > 0 || state.cache.dirty() > 0;
+            let changed = journal.used() > 0 || state.cache.dirty() > 0 || state.scrub != state.scrub_saved;
             (journal.durable() < journal.last(), changed, state.counters.leaves_eaten > state.eaten_in_image)
         };
         if pending {

@@ -19,7 +19,7 @@ use super::pool::Pool;
 use super::space::{PageKey, Run};
 use super::state::{Need, State, Try};
 use crate::canary::{Canary, is_broken};
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::format::{
     self, CHECKSUM_PAGES_PER_GROUP, COUNTS_PER_PAGE, GroupDescriptor, PAGES_PER_GROUP, PageRef, Place,
 };
@@ -187,11 +187,12 @@ impl<S: Storage> Pool<S> {
                 continue;
             }
             self.load(key(group, page)).await?;
-            let mut state = self.inner.state.borrow_mut();
-            state.apply_checksums((group, page), runs);
-            state.put_checksum_page(groups, group, page, &mut blocks);
+            {
+                let mut state = self.inner.state.borrow_mut();
+                state.apply_checksums((group, page), runs);
+                state.put_checksum_page(groups, group, page, &mut blocks);
+            }
             has_one_changed.insert(group);
-            drop(state);
             if blocks.len() >= BLOCKS_AT_A_TIME {
                 self.write_blocks(std::mem::take(&mut blocks)).await?;
                 yield_now().await;
@@ -201,6 +202,20 @@ impl<S: Storage> Pool<S> {
             self.inner.state.borrow_mut().put_checksum_page(groups, group, HAS_ONE, &mut blocks);
         }
         self.write_blocks(blocks).await
+    }
+
+    /// The next blocks at or after `at`, at most `most` and all of one group, that a checkpoint knows the checksum of.
+    pub(super) async fn blocks_with_checksum(&self, at: PoolBlock, most: usize) -> Result<(u64, Vec<PoolBlock>)> {
+        let place = self.inner.state.borrow().geometry.group_of(at);
+        let (group, from) = place.ok_or_else(|| Error::InvalidInput(format!("block {at} is in no group")))?;
+        self.load(key(group, HAS_ONE)).await?;
+        let state = self.inner.state.borrow();
+        let start = state.geometry.group_start(group);
+        let blocks = from as usize..state.geometry.group_blocks(group) as usize;
+        // Not waited since it was read; where it is gone all the same, the next step finds it.
+        let has_one = state.pages.get(&key(group, HAS_ONE));
+        let found = blocks.filter(|block| has_one.is_some_and(|page| has_bit(page, *block)));
+        Ok((group, found.take(most).map(|block| start.plus(block as u64)).collect()))
     }
 
     async fn load(&self, page: PageKey) -> Result<()> {

@@ -10,6 +10,7 @@ mod background;
 mod bounds;
 mod cache;
 mod carcass;
+mod carcass_table;
 mod check;
 mod checkpoint;
 mod checksums;
@@ -36,6 +37,9 @@ mod pool;
 mod ranges;
 mod rebuild;
 mod repair;
+mod scrub;
+#[cfg(test)]
+mod scrub_tests;
 mod seal;
 #[cfg(test)]
 mod seal_tests;
@@ -63,6 +67,7 @@ pub use pending_log::{PENDING_LOG_BYTES, PendingLog, PrivateLog};
 pub use pool::Pool;
 pub use rebuild::{SaveBlocks, SavedBlock};
 pub use repair::{LostRanges, RepairReport, repair_metadata};
+pub use scrub::{ScrubbedData, ScrubbedMetadata};
 pub use seal::{DIGEST_STATE_ATTRIBUTE, Pace, SealReport};
 pub use share::{NewClone, NewSnapshot};
 pub use storage::{Memory, Storage};

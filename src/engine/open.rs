@@ -10,8 +10,8 @@ use rustc_hash::FxHashMap;
 
 use super::bounds;
 use super::cache::NodeCache;
+use super::carcass_table::CARCASS_TABLE;
 use super::check::Pinned;
-use super::checkpoint::CARCASS_TABLE;
 use super::checksums::NewChecksums;
 use super::epoch::Epochs;
 use super::journal::{Journal, JournalPosition};
@@ -415,6 +415,7 @@ fn new_state(superblock: &Superblock, slot: Slot, log: Box<dyn PendingLog>, opti
         transaction_id: superblock.transaction_id,
         verify_on_read: superblock.verify_on_read,
         scrub: superblock.scrub,
+        scrub_saved: superblock.scrub,
         table: superblock.volume_table,
         volumes: BTreeMap::new(),
         dirty_volumes: 0,

@@ -53,6 +53,8 @@ pub enum Pace {
 /// One sealing under way.
 struct Sealing {
     snapshot: VolumeId,
+    /// It is sealed, and held against what it was sealed with: every block must have a checksum.
+    verifies: bool,
     /// The relative from which it starts.
     base: Option<VolumeId>,
     size_bytes: u64,
@@ -79,7 +81,7 @@ impl<S: Storage> Pool<S> {
     /// `InvalidInput` when it is no snapshot, `NotFound` also when it is deleted meanwhile, `Corrupt` when a block that has
     /// a checksum does not match it, `Io`.
     pub async fn seal(&self, snapshot: VolumeId, pace: Pace) -> Result<SealReport> {
-        let (root, size_bytes, sealed) = {
+        let (root, size_bytes, sealed, last) = {
             let state = self.inner.state.borrow();
             let volume = state.volume(snapshot)?;
             let record = &volume.record;
@@ -89,11 +91,11 @@ impl<S: Storage> Pool<S> {
             if volume.unready {
                 return Err(Error::Busy(format!("{} is being made", record.name)));
             }
-            (record.root, record.size_bytes, record.digest.filter(|_| record.flags.sealed))
+            (record.root, record.size_bytes, record.digest.filter(|_| record.flags.sealed), volume.last)
         };
         if let Some(digest) = sealed {
-            // Another call may have set that just now: it is not told before it is durable.
-            self.commit().await?;
+            // By a call, perhaps, whose change is not durable yet.
+            self.flush_through(last).await?;
             return Ok(SealReport { digest, ..SealReport::default() });
         }
         let (base, state) = self.seal_base(snapshot).await;
@@ -104,13 +106,37 @@ impl<S: Storage> Pool<S> {
         let pair = Pair::of(from.map(|(root, _)| root), root);
         let base_size_bytes = from.map_or(0, |(_, size)| size);
         let report = SealReport::default();
-        let mut sealing = Sealing { snapshot, base, size_bytes, base_size_bytes, state, report };
+        let mut sealing = Sealing { snapshot, verifies: false, base, size_bytes, base_size_bytes, state, report };
         self.seal_tree(&mut sealing, pair, pace).await?;
         if !is_broken(Canary::SealedTooEarly) {
             self.checkpoint().await?;
         }
         sealing.report.digest = sealing.state.digest(size_bytes);
         self.call_sealed(&sealing).await?;
+        Ok(sealing.report)
+    }
+
+    /// Reads a sealed snapshot as a whole, and holds its blocks against their checksums and all of it against its digest.
+    ///
+    /// # Errors
+    /// `InvalidInput` when it is not sealed, `Corrupt`, `NotFound` also when it is deleted meanwhile, `Io`.
+    pub async fn verify_sealed(&self, snapshot: VolumeId) -> Result<SealReport> {
+        let (root, size_bytes, digest) = {
+            let state = self.inner.state.borrow();
+            let record = &state.volume(snapshot)?.record;
+            let digest = record.digest.filter(|_| record.flags.sealed);
+            let digest = digest.ok_or_else(|| Error::InvalidInput(format!("{} is not sealed", record.name)))?;
+            (record.root, record.size_bytes, digest)
+        };
+        let (state, report) = (DigestState::default(), SealReport::default());
+        let mut sealing =
+            Sealing { snapshot, verifies: true, base: None, size_bytes, base_size_bytes: 0, state, report };
+        self.seal_tree(&mut sealing, Pair::of(None, root), Pace::Full).await?;
+        sealing.report.digest = sealing.state.digest(size_bytes);
+        if sealing.report.digest != digest {
+            let check = Check::Inconsistent("the content is not that of the digest");
+            return Err(Corrupt { structure: Structure::Data, address: root.entry.address, check }.into());
+        }
         Ok(sealing.report)
     }
 
@@ -186,6 +212,10 @@ impl<S: Storage> Pool<S> {
                     Some(expected) if expected != checksum => {
                         let check = Check::Checksum { expected, found: checksum };
                         return Err(Corrupt { structure: Structure::Data, address: wanted.at, check }.into());
+                    }
+                    None if sealing.verifies => {
+                        let check = Check::Inconsistent("a block of a sealed snapshot has no checksum");
+                        return Err(Corrupt { structure: Structure::ChecksumPage, address: wanted.at, check }.into());
                     }
                     None if wanted.is_new => found.push((wanted.at, checksum)),
                     _ => {}

@@ -220,3 +220,36 @@ fn snapshots_are_sealed_in_the_background_when_they_have_lasted() {
         assert!(pool.volume("s").unwrap().sealed);
     });
 }
+
+#[test]
+fn answer_about_what_another_call_makes_is_durable_too() {
+    with_pool(|pool| async move {
+        let volume = pool.create_volume(new_volume("v", MIB)).await.unwrap().id;
+        fill(&pool, volume, 0, 4096, 1).await;
+        let snapshot = pool.create_snapshot(volume, new_snapshot("s")).await.unwrap().id;
+        let durable = || {
+            let state = pool.inner.state.borrow();
+            (state.journal.durable(), state.journal.last())
+        };
+        let made = new_volume("w", MIB);
+        let first = pool.create_volume(made.clone());
+        let second = async {
+            // The first has made it by now, and waits for its record.
+            futures_lite::future::yield_now().await;
+            let answer = pool.create_volume(made.clone()).await;
+            assert_eq!(durable().0, durable().1);
+            answer
+        };
+        let (first, second) = futures_lite::future::zip(first, second).await;
+        assert_eq!(first.unwrap(), second.unwrap());
+        let seals = [pool.seal(snapshot, Pace::Full), pool.seal(snapshot, Pace::Full)].map(Box::pin);
+        let [one, other] = seals;
+        let durable_after = async |seal: std::pin::Pin<Box<dyn Future<Output = Result<SealReport, Error>> + '_>>| {
+            let report = seal.await.unwrap();
+            assert_eq!(durable().0, durable().1);
+            report.digest
+        };
+        let (one, other) = futures_lite::future::zip(durable_after(one), durable_after(other)).await;
+        assert_eq!(one, other);
+    });
+}

@@ -121,6 +121,8 @@ pub(super) struct State {
     /// Reads through all volumes are verified.
     pub(super) verify_on_read: bool,
     pub(super) scrub: ScrubState,
+    /// What the last checkpoint has of it.
+    pub(super) scrub_saved: ScrubState,
     pub(super) table: Root,
     pub(super) volumes: BTreeMap<VolumeId, Volume>,
     /// How many of them are dirty.

@@ -163,6 +163,7 @@ fn verify_once(
     }
     let observed = observe(&executor, &pool)?;
     accept(model, &observed, remains.lost_power)?;
+    verify_sealed(&executor, &pool, met)?;
     check(&executor, &pool)?;
     panicked.check()?;
     if random.u32(..12) == 0 {
@@ -236,6 +237,20 @@ pub fn check(executor: &LocalExecutor<'static>, pool: &Pool<Medium>) -> Result<(
     }
     let faults: Vec<String> = report.faults.iter().take(8).map(ToString::to_string).collect();
     Err(format!("{} faults: {}", report.fault_count, faults.join("; ")))
+}
+
+/// Holds every sealed snapshot against its checksums and its digest.
+fn verify_sealed(executor: &LocalExecutor<'static>, pool: &Pool<Medium>, met: &mut Met) -> Result<(), String> {
+    let verified = pool.clone();
+    let sealed: Vec<VolumeInfo> = pool.volumes().into_iter().filter(|info| info.sealed).collect();
+    met.sealed += sealed.len() as u64;
+    run(executor, || Some(pool.clone()), async move {
+        for info in sealed {
+            verified.verify_sealed(info.id).await.map_err(|error| format!("{}: {error}", info.name))?;
+        }
+        Ok(())
+    })
+    .ok_or("verifying is stuck")?
 }
 
 /// Reads everything that is mapped.
@@ -314,15 +329,14 @@ fn accept<'a>(model: &'a Model, observed: &'a Observed, lost_power: bool) -> Res
             return Err(format!("{} is gone", volume.name));
         };
         let mut wrong = Vec::new();
-        let accepted = candidates(model, volume).find_map(|candidate| {
-            match fits(model, &candidate, info, blocks, lost_power) {
+        let accepted =
+            candidates(model, volume).find_map(|candidate| match fits(model, &candidate, info, blocks, lost_power) {
                 Ok(()) => Some(candidate),
                 Err(error) => {
                     wrong.push(error);
                     None
                 }
-            }
-        });
+            });
         let Some(accepted) = accepted else { return Err(wrong.join("; or: ")) };
         all.push((accepted, info, blocks));
     }
@@ -374,20 +388,14 @@ fn being_made(model: &Model, uuid: Uuid) -> Option<Volume> {
     })
 }
 
-fn fits(
-    model: &Model,
-    volume: &Volume,
-    info: &VolumeInfo,
-    blocks: &Blocks,
-    lost_power: bool,
-) -> Result<(), String> {
+fn fits(model: &Model, volume: &Volume, info: &VolumeInfo, blocks: &Blocks, lost_power: bool) -> Result<(), String> {
     let expected = (&volume.name, volume.size_bytes, volume.sector_size, volume.read_only);
     let found = (&info.name, info.size_bytes, info.sector_size, info.read_only);
     if expected != found {
         return Err(format!("{found:?} is there, expected {expected:?}"));
     }
-    if volume.digest.is_some() && (volume.digest != info.digest || !info.sealed) {
-        return Err(format!("{} was sealed, and is not any more", volume.name));
+    if volume.sealed.is_some() && volume.sealed != info.digest {
+        return Err(format!("{} was sealed and is not so any more", volume.name));
     }
     for (number, known, found) in beside(&volume.blocks, blocks) {
         let found = found.copied().unwrap_or_default();
@@ -429,7 +437,7 @@ fn settle(model: &Model, volume: Volume, info: &VolumeInfo, found: &Blocks) -> V
         };
         blocks.insert(number, Block::settled(sectors.copied().unwrap_or_default(), hold));
     }
-    Volume { id: info.id, blocks, digest: info.digest, ..volume.quiet() }
+    Volume { id: info.id, blocks, sealed: info.digest, ..volume.quiet() }
 }
 
 /// What a successor's log must be after the loss of power.

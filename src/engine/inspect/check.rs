@@ -10,7 +10,7 @@ use super::tables::{Tables, read_tables};
 use super::walk::{Tree, Visited, Visitor, Walker};
 use crate::engine::Storage;
 use crate::engine::tail::{Tail, read_tail};
-use crate::error::{Check, Result, Structure};
+use crate::error::{Check, Corrupt, Result, Structure};
 use crate::format::{Carcass, Record, Superblock};
 use crate::units::PoolBlock;
 
@@ -33,6 +33,8 @@ pub struct CheckReport {
     pub volumes: u64,
     /// Changes in the journal that no checkpoint holds yet.
     pub journal_records: u64,
+    /// Blocks of pairs that are bad, and the good ones beside them.
+    pub copies: Vec<(PoolBlock, PoolBlock)>,
 }
 
 impl CheckReport {
@@ -109,6 +111,13 @@ pub(in crate::engine) struct PinnedState {
     faults: Faults,
 }
 
+impl PinnedState {
+    /// Bad blocks of pairs found so far, and the good ones beside them.
+    pub(in crate::engine) fn copies(&self) -> &[(PoolBlock, PoolBlock)] {
+        self.faults.copies()
+    }
+}
+
 /// Reads superblock and space map. No checkpoint may be written meanwhile.
 pub(in crate::engine) async fn read_pinned<S: Storage>(storage: &S) -> Result<PinnedState> {
     let mut faults = Faults::default();
@@ -130,6 +139,21 @@ pub(in crate::engine) async fn check_pinned<S: Storage>(storage: &S, pinned: Pin
     }
     compare_total(&superblock, &space, &mut faults);
     finish(&mut reader, walked, &space, faults).await
+}
+
+/// Finds the volumes, and the ranges of them, that map damaged blocks of data. Nodes and records of the newest superblock
+/// must not be reused meanwhile.
+pub(in crate::engine) async fn attribute_data<S: Storage>(storage: &S, damaged: Vec<Corrupt>) -> Result<Vec<Fault>> {
+    let (superblock, _) = read_superblocks(storage, &mut Faults::default()).await?;
+    let mut reader = Reader::new(storage, superblock.uuid, superblock.geometry);
+    let mut counts = Counts::new(superblock.geometry, superblock.groups_in_use);
+    let tables = read_tables(&mut reader, &superblock, &mut counts, &mut Faults::default()).await;
+    let mut faults = Faults::default();
+    for found in damaged {
+        faults.add_found(found, false, None);
+    }
+    attribute(&mut reader, &tables, &mut faults).await?;
+    Ok(faults.into_list())
 }
 
 /// What walking everything gave.
@@ -173,6 +197,7 @@ async fn finish<S: Storage>(
         used_blocks: space.used_blocks,
         unaccounted_blocks: space.unaccounted_blocks,
         fault_count: faults.total(),
+        copies: faults.copies().to_vec(),
         faults: faults.into_list(),
         ..walked.report
     })

@@ -20,7 +20,7 @@ mod walk;
 
 pub(super) use attribution::attribute;
 pub use check::{CheckReport, Progress, check_metadata};
-pub(super) use check::{Shown, carcass_tree, check_journal, check_pinned, read_pinned, walk_trees};
+pub(super) use check::{Shown, attribute_data, carcass_tree, check_journal, check_pinned, read_pinned, walk_trees};
 pub(super) use counts::{Counts, Reached};
 pub(super) use fault::Faults;
 pub use fault::{Fault, Touched, TouchedRange};

@@ -10,7 +10,7 @@ use super::counts::{Counts, Reached};
 use super::fault::Faults;
 use super::reader::{Reader, Target};
 use crate::engine::Storage;
-use crate::engine::checkpoint::CARCASS_TABLE;
+use crate::engine::carcass_table::CARCASS_TABLE;
 use crate::engine::tail::Tail;
 use crate::engine::tree::entry_span;
 use crate::error::{Check, Structure};
