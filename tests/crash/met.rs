@@ -35,7 +35,6 @@ pub struct Met {
     pub batches: u64,
     pub shadowed: u64,
     pub punched: u64,
-    /// Sealed snapshots verified after a crash.
     pub sealed: u64,
     pub in_seal: u64,
     pub digests: u64,
@@ -62,6 +61,7 @@ impl Met {
         self.shadowed += counters.nodes_shadowed;
         self.punched += counters.blocks_punched;
         self.reserve_used += counters.reserve_used;
+        self.sealed += counters.blocks_sealed;
         for info in pool.volumes().iter().filter(|info| info.mapped_bytes > 0) {
             let height = (0..3).find(|level| info.size_bytes <= (1 << 20) << (8 * level)).unwrap_or(3);
             self.heights[height] += 1;
@@ -104,10 +104,6 @@ impl Met {
             ("requests sent again to a successor", self.sent_again),
             ("blocks of the reserve used", self.reserve_used),
             ("blocks punched", self.punched),
-            ("sealed snapshots verified after a crash", self.sealed),
-            ("crashes within a seal", self.in_seal),
-            ("digests compared with what was read", self.digests),
-            ("damaged blocks of sealed snapshots found", self.damage_found),
             ("replays", self.replays),
             ("takeovers of a pending log", self.takeovers),
             ("carcasses resumed", self.carcasses_resumed),
@@ -117,6 +113,10 @@ impl Met {
             ("batches", self.batches),
             ("nodes shadowed", self.shadowed),
             ("changes refused for space", self.no_space),
+            ("blocks sealed", self.sealed),
+            ("crashes within a seal", self.in_seal),
+            ("digests of sealed snapshots compared", self.digests),
+            ("damaged blocks of sealed snapshots found", self.damage_found),
             ("trees of height 0", self.heights[0]),
             ("trees of height 1", self.heights[1]),
             ("trees of height 2", self.heights[2]),

@@ -154,9 +154,9 @@ pub struct Volume {
     pub sector_size: u32,
     pub read_only: bool,
     pub origin: Option<Uuid>,
-    /// The digest with which it was sealed.
-    pub sealed: Option<[u8; 32]>,
     pub blocks: BTreeMap<u64, Block>,
+    /// Its digest, once it is sealed.
+    pub digest: Option<[u8; 32]>,
     /// Snapshots of it being taken, and when the last one began or ended.
     pub snapshots: u32,
     pub shared_at: u64,
@@ -172,8 +172,8 @@ impl Volume {
             sector_size,
             read_only: false,
             origin: None,
-            sealed: None,
             blocks: BTreeMap::new(),
+            digest: None,
             snapshots: 0,
             shared_at: 0,
         }
@@ -188,8 +188,8 @@ impl Volume {
             name,
             read_only,
             origin: Some(self.uuid),
-            sealed: None,
             blocks: blocks.collect(),
+            digest: None,
             snapshots: 0,
             shared_at: 0,
             ..*self

@@ -149,8 +149,8 @@ impl World {
     /// Chooses one operation and starts it, if the choice fits the volumes there are.
     pub fn start_operation(&mut self) {
         let started = match self.random.u32(..1000) {
-            0..135 => self.start_read(),
-            135..150 => self.start_seal(),
+            0..140 => self.start_read(),
+            140..150 => self.start_seal(),
             150..560 => self.start_write(),
             560..640 => self.start_discard(),
             640..680 => self.start_zeroes(),
@@ -348,32 +348,6 @@ impl World {
         true
     }
 
-    /// Nothing keeps others from deleting the snapshot meanwhile.
-    fn start_seal(&mut self) -> bool {
-        let again = self.random.u32(..8) == 0;
-        let Some(volume) = self.pick(false, |volume| volume.read_only && (again || volume.sealed.is_none())) else {
-            return false;
-        };
-        let pace = if self.random.bool() { Pace::Full } else { Pace::BytesPerTick(self.random.u64(1..64) * BLOCK) };
-        let (pool, shared) = (self.pool(), Rc::clone(&self.shared));
-        self.spawn(Vec::new(), false, async move {
-            shared.sealing.set(shared.sealing.get() + 1);
-            let outcome = pool.seal(volume.id, pace).await;
-            shared.sealing.set(shared.sealing.get().saturating_sub(1));
-            match outcome {
-                Ok(report) => {
-                    if let Some(known) = shared.model.borrow_mut().volumes.get_mut(&volume.uuid) {
-                        let before = known.sealed.replace(report.digest);
-                        assert!(before.is_none_or(|before| before == report.digest), "another digest of {}", volume.name);
-                    }
-                }
-                Err(Error::NotFound(_) | Error::Busy(_) | Error::NoSpace(_)) => {}
-                Err(error) => panic!("sealing of {}: {error}", volume.name),
-            }
-        });
-        true
-    }
-
     fn start_checkpoint(&mut self) -> bool {
         let (pool, shared) = (self.pool(), Rc::clone(&self.shared));
         let since = shared.model.borrow_mut().now();
@@ -484,6 +458,29 @@ impl World {
             }
             if let Some(count) = shared.used.borrow_mut().get_mut(&snapshot.uuid) {
                 *count -= 1;
+            }
+        });
+        true
+    }
+
+    fn start_seal(&mut self) -> bool {
+        let Some(snapshot) = self.pick(false, |volume| volume.read_only) else { return false };
+        let pace = if self.random.bool() { Pace::Full } else { Pace::BytesPerTick(self.random.u64(1..64) * BLOCK) };
+        let (pool, shared) = (self.pool(), Rc::clone(&self.shared));
+        // The snapshot may be deleted meanwhile.
+        self.spawn(Vec::new(), false, async move {
+            shared.sealing.update(|count| count + 1);
+            let outcome = pool.seal(snapshot.id, pace).await;
+            shared.sealing.update(|count| count.saturating_sub(1));
+            match outcome {
+                Ok(report) => {
+                    if let Some(known) = shared.model.borrow_mut().volumes.get_mut(&snapshot.uuid) {
+                        let before = known.digest.replace(report.digest);
+                        assert!(before.is_none_or(|before| before == report.digest), "the digest changed");
+                    }
+                }
+                Err(Error::NotFound(_) | Error::Busy(_)) => {}
+                Err(error) => refused(&shared, "seal", &error),
             }
         });
         true

@@ -163,7 +163,7 @@ fn verify_once(
     }
     let observed = observe(&executor, &pool)?;
     accept(model, &observed, remains.lost_power)?;
-    verify_sealed(&executor, &pool, met)?;
+    verify_sealed(&executor, &pool)?;
     check(&executor, &pool)?;
     panicked.check()?;
     if random.u32(..12) == 0 {
@@ -240,10 +240,9 @@ pub fn check(executor: &LocalExecutor<'static>, pool: &Pool<Medium>) -> Result<(
 }
 
 /// Holds every sealed snapshot against its checksums and its digest.
-fn verify_sealed(executor: &LocalExecutor<'static>, pool: &Pool<Medium>, met: &mut Met) -> Result<(), String> {
+fn verify_sealed(executor: &LocalExecutor<'static>, pool: &Pool<Medium>) -> Result<(), String> {
     let verified = pool.clone();
     let sealed: Vec<VolumeInfo> = pool.volumes().into_iter().filter(|info| info.sealed).collect();
-    met.sealed += sealed.len() as u64;
     run(executor, || Some(pool.clone()), async move {
         for info in sealed {
             verified.verify_sealed(info.id).await.map_err(|error| format!("{}: {error}", info.name))?;
@@ -394,8 +393,8 @@ fn fits(model: &Model, volume: &Volume, info: &VolumeInfo, blocks: &Blocks, lost
     if expected != found {
         return Err(format!("{found:?} is there, expected {expected:?}"));
     }
-    if volume.sealed.is_some() && volume.sealed != info.digest {
-        return Err(format!("{} was sealed and is not so any more", volume.name));
+    if volume.digest.is_some() && (volume.digest != info.digest || !info.sealed) {
+        return Err(format!("{} was sealed, and is not any more", volume.name));
     }
     for (number, known, found) in beside(&volume.blocks, blocks) {
         let found = found.copied().unwrap_or_default();
@@ -437,7 +436,7 @@ fn settle(model: &Model, volume: Volume, info: &VolumeInfo, found: &Blocks) -> V
         };
         blocks.insert(number, Block::settled(sectors.copied().unwrap_or_default(), hold));
     }
-    Volume { id: info.id, blocks, sealed: info.digest, ..volume.quiet() }
+    Volume { id: info.id, blocks, digest: info.digest, ..volume.quiet() }
 }
 
 /// What a successor's log must be after the loss of power.
