@@ -96,6 +96,7 @@ fn told(report: &RepairReport) -> serde_json::Value {
         "kept": report.kept,
         "lost": report.lost.iter().map(lost).collect::<Vec<_>>(),
         "lost_attributes": report.lost_attributes,
+        "unsealed": report.unsealed,
         "lost_ids": report.lost_ids,
         "from_journal": report.from_journal,
         "changes_kept": report.changes_kept,
@@ -119,6 +120,9 @@ fn tell(report: &RepairReport, to: &RepairTo) -> Result<()> {
     for lost in &report.lost {
         let more = if lost.more { ", and more" } else { "" };
         output::line(&format!("lost: {} at {}{more}", lost.name, range_words(&lost.ranges)))?;
+    }
+    for name in &report.unsealed {
+        output::line(&format!("not sealed any more: {name}; plywood snapshot seal does it again"))?;
     }
     for name in &report.lost_attributes {
         output::line(&format!("lost: attributes of {name}"))?;

@@ -1,6 +1,7 @@
 //! The check of a pool: everything read, every checksum held against its block, every count against a walk.
 
 use super::attribution::attribute;
+use super::checksums::{Checksummed, Sealed, WITHOUT_CHECKSUM};
 use super::counts::Counts;
 use super::fault::{Fault, Faults};
 use super::reader::Reader;
@@ -89,7 +90,8 @@ pub async fn check_metadata<S: Storage>(storage: &S, show: &mut dyn FnMut(Progre
     let mut faults = Faults::default();
     let (superblock, _) = read_superblocks(storage, &mut faults).await?;
     let mut reader = Reader::new(storage, superblock.uuid, superblock.geometry);
-    let mut walked = walk_all(&mut reader, &superblock, &mut faults, show).await?;
+    let known = Checksummed::read(&mut reader, &superblock).await;
+    let mut walked = walk_all(&mut reader, &superblock, &known, &mut faults, show).await?;
     let mut space = Space::default();
     let (counts, complete) = (&walked.counts, walked.complete);
     read_space(&mut reader, &superblock, &mut faults, |faults, facts| {
@@ -108,6 +110,7 @@ pub async fn check_metadata<S: Storage>(storage: &S, show: &mut dyn FnMut(Progre
 pub(in crate::engine) struct PinnedState {
     superblock: Superblock,
     groups: Vec<Option<GroupFacts>>,
+    checksummed: Checksummed,
     faults: Faults,
 }
 
@@ -125,14 +128,15 @@ pub(in crate::engine) async fn read_pinned<S: Storage>(storage: &S) -> Result<Pi
     let mut reader = Reader::new(storage, superblock.uuid, superblock.geometry);
     let mut groups = Vec::new();
     read_space(&mut reader, &superblock, &mut faults, |_, facts| groups.push(facts)).await;
-    Ok(PinnedState { superblock, groups, faults })
+    let checksummed = Checksummed::read(&mut reader, &superblock).await;
+    Ok(PinnedState { superblock, groups, checksummed, faults })
 }
 
 /// Checks a pinned state. Its nodes and records must not be reused meanwhile. The journal is not looked at: opening did.
 pub(in crate::engine) async fn check_pinned<S: Storage>(storage: &S, pinned: PinnedState) -> Result<CheckReport> {
-    let PinnedState { superblock, groups, mut faults } = pinned;
+    let PinnedState { superblock, groups, checksummed, mut faults } = pinned;
     let mut reader = Reader::new(storage, superblock.uuid, superblock.geometry);
-    let walked = walk_all(&mut reader, &superblock, &mut faults, &mut |_| ()).await?;
+    let walked = walk_all(&mut reader, &superblock, &checksummed, &mut faults, &mut |_| ()).await?;
     let mut space = Space::default();
     for facts in groups {
         compare(&superblock.geometry, facts.as_ref(), &walked.counts, walked.complete, &mut faults, &mut space);
@@ -168,6 +172,7 @@ struct Walked {
 async fn walk_all<S: Storage>(
     reader: &mut Reader<'_, S>,
     superblock: &Superblock,
+    known: &Checksummed,
     faults: &mut Faults,
     show: &mut dyn FnMut(Progress),
 ) -> Result<Walked> {
@@ -176,7 +181,7 @@ async fn walk_all<S: Storage>(
     let mut complete = tables.lost_ids.is_empty() && tables.carcasses_lost == 0;
     let mut shown = Shown::new(superblock.used_blocks, show);
     let mut walker = Walker::new(reader, &mut counts, faults);
-    complete &= walk_trees(&mut walker, &tables, &mut shown).await?;
+    complete &= walk_trees(&mut walker, &tables, known, &mut shown).await?;
     let report = CheckReport {
         nodes: walker.nodes,
         data_blocks: walker.data_blocks,
@@ -208,16 +213,29 @@ async fn finish<S: Storage>(
 pub(in crate::engine) async fn walk_trees<S: Storage>(
     walker: &mut Walker<'_, '_, S>,
     tables: &Tables,
+    known: &Checksummed,
     visitor: &mut impl Visitor,
 ) -> Result<bool> {
     let mut complete = true;
     // What carcasses have not given back yet still counts.
     let settled = tables.carcasses.is_empty() && tables.carcasses_lost == 0;
-    for volume in &tables.volumes {
+    for volume in tables.sealed_first() {
         let record = &volume.record;
         complete &= volume.attributes.is_some();
         let (entry, level, created_at) = (record.root.entry, record.root.level, record.created_at);
-        let sum = walker.walk(&Tree { entry, level, first: 0, eaten: 0, created_at }, visitor).await?;
+        let tree = Tree { entry, level, first: 0, eaten: 0, created_at };
+        let sum = if record.flags.sealed {
+            let geometry = walker.reader.geometry;
+            let mut sealed = Sealed { geometry, known, inner: &mut *visitor, without: None, lost: false };
+            let sum = walker.walk(&tree, &mut sealed).await?;
+            if let Some(block) = sealed.without {
+                let of = (record.id, record.name.clone());
+                walker.faults.add_of(&of, Structure::ChecksumPage, block, WITHOUT_CHECKSUM);
+            }
+            sum
+        } else {
+            walker.walk(&tree, visitor).await?
+        };
         let Some(sum) = sum.filter(|sum| sum.whole) else {
             complete = false;
             continue;

@@ -42,6 +42,15 @@ pub(in crate::engine) struct Tables {
     pub(in crate::engine) carcasses_lost: u64,
 }
 
+impl Tables {
+    /// The volumes in the order in which they are walked: what is sealed first, because a node is looked at once, and theirs
+    /// must have checksums below.
+    pub(in crate::engine) fn sealed_first(&self) -> impl Iterator<Item = &FoundVolume> {
+        let is_sealed = |volume: &&FoundVolume| volume.record.flags.sealed;
+        self.volumes.iter().filter(is_sealed).chain(self.volumes.iter().filter(move |volume| !is_sealed(volume)))
+    }
+}
+
 /// Gives volumes whose records are lost, and which changes in the journal are about, an empty record: so the changes can
 /// still be made, and what they hold is not lost with the rest.
 pub(in crate::engine) fn add_stubs(superblock: &Superblock, tables: &mut Tables, tail: &Tail) {
