@@ -30,6 +30,8 @@ const SEEKS_MAX: usize = 8;
 const CHUNK: usize = 8 * BLOCK_SIZE;
 /// Seconds in which the background seals snapshots, small ones: it begins with those that are a minute old.
 const SEAL_TICKS: u32 = 70;
+/// Steps of scrubbing.
+const SCRUB_STEPS_MAX: usize = 64;
 
 /// Runs one call; what it answers does not matter, that it ends does.
 macro_rules! call {
@@ -101,8 +103,31 @@ fn seal(session: &Session, pool: &Pool<FuzzStorage>, storage: &FuzzStorage, ids:
         }
     }
     for id in ids.iter().copied() {
+        let _ = call!(session, pool, |pool| pool.verify_sealed(id));
         read_volume(session, pool, storage, id);
     }
+}
+
+/// A pass of scrubbing, or a part of one; of a pool that nothing happened to it finds nothing.
+fn scrub(session: &Session, pool: &Pool<FuzzStorage>, chance: u8) {
+    let mut whole = false;
+    if chance & 1 == 0 {
+        whole = call!(session, pool, |pool| pool.scrub_metadata(1)).is_ok_and(|found| found.report.is_clean());
+    }
+    for _ in 0..SCRUB_STEPS_MAX {
+        let most = u64::from(chance) * 8 + 1;
+        let Ok(step) = call!(session, pool, |pool| pool.scrub_data(most, 2)) else { break };
+        assert!(step.blocks <= most && step.damaged.len() as u64 <= step.damaged_count, "{step:?}");
+        if !step.damaged.is_empty() {
+            let damaged = step.damaged.clone();
+            let _ = call!(session, pool, |pool| pool.touched_by(damaged));
+        }
+        if step.next.is_none() {
+            assert!(!whole || pool.scrub_state().ended == 2, "a pass that is over has ended");
+            break;
+        }
+    }
+    let _ = pool.scrub_state();
 }
 
 fn control(session: &Session, pool: &Pool<FuzzStorage>, ids: &[VolumeId]) {
@@ -157,6 +182,7 @@ fn use_pool(session: &mut Session, storage: &FuzzStorage, rest: &mut Fields<'_>,
     for id in ids.iter().copied() {
         read_volume(session, &pool, storage, id);
     }
+    scrub(session, &pool, rest.byte());
     let _ = call!(session, pool, |pool| pool.settle());
     let _ = call!(session, pool, |pool| pool.enlarge(POOL_BYTES));
     let after = is_clean(session, &pool);

@@ -136,6 +136,11 @@ impl Flight {
         self.sectors.start / SECTORS..self.sectors.end.div_ceil(SECTORS)
     }
 
+    /// Whether it makes zeros of a part of this block, or all of it.
+    fn clears(&self, volume: Uuid, block: u64) -> bool {
+        self.value == 0 && self.volume == volume && self.blocks().contains(&block)
+    }
+
     fn mask(&self, block: u64) -> u8 {
         let first = block * SECTORS;
         (0..SECTORS).filter(|index| self.sectors.contains(&(first + index))).fold(0, |mask, index| mask | 1 << index)
@@ -309,6 +314,9 @@ impl Model {
         for number in numbers {
             let block = volume.blocks.entry(number).or_default();
             let mask = flight.mask(number);
+            // Clearing that lacked room has let its range go, and may have zeroed a part of the block before this change.
+            let is_crossed = self.flights.values().any(|other| other.clears(flight.volume, number));
+            let is_unsure = is_unsure || is_crossed;
             let whole_discard = flight.kind == Kind::Discard && mask == 0xff;
             if flight.kind == Kind::Discard && !whole_discard && block.hold == Hold::Hole {
                 continue;

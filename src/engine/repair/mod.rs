@@ -168,12 +168,12 @@ async fn rebuild<S: Storage>(
     let mut free = FreeBlocks::new(geometry, superblock.groups_in_use);
     // Second step: nodes without their lost children.
     let mut rewriter = Rewriter::new(superblock.uuid, &mut free, &mut counts, &is_free);
-    let (mut records, carcasses) = rewrite_trees(&mut reader, &superblock, &tables, &mut rewriter, writer).await?;
+    let (mut records, mut carcasses) = rewrite_trees(&mut reader, &superblock, &tables, &mut rewriter, writer).await?;
     report.nodes_rewritten = rewriter.rewritten();
     writer.flush().await?;
     // Third: the counts of what is there now.
     let mut new_counts = Counts::new(geometry, free.groups_in_use().max(superblock.groups_in_use));
-    count_again(&mut reader, &mut records, &carcasses, &tables, &mut new_counts).await?;
+    count_again(&mut reader, &mut records, &mut carcasses, &mut new_counts).await?;
     report.unsealed = unseal(&mut reader, &superblock, &faults, &mut records).await?;
     for (bad, good) in faults.copies() {
         if let Ok(bytes) = reader.read(*good).await {
@@ -326,12 +326,12 @@ impl Visitor for Quiet {
     }
 }
 
-/// Walks what is to be the pool, fills in its counts and what the records say of the whole.
+/// Walks what is to be the pool, fills in its counts and what the records say of the whole: with what carcasses have not
+/// given back yet settled already, since nobody knows it of those that are lost.
 async fn count_again<S: Storage>(
     reader: &mut Reader<'_, S>,
     records: &mut [VolumeRecord],
-    carcasses: &[Carcass],
-    tables: &Tables,
+    carcasses: &mut [Carcass],
     counts: &mut Counts,
 ) -> Result<()> {
     for record in records.iter() {
@@ -341,21 +341,20 @@ async fn count_again<S: Storage>(
     }
     let mut told = Faults::default();
     let mut walker = Walker::new(reader, counts, &mut told);
-    let settled = carcasses.is_empty() && tables.carcasses_lost == 0;
     let mut whole = true;
     for record in records {
         let (entry, level, created_at) = (record.root.entry, record.root.level, record.created_at);
         let sum = walker.walk(&Tree { entry, level, first: 0, eaten: 0, created_at }, &mut Quiet).await?;
         whole &= sum.is_some_and(|sum| sum.whole);
-        let before = tables.volumes.iter().find(|volume| volume.record.id == record.id);
-        let is_changed = before.is_none_or(|volume| volume.record.root != record.root);
-        if let Some(sum) = sum
-            && (settled || is_changed)
-        {
+        if let Some(sum) = sum {
             (record.own_blocks, record.mapped_blocks) = (sum.own, sum.mapped);
         }
     }
     for carcass in carcasses {
+        if carcass.account {
+            let cursor = if carcass.counting { 0 } else { carcass.cursor };
+            *carcass = Carcass { account: false, counting: false, cursor, ..*carcass };
+        }
         whole &= walker.walk(&carcass_tree(carcass), &mut Quiet).await?.is_some_and(|sum| sum.whole);
     }
     match told.list().iter().find(|fault| !fault.has_copy && !whole) {
