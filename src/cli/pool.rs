@@ -6,6 +6,7 @@ use anyhow::{Result, bail};
 use clap::Subcommand;
 
 use super::output;
+use super::scrub::{self, ScrubArguments};
 use super::tools::{self, RepairArguments};
 use super::{Context, size};
 use crate::daemon::protocol::{Command, Pool, Reply};
@@ -32,6 +33,14 @@ pub enum PoolCommand {
     Info,
     /// Read all metadata, verify every checksum and compare every count with a walk
     Check,
+    /// Read all metadata and every sealed block, hold them against their checksums, and mend what has a second copy
+    Scrub(ScrubArguments),
+    /// Verify sealed blocks on every read through any volume: damage gives an error, never data
+    VerifyOnRead {
+        /// No longer, but where a volume asks for it
+        #[arg(long)]
+        off: bool,
+    },
     /// Write all metadata as text, one JSON object a line; the data is not in it, so this is no backup
     Dump {
         /// The file to write; standard output without this option
@@ -75,6 +84,12 @@ pub fn run(context: &Context, command: PoolCommand) -> Result<()> {
             show(context, &pool)
         }
         PoolCommand::Check => tools::check(context),
+        PoolCommand::Scrub(arguments) => scrub::run(context, &arguments),
+        PoolCommand::VerifyOnRead { off } => {
+            let command = Command::PoolVerify { on: !off };
+            let Reply::Pool(pool) = context.client()?.call(command)? else { bail!("unexpected answer") };
+            show(context, &pool)
+        }
         PoolCommand::Dump { output } => tools::dump(context, output.as_deref()),
         PoolCommand::Restore { dump, yes } => tools::restore(context, &dump, yes),
         PoolCommand::Repair(arguments) => tools::repair(context, &arguments),
@@ -112,6 +127,9 @@ fn show(context: &Context, pool: &Pool) -> Result<()> {
         ("volumes", format!("{}, and {} snapshots", pool.volumes, pool.snapshots)),
         ("virtual sizes", format!("{} in all", size::echo(pool.virtual_bytes))),
         ("being freed", format!("{} deleted trees", pool.carcasses)),
+        ("sealed", format!("{} of {} snapshots", pool.sealed, pool.snapshots)),
+        ("verify on read", if pool.verify_on_read { "yes" } else { "where a volume asks for it" }.into()),
+        ("scrub", scrub::words(pool.scrub.as_ref())),
         ("generation", format!("{}, clock {}", pool.generation, pool.clock)),
         ("state", pool.poisoned.as_ref().map_or_else(|| "sound".into(), |reason| format!("poisoned: {reason}"))),
     ];

@@ -41,6 +41,10 @@ pub struct EngineArguments {
     #[arg(long)]
     pub(super) attach_all: bool,
 
+    /// What sealing in the background may read a second
+    #[arg(long, default_value_t = 0)]
+    pub(super) seal_bytes: u64,
+
     /// Only say whether this build can succeed one that reads these versions
     #[arg(long, value_name = "VERSIONS", hide = true)]
     pub(super) succeeds: Option<String>,
@@ -170,6 +174,7 @@ fn serve(path: &Path, arguments: &EngineArguments, mut link: EngineLink) -> Resu
     };
     let engine = Rc::new(Engine { control, server: server.clone(), finished: Cell::new(None), finish: Event::new() });
 
+    pool.seal_in_background(arguments.seal_bytes);
     let background = pool.clone();
     executor.spawn(async move { background.run().await }).detach();
     executor.spawn(tick(reactor.clone(), pool)).detach();

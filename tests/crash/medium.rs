@@ -20,7 +20,7 @@ use plywood::engine::{Memory, Storage};
 use plywood::io::IoMemory;
 
 use crate::action::{Action, Cached, Call, Content, Fault, sectors};
-use crate::content::SECTOR;
+use crate::content::{SECTOR, is_data};
 use crate::image::{BLOCK, Image, parts};
 
 struct Operation {
@@ -78,6 +78,8 @@ struct State {
     at_once: bool,
     /// Operations beyond this number never end.
     stop_after: u64,
+    /// Room for a piece on its way.
+    scratch: Box<[u8; BLOCK]>,
 }
 
 /// What one engine leaves to the next.
@@ -204,6 +206,7 @@ impl Medium {
             host: None,
             at_once: false,
             stop_after: u64::MAX,
+            scratch: Box::new([0; BLOCK]),
         };
         Self { state: Rc::new(RefCell::new(state)) }
     }
@@ -291,6 +294,11 @@ impl Medium {
             change.write(&mut image);
         }
         image.into()
+    }
+
+    /// A bit flips in every block that holds data.
+    pub fn damage_data(&self, random: &mut Rng) {
+        self.state.borrow_mut().current.change(is_data, |bytes| bytes[random.usize(..BLOCK)] ^= 1 << random.u32(..8));
     }
 
     /// What is in flight, for a message.
@@ -546,26 +554,33 @@ impl State {
     }
 
     fn carry_out_all(&mut self, index: usize) {
-        while !self.in_flight[index].pieces.is_empty() {
-            self.carry_out_one(index);
+        for piece in std::mem::take(&mut self.in_flight[index].pieces) {
+            self.carry_out(index, piece);
         }
     }
 
     fn carry_out_one(&mut self, index: usize) {
-        let operation = &mut self.in_flight[index];
-        if operation.pieces.is_empty() {
-            return;
+        let pieces = &mut self.in_flight[index].pieces;
+        if !pieces.is_empty() {
+            let piece = pieces.swap_remove(self.random.usize(..pieces.len()));
+            self.carry_out(index, piece);
         }
+    }
+
+    fn carry_out(&mut self, index: usize, piece: Range<u64>) {
+        let operation = &mut self.in_flight[index];
         operation.is_started = true;
-        let piece = operation.pieces.swap_remove(self.random.usize(..operation.pieces.len()));
-        let mut bytes = [0; BLOCK];
-        let bytes = &mut bytes[..(piece.end - piece.start) as usize];
+        let length = (piece.end - piece.start) as usize;
         match &operation.action {
             Action::Read(offset, memory) => {
-                self.current.read(piece.start, bytes);
-                memory.write((piece.start - offset) as usize, bytes);
+                let into = (piece.start - offset) as usize;
+                self.current.visit(piece.start, length, |range, found| match found {
+                    Some(bytes) => memory.write(into + range.start, bytes),
+                    None => memory.zero(into + range.start..into + range.end),
+                });
             }
             Action::Write(offset, memory) | Action::WriteDurable(offset, memory) => {
+                let bytes = &mut self.scratch[..length];
                 memory.read((piece.start - offset) as usize, bytes);
                 self.current.write(piece.start, bytes);
             }

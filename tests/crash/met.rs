@@ -38,6 +38,10 @@ pub struct Met {
     pub batches: u64,
     pub shadowed: u64,
     pub punched: u64,
+    pub sealed: u64,
+    pub in_seal: u64,
+    pub digests: u64,
+    pub damage_found: u64,
     pub heights: [u64; 4],
 }
 
@@ -61,6 +65,7 @@ impl Met {
         self.shadowed += counters.nodes_shadowed;
         self.punched += counters.blocks_punched;
         self.reserve_used += counters.reserve_used;
+        self.sealed += counters.blocks_sealed;
         for info in pool.volumes().iter().filter(|info| info.mapped_bytes > 0) {
             let height = (0..3).find(|level| info.size_bytes <= (1 << 20) << (8 * level)).unwrap_or(3);
             self.heights[height] += 1;
@@ -113,6 +118,10 @@ impl Met {
             ("batches", self.batches),
             ("nodes shadowed", self.shadowed),
             ("changes refused for space", self.no_space),
+            ("blocks sealed", self.sealed),
+            ("crashes within a seal", self.in_seal),
+            ("digests of sealed snapshots compared", self.digests),
+            ("damaged blocks of sealed snapshots found", self.damage_found),
             ("trees of height 0", self.heights[0]),
             ("trees of height 1", self.heights[1]),
             ("trees of height 2", self.heights[2]),
@@ -151,6 +160,10 @@ impl Met {
         self.batches += other.batches;
         self.shadowed += other.shadowed;
         self.punched += other.punched;
+        self.sealed += other.sealed;
+        self.in_seal += other.in_seal;
+        self.digests += other.digests;
+        self.damage_found += other.damage_found;
         for (sum, more) in self.heights.iter_mut().zip(other.heights) {
             *sum += more;
         }

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::rc::Rc;
 
-use plywood::engine::{Memory, NewClone, NewSnapshot, NewVolume, Pool, VolumeInfo};
+use plywood::engine::{Memory, NewClone, NewSnapshot, NewVolume, Pace, Pool, VolumeInfo};
 use plywood::error::Error;
 use plywood::io::IoMemory;
 use uuid::Uuid;
@@ -149,7 +149,8 @@ impl World {
     /// Chooses one operation and starts it, if the choice fits the volumes there are.
     pub fn start_operation(&mut self) {
         let started = match self.random.u32(..1000) {
-            0..150 => self.start_read(),
+            0..140 => self.start_read(),
+            140..150 => self.start_seal(),
             150..560 => self.start_write(),
             560..640 => self.start_discard(),
             640..680 => self.start_zeroes(),
@@ -468,6 +469,29 @@ impl World {
             }
             if let Some(count) = shared.used.borrow_mut().get_mut(&snapshot.uuid) {
                 *count -= 1;
+            }
+        });
+        true
+    }
+
+    fn start_seal(&mut self) -> bool {
+        let Some(snapshot) = self.pick(false, |volume| volume.read_only) else { return false };
+        let pace = if self.random.bool() { Pace::Full } else { Pace::BytesPerTick(self.random.u64(1..64) * BLOCK) };
+        let (pool, shared) = (self.pool(), Rc::clone(&self.shared));
+        // The snapshot may be deleted meanwhile.
+        self.spawn(Vec::new(), false, async move {
+            shared.sealing.update(|count| count + 1);
+            let outcome = pool.seal(snapshot.id, pace).await;
+            shared.sealing.update(|count| count.saturating_sub(1));
+            match outcome {
+                Ok(report) => {
+                    if let Some(known) = shared.model.borrow_mut().volumes.get_mut(&snapshot.uuid) {
+                        let before = known.digest.replace(report.digest);
+                        assert!(before.is_none_or(|before| before == report.digest), "the digest changed");
+                    }
+                }
+                Err(Error::NotFound(_) | Error::Busy(_)) => {}
+                Err(error) => refused(&shared, "seal", &error),
             }
         });
         true

@@ -1,6 +1,7 @@
 //! The check of a pool: everything read, every checksum held against its block, every count against a walk.
 
 use super::attribution::attribute;
+use super::checksums::{Checksummed, Sealed, WITHOUT_CHECKSUM};
 use super::counts::Counts;
 use super::fault::{Fault, Faults};
 use super::reader::Reader;
@@ -10,7 +11,7 @@ use super::tables::{Tables, read_tables};
 use super::walk::{Tree, Visited, Visitor, Walker};
 use crate::engine::Storage;
 use crate::engine::tail::{Tail, read_tail};
-use crate::error::{Check, Result, Structure};
+use crate::error::{Check, Corrupt, Result, Structure};
 use crate::format::{Carcass, Record, Superblock};
 use crate::units::PoolBlock;
 
@@ -33,6 +34,8 @@ pub struct CheckReport {
     pub volumes: u64,
     /// Changes in the journal that no checkpoint holds yet.
     pub journal_records: u64,
+    /// Blocks of pairs that are bad, and the good ones beside them.
+    pub copies: Vec<(PoolBlock, PoolBlock)>,
 }
 
 impl CheckReport {
@@ -87,7 +90,8 @@ pub async fn check_metadata<S: Storage>(storage: &S, show: &mut dyn FnMut(Progre
     let mut faults = Faults::default();
     let (superblock, _) = read_superblocks(storage, &mut faults).await?;
     let mut reader = Reader::new(storage, superblock.uuid, superblock.geometry);
-    let mut walked = walk_all(&mut reader, &superblock, &mut faults, show).await?;
+    let known = Checksummed::read(&mut reader, &superblock).await;
+    let mut walked = walk_all(&mut reader, &superblock, &known, &mut faults, show).await?;
     let mut space = Space::default();
     let (counts, complete) = (&walked.counts, walked.complete);
     read_space(&mut reader, &superblock, &mut faults, |faults, facts| {
@@ -106,7 +110,15 @@ pub async fn check_metadata<S: Storage>(storage: &S, show: &mut dyn FnMut(Progre
 pub(in crate::engine) struct PinnedState {
     superblock: Superblock,
     groups: Vec<Option<GroupFacts>>,
+    checksummed: Checksummed,
     faults: Faults,
+}
+
+impl PinnedState {
+    /// Bad blocks of pairs found so far, and the good ones beside them.
+    pub(in crate::engine) fn copies(&self) -> &[(PoolBlock, PoolBlock)] {
+        self.faults.copies()
+    }
 }
 
 /// Reads superblock and space map. No checkpoint may be written meanwhile.
@@ -116,20 +128,36 @@ pub(in crate::engine) async fn read_pinned<S: Storage>(storage: &S) -> Result<Pi
     let mut reader = Reader::new(storage, superblock.uuid, superblock.geometry);
     let mut groups = Vec::new();
     read_space(&mut reader, &superblock, &mut faults, |_, facts| groups.push(facts)).await;
-    Ok(PinnedState { superblock, groups, faults })
+    let checksummed = Checksummed::read(&mut reader, &superblock).await;
+    Ok(PinnedState { superblock, groups, checksummed, faults })
 }
 
 /// Checks a pinned state. Its nodes and records must not be reused meanwhile. The journal is not looked at: opening did.
 pub(in crate::engine) async fn check_pinned<S: Storage>(storage: &S, pinned: PinnedState) -> Result<CheckReport> {
-    let PinnedState { superblock, groups, mut faults } = pinned;
+    let PinnedState { superblock, groups, checksummed, mut faults } = pinned;
     let mut reader = Reader::new(storage, superblock.uuid, superblock.geometry);
-    let walked = walk_all(&mut reader, &superblock, &mut faults, &mut |_| ()).await?;
+    let walked = walk_all(&mut reader, &superblock, &checksummed, &mut faults, &mut |_| ()).await?;
     let mut space = Space::default();
     for facts in groups {
         compare(&superblock.geometry, facts.as_ref(), &walked.counts, walked.complete, &mut faults, &mut space);
     }
     compare_total(&superblock, &space, &mut faults);
     finish(&mut reader, walked, &space, faults).await
+}
+
+/// Finds the volumes, and the ranges of them, that map damaged blocks of data. Nodes and records of the newest superblock
+/// must not be reused meanwhile.
+pub(in crate::engine) async fn attribute_data<S: Storage>(storage: &S, damaged: Vec<Corrupt>) -> Result<Vec<Fault>> {
+    let (superblock, _) = read_superblocks(storage, &mut Faults::default()).await?;
+    let mut reader = Reader::new(storage, superblock.uuid, superblock.geometry);
+    let mut counts = Counts::new(superblock.geometry, superblock.groups_in_use);
+    let tables = read_tables(&mut reader, &superblock, &mut counts, &mut Faults::default()).await;
+    let mut faults = Faults::default();
+    for found in damaged {
+        faults.add_found(found, false, None);
+    }
+    attribute(&mut reader, &tables, &mut faults).await?;
+    Ok(faults.into_list())
 }
 
 /// What walking everything gave.
@@ -144,6 +172,7 @@ struct Walked {
 async fn walk_all<S: Storage>(
     reader: &mut Reader<'_, S>,
     superblock: &Superblock,
+    known: &Checksummed,
     faults: &mut Faults,
     show: &mut dyn FnMut(Progress),
 ) -> Result<Walked> {
@@ -152,7 +181,7 @@ async fn walk_all<S: Storage>(
     let mut complete = tables.lost_ids.is_empty() && tables.carcasses_lost == 0;
     let mut shown = Shown::new(superblock.used_blocks, show);
     let mut walker = Walker::new(reader, &mut counts, faults);
-    complete &= walk_trees(&mut walker, &tables, &mut shown).await?;
+    complete &= walk_trees(&mut walker, &tables, known, &mut shown).await?;
     let report = CheckReport {
         nodes: walker.nodes,
         data_blocks: walker.data_blocks,
@@ -173,6 +202,7 @@ async fn finish<S: Storage>(
         used_blocks: space.used_blocks,
         unaccounted_blocks: space.unaccounted_blocks,
         fault_count: faults.total(),
+        copies: faults.copies().to_vec(),
         faults: faults.into_list(),
         ..walked.report
     })
@@ -183,16 +213,29 @@ async fn finish<S: Storage>(
 pub(in crate::engine) async fn walk_trees<S: Storage>(
     walker: &mut Walker<'_, '_, S>,
     tables: &Tables,
+    known: &Checksummed,
     visitor: &mut impl Visitor,
 ) -> Result<bool> {
     let mut complete = true;
     // What carcasses have not given back yet still counts.
     let settled = tables.carcasses.is_empty() && tables.carcasses_lost == 0;
-    for volume in &tables.volumes {
+    for volume in tables.sealed_first() {
         let record = &volume.record;
         complete &= volume.attributes.is_some();
         let (entry, level, created_at) = (record.root.entry, record.root.level, record.created_at);
-        let sum = walker.walk(&Tree { entry, level, first: 0, eaten: 0, created_at }, visitor).await?;
+        let tree = Tree { entry, level, first: 0, eaten: 0, created_at };
+        let sum = if record.flags.sealed {
+            let geometry = walker.reader.geometry;
+            let mut sealed = Sealed { geometry, known, inner: &mut *visitor, without: None, lost: false };
+            let sum = walker.walk(&tree, &mut sealed).await?;
+            if let Some(block) = sealed.without {
+                let of = (record.id, record.name.clone());
+                walker.faults.add_of(&of, Structure::ChecksumPage, block, WITHOUT_CHECKSUM);
+            }
+            sum
+        } else {
+            walker.walk(&tree, visitor).await?
+        };
         let Some(sum) = sum.filter(|sum| sum.whole) else {
             complete = false;
             continue;

@@ -10,6 +10,7 @@
 
 mod attribution;
 mod check;
+mod checksums;
 mod counts;
 mod fault;
 mod reader;
@@ -20,7 +21,8 @@ mod walk;
 
 pub(super) use attribution::attribute;
 pub use check::{CheckReport, Progress, check_metadata};
-pub(super) use check::{Shown, carcass_tree, check_journal, check_pinned, read_pinned, walk_trees};
+pub(super) use check::{Shown, attribute_data, carcass_tree, check_journal, check_pinned, read_pinned, walk_trees};
+pub(super) use checksums::{Checksummed, GroupChecksums, Sealed, read_checksums};
 pub(super) use counts::{Counts, Reached};
 pub(super) use fault::Faults;
 pub use fault::{Fault, Touched, TouchedRange};

@@ -12,7 +12,7 @@ mod writer;
 
 pub(super) use blocks::FreeBlocks;
 pub(super) use journal::{check_fits, write_journal};
-pub(super) use space::{KnownSpace, read_known_space, write_space};
+pub(super) use space::{KnownSpace, read_group_checksums, read_known_space, write_space};
 pub(super) use tables::{NewTables, write_tables};
 pub(super) use writer::Writer;
 pub use writer::{SaveBlocks, SavedBlock};

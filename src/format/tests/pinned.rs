@@ -64,6 +64,8 @@ fn superblock() -> Superblock {
         next_volume: VolumeId(13),
         next_carcass: 14,
         transaction_id: 15,
+        verify_on_read: false,
+        scrub: ScrubState::default(),
         volume_count: 16,
         used_blocks: 17,
         group_index: vec![GroupIndexRef { checksum: 18, slot: Slot::B, level: 0 }],

@@ -4,6 +4,7 @@ mod clients;
 mod order;
 mod replay;
 mod reuse;
+mod sealed;
 mod sharing;
 mod space;
 mod trees;
@@ -21,6 +22,10 @@ pub use reuse::{
     block_freed_by_a_record_is_not_reused_before_that_is_durable, block_under_punch_is_not_handed_out,
     read_in_flight_over_a_free_does_not_see_the_next_owner, request_sent_again_never_lands_on_a_later_one,
     two_writes_into_one_block_both_stay, what_a_carcass_gives_back_waits_for_a_checkpoint,
+};
+#[cfg(feature = "canary")]
+pub use sealed::{
+    checksum_goes_with_the_content_it_was_taken_of, snapshot_is_called_sealed_after_its_checksums_are_durable,
 };
 #[cfg(feature = "canary")]
 pub use sharing::{

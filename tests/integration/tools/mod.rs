@@ -3,4 +3,5 @@
 mod damage;
 mod dump;
 mod sample;
+mod seals;
 mod structures;
