@@ -72,6 +72,8 @@ struct State {
     held: Option<Held>,
     /// Superblocks are written and do not become durable: the process dies before they come back.
     superblocks_withheld: bool,
+    /// What the host has room for, if that has a bound.
+    host: Option<Host>,
     /// Operations are carried out when they are called.
     at_once: bool,
     /// Operations beyond this number never end.
@@ -120,6 +122,30 @@ impl From<Image> for Left {
     /// All of it durable.
     fn from(image: Image) -> Self {
         Self { current: image.clone(), durable: image, cached: Vec::new(), next: 0, late: Vec::new() }
+    }
+}
+
+/// A host that is full soon: it has every block before `first`, and room for a few of those behind.
+struct Host {
+    first: u64,
+    room: usize,
+    allocated: HashSet<u64>,
+}
+
+impl Host {
+    /// Whether it has, or now finds, room for all that is written.
+    fn allocate(&mut self, range: &Range<u64>) -> bool {
+        let blocks = (range.start / BLOCK as u64).max(self.first)..range.end.div_ceil(BLOCK as u64);
+        let missing: Vec<u64> = blocks.filter(|block| !self.allocated.contains(block)).collect();
+        let fits = self.allocated.len() + missing.len() <= self.room;
+        if fits {
+            self.allocated.extend(missing);
+        }
+        fits
+    }
+
+    fn give_back(&mut self, range: &Range<u64>) {
+        self.allocated.retain(|block| !range.contains(&(block * BLOCK as u64)));
     }
 }
 
@@ -177,6 +203,7 @@ impl Medium {
             fault: None,
             held: None,
             superblocks_withheld: false,
+            host: None,
             at_once: false,
             stop_after: u64::MAX,
             scratch: Box::new([0; BLOCK]),
@@ -240,6 +267,13 @@ impl Medium {
                 waker.wake();
             }
         }
+    }
+
+    /// From now on the host, which has all before byte `first`, finds room for no more than `room_bytes` behind it:
+    /// what would need more is refused with ENOSPC.
+    pub fn limit_host(&self, first: u64, room_bytes: u64) {
+        let (first, room) = (first / BLOCK as u64, (room_bytes / BLOCK as u64) as usize);
+        self.state.borrow_mut().host = Some(Host { first, room, allocated: HashSet::new() });
     }
 
     /// How many operations are in flight.
@@ -484,6 +518,19 @@ impl State {
         let call = action.call();
         let number = self.calls[call as usize];
         self.calls[call as usize] += 1;
+        if let Some(host) = &mut self.host {
+            let range = action.range();
+            match action {
+                Action::Read(..) | Action::Flush(_) => {}
+                Action::Punch(_) => host.give_back(&range),
+                Action::Write(..) | Action::WriteDurable(..) | Action::Extend(_) => {
+                    if !host.allocate(&range) {
+                        done.borrow_mut().result = Some(Err(io::Error::from_raw_os_error(libc::ENOSPC)));
+                        return true;
+                    }
+                }
+            }
+        }
         let Some(fault) = self.fault.filter(|fault| fault.call == call && fault.number == number) else {
             return false;
         };

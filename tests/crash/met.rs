@@ -31,7 +31,10 @@ pub struct Met {
     pub carcasses_resumed: u64,
     pub ring_wraps: u64,
     pub groups_appended: u64,
+    /// Each flips the superblock's slot.
     pub checkpoints: u64,
+    /// Pages of counts written, each to the slot that its parent does not name.
+    pub pages_flipped: u64,
     pub batches: u64,
     pub shadowed: u64,
     pub punched: u64,
@@ -57,6 +60,7 @@ impl Met {
         self.ring_wraps += counters.ring_wraps;
         self.groups_appended += counters.groups_appended;
         self.checkpoints += counters.checkpoints;
+        self.pages_flipped += counters.pages_written;
         self.batches += counters.batches;
         self.shadowed += counters.nodes_shadowed;
         self.punched += counters.blocks_punched;
@@ -109,7 +113,8 @@ impl Met {
             ("carcasses resumed", self.carcasses_resumed),
             ("ring wraps", self.ring_wraps),
             ("groups appended", self.groups_appended),
-            ("checkpoints", self.checkpoints),
+            ("superblock slots flipped", self.checkpoints),
+            ("slots of pages flipped", self.pages_flipped),
             ("batches", self.batches),
             ("nodes shadowed", self.shadowed),
             ("changes refused for space", self.no_space),
@@ -151,6 +156,7 @@ impl Met {
         self.ring_wraps += other.ring_wraps;
         self.groups_appended += other.groups_appended;
         self.checkpoints += other.checkpoints;
+        self.pages_flipped += other.pages_flipped;
         self.batches += other.batches;
         self.shadowed += other.shadowed;
         self.punched += other.punched;

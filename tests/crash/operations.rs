@@ -265,6 +265,17 @@ impl World {
         let Some(volume) = self.pick(false, |volume| !volume.read_only) else { return false };
         let (offset, length) = self.range(&volume);
         let fua = self.random.u32(..12) == 0;
+        // Sharers change the same blocks at the same time: which of them still holds what both held is where bugs are.
+        let grain = |volume: &Volume| u64::from(volume.sector_size);
+        let fits = |twin: &Volume| {
+            let is_whole = offset.is_multiple_of(grain(twin)) && length.is_multiple_of(grain(twin));
+            !twin.read_only && twin.uuid != volume.uuid && is_whole && offset + length <= twin.size_bytes
+        };
+        if self.random.u32(..4) == 0
+            && let Some(twin) = self.pick(false, fits)
+        {
+            self.change(&twin, offset, length, What::Write { fua: false });
+        }
         self.change(&volume, offset, length, What::Write { fua })
     }
 
@@ -491,7 +502,9 @@ impl World {
         if self.shared.model.borrow().volumes.len() <= 3 {
             return false;
         }
-        let Some(volume) = self.pick(true, |_| true) else { return false };
+        // Snapshots rather than others: then two writable volumes share what nobody else holds.
+        let snapshots_only = self.random.u32(..3) > 0;
+        let Some(volume) = self.pick(true, |volume| volume.read_only || !snapshots_only) else { return false };
         self.handles.remove(&volume.uuid);
         let pool = self.pool();
         self.control_alone(volume.uuid, Control::Delete(volume.uuid), async move |shared: &Shared| {
