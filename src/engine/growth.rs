@@ -103,15 +103,16 @@ impl<S: Storage> Pool<S> {
             if self.eat_something().await? {
                 continue;
             }
-            let mut state = inner.state.borrow_mut();
-            if state.has_room(blocks, wanted, alongside) {
-                return Ok(());
+            {
+                let mut state = inner.state.borrow_mut();
+                if state.has_room(blocks, wanted, alongside) {
+                    return Ok(());
+                }
+                // What a check keeps back is given to who needs it.
+                if state.give_up_pins() {
+                    continue;
+                }
             }
-            // What a check keeps back is given to who needs it.
-            if state.give_up_pins() {
-                continue;
-            }
-            drop(state);
             if self.grow_by_itself().await? {
                 continue;
             }
