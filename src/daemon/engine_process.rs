@@ -189,6 +189,8 @@ fn serve(path: &Path, arguments: &EngineArguments, mut link: EngineLink) -> Resu
     let engine = Rc::new(Engine { control, server: server.clone(), reactor: reactor.clone(), finished, finish });
 
     pool.seal_in_background(arguments.seal_bytes);
+    let medium = engine.control.medium.clone();
+    pool.enlarge_with(move |size_bytes| medium.grow(size_bytes));
     let background = pool.clone();
     executor.spawn(async move { background.run().await }).detach();
     executor.spawn(tick(reactor.clone(), pool)).detach();

@@ -118,6 +118,7 @@ pub(super) struct State {
     pub(super) next_volume: VolumeId,
     pub(super) next_carcass: u64,
     pub(super) transaction_id: u64,
+    pub(super) size_limit_bytes: u64,
     /// Reads through all volumes are verified.
     pub(super) verify_on_read: bool,
     pub(super) scrub: ScrubState,
