@@ -304,6 +304,9 @@ impl State {
         if entry.birth >= shared_at && !self.replaying {
             self.allocator.hold(entry.address);
             self.unrecorded_frees.push_back((lsn, entry.address));
+            if is_broken(Canary::FreedBeforeRecorded) {
+                self.release_frees();
+            }
         }
     }
 
