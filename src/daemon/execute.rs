@@ -86,6 +86,20 @@ pub async fn execute<S: Medium>(control: &Control<S>, command: Command) -> Resul
             grow(control, size_bytes).await?;
             Ok(Reply::Pool(Box::new(pool_info(control))))
         }
+        Command::PoolLimit { limit_bytes } => {
+            let info = pool.info();
+            if limit_bytes > 0 && limit_bytes < info.size_bytes {
+                let (now, wanted) = (size_words(info.size_bytes), size_words(limit_bytes));
+                return Err(Error::InvalidInput(format!("pool {} has {now} already; {wanted} is less", info.name)));
+            }
+            pool.set_size_limit(limit_bytes).await?;
+            Ok(Reply::Pool(Box::new(pool_info(control))))
+        }
+        Command::PoolTrim => {
+            pool.settle().await?;
+            pool.trim().await?;
+            Ok(Reply::Pool(Box::new(pool_info(control))))
+        }
         Command::VolumeCreate { uuid, name, size_bytes, sector_size, quota_bytes, attributes } => {
             check_name(&name)?;
             check_size(size_bytes, sector_size)?;
@@ -283,6 +297,8 @@ pub fn pool_info<S: Medium>(control: &Control<S>) -> protocol::Pool {
         volumes: volumes.len() as u64 - snapshots,
         snapshots,
         carcasses: info.carcasses,
+        size_limit_bytes: info.size_limit_bytes,
+        waiting: info.waiting,
         sealed: info.sealed,
         verify_on_read: info.verify_on_read,
         scrub: scrub::status(&control.pool),

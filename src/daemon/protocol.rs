@@ -121,6 +121,13 @@ pub enum Command {
         /// The new size.
         size_bytes: u64,
     },
+    /// Has a full pool grow by itself. Answer: [`Reply::Pool`].
+    PoolLimit {
+        /// The size up to which it does; 0: it does not.
+        limit_bytes: u64,
+    },
+    /// Gives everything that is free back to the host. Answer: [`Reply::Pool`].
+    PoolTrim,
     /// Answer: [`Reply::Volume`].
     VolumeCreate {
         /// Made by the client.
@@ -305,6 +312,8 @@ impl Command {
             Self::ScrubTouched { .. } => "pool scrub, what is touched".into(),
             Self::PoolVerify { .. } => "pool verify-on-read".into(),
             Self::PoolGrow { .. } => "pool grow".into(),
+            Self::PoolLimit { .. } => "pool grow --up-to".into(),
+            Self::PoolTrim => "pool trim".into(),
             Self::VolumeCreate { name, .. } => pair("volume create", name),
             Self::VolumeList => "volume list".into(),
             Self::VolumeInfo { name } => pair("volume info", name),

@@ -489,6 +489,7 @@ impl State {
             next_volume: self.next_volume,
             next_carcass: self.next_carcass,
             transaction_id: self.transaction_id,
+            size_limit_bytes: self.size_limit_bytes,
             verify_on_read: self.verify_on_read,
             scrub: self.scrub,
             volume_count: self.volumes.len() as u64,

@@ -81,6 +81,7 @@ impl<S: Storage> Pool<S> {
             next_volume: VolumeId(1),
             next_carcass: 1,
             transaction_id: 0,
+            size_limit_bytes: 0,
             verify_on_read: false,
             scrub: ScrubState::default(),
             volume_count: 0,

@@ -104,6 +104,10 @@ pub struct PoolInfo {
     pub carcasses: u64,
     /// Nodes in memory that the next checkpoint writes.
     pub dirty_nodes: u64,
+    /// Size up to which it grows by itself, in bytes; 0: it does not.
+    pub size_limit_bytes: u64,
+    /// Writes that wait for space.
+    pub waiting: u64,
     /// Reads of sealed blocks are verified through every volume.
     pub verify_on_read: bool,
     /// Snapshots that are sealed.
@@ -138,6 +142,8 @@ impl<S: Storage> Pool<S> {
             virtual_bytes: state.volumes.values().map(|volume| volume.record.size_bytes).sum(),
             carcasses: state.carcasses.len() as u64,
             dirty_nodes: state.cache.dirty() as u64,
+            size_limit_bytes: state.size_limit_bytes,
+            waiting: self.waiting_for_space(),
             verify_on_read: state.verify_on_read,
             sealed: state.volumes.values().filter(|volume| volume.record.flags.sealed).count() as u64,
             poisoned: state.poisoned.clone(),

@@ -413,6 +413,7 @@ fn new_state(superblock: &Superblock, slot: Slot, log: Box<dyn PendingLog>, opti
         next_volume: superblock.next_volume,
         next_carcass: superblock.next_carcass,
         transaction_id: superblock.transaction_id,
+        size_limit_bytes: superblock.size_limit_bytes,
         verify_on_read: superblock.verify_on_read,
         scrub: superblock.scrub,
         scrub_saved: superblock.scrub,

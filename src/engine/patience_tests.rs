@@ -110,3 +110,53 @@ fn waiting_has_an_end_and_so_has_the_number_of_those_who_wait() {
         assert!(snapshot.is_ok(), "administration goes on in a full pool: {snapshot:?}");
     });
 }
+
+#[test]
+fn full_pool_grows_by_itself_up_to_its_limit() {
+    with_pool(|pool| async move {
+        let size = pool.info().size_bytes;
+        pool.set_size_limit(3 << 30).await.unwrap();
+        assert!(matches!(pool.set_size_limit(12345).await, Err(Error::InvalidInput(_))));
+        // Without somebody who makes the file larger it stays as it is.
+        let ballast = fill_up(&pool).await;
+        assert_eq!(pool.info().size_bytes, size);
+        let storage = pool.inner.storage.clone();
+        pool.enlarge_with(move |bytes| {
+            storage.grow(bytes);
+            Ok(())
+        });
+        let volume = pool.create_volume(new_volume("v", 4 << 30)).await.unwrap().id;
+        let handle = pool.open_volume(volume, false).unwrap();
+        let mut at = 0;
+        while let Ok(held) = handle.write_zeroes(at, MIB, false).await {
+            drop(held);
+            at += MIB;
+        }
+        assert_eq!(pool.info().size_bytes, 3 << 30);
+        assert!(at > 900 * MIB, "{at} bytes more fitted");
+        drop(handle);
+        pool.delete_volume(ballast).await.unwrap();
+        assert_clean(&pool).await;
+    });
+}
+
+#[test]
+fn trim_gives_single_blocks_back() {
+    with_pool(|pool| async move {
+        let volume = pool.create_volume(new_volume("v", 64 * MIB)).await.unwrap().id;
+        fill(&pool, volume, 0, 16 * MIB as usize, 1).await;
+        let handle = pool.open_volume(volume, false).unwrap();
+        for block in (0..4096).step_by(2) {
+            drop(handle.discard(block * 4096, 4096).await.unwrap());
+        }
+        for _ in 0..5 {
+            tick(&pool).await;
+        }
+        let before = pool.counters().blocks_punched;
+        pool.trim().await.unwrap();
+        assert!(pool.counters().blocks_punched >= before + 2048, "{} punched", pool.counters().blocks_punched - before);
+        assert_eq!(bytes(&pool, volume, 4096, 4096).await, vec![1; 4096]);
+        drop(handle);
+        assert_clean(&pool).await;
+    });
+}

@@ -7,6 +7,7 @@ use event_listener::Event;
 use rustc_hash::FxHashMap;
 
 use super::bounds;
+use super::enlarge::Enlarger;
 use super::epoch::EpochId;
 use super::patience::Patience;
 use super::space::PageKey;
@@ -64,6 +65,7 @@ pub(super) struct Inner<S: Storage> {
     pub(super) stopped: Cell<bool>,
     pub(super) open_handles: Cell<u64>,
     pub(super) patience: Patience,
+    pub(super) enlarger: RefCell<Option<Enlarger>>,
     /// What sealing in the background may read a tick; 0 for nothing.
     pub(super) seal_bytes_per_tick: Cell<u64>,
     /// No checkpoint after that of this number begins for now.
@@ -124,6 +126,7 @@ impl<S: Storage> Pool<S> {
                 stopped: Cell::new(false),
                 open_handles: Cell::new(0),
                 patience: Patience::default(),
+                enlarger: RefCell::default(),
                 seal_bytes_per_tick: Cell::new(0),
                 last_checkpoint: Cell::new(None),
             }),

@@ -118,6 +118,7 @@ pub(super) struct State {
     pub(super) next_volume: VolumeId,
     pub(super) next_carcass: u64,
     pub(super) transaction_id: u64,
+    pub(super) size_limit_bytes: u64,
     /// Reads through all volumes are verified.
     pub(super) verify_on_read: bool,
     pub(super) scrub: ScrubState,
@@ -303,6 +304,9 @@ impl State {
         if entry.birth >= shared_at && !self.replaying {
             self.allocator.hold(entry.address);
             self.unrecorded_frees.push_back((lsn, entry.address));
+            if is_broken(Canary::FreedBeforeRecorded) {
+                self.release_frees();
+            }
         }
     }
 

@@ -86,7 +86,8 @@ raw_struct! {
         360 scrub_faults: U64,
         368 scrub_begun: U64,
         376 scrub_ended: U64,
-        384 reserved: [u8; 1280],
+        384 size_limit: U64,
+        392 reserved: [u8; 1272],
         1664 group_index: [RawGroupIndexRef; GROUP_INDEXES_MAX],
     }
 }
@@ -162,6 +163,8 @@ pub struct Superblock {
     pub volume_count: u64,
     /// Blocks whose count is not 0, those of the layout included.
     pub used_blocks: u64,
+    /// Size up to which the pool grows by itself when it is full, in bytes; 0: it does not.
+    pub size_limit_bytes: u64,
     /// Reads of sealed blocks are verified, whatever the volume.
     pub verify_on_read: bool,
     /// How far the pool has been scrubbed.
@@ -224,7 +227,8 @@ impl Superblock {
             scrub_faults: U64::new(self.scrub.faults),
             scrub_begun: U64::new(self.scrub.begun),
             scrub_ended: U64::new(self.scrub.ended),
-            reserved: [0; 1280],
+            size_limit: U64::new(self.size_limit_bytes),
+            reserved: [0; 1272],
             group_index,
         };
         raw.checksum = U32::new(own_checksum(&raw));
@@ -294,6 +298,7 @@ impl Superblock {
             transaction_id: raw.transaction_id.get(),
             volume_count: at_most(raw.volume_count.get(), VOLUME_BLOCKS_MAX, "volume_count")?,
             used_blocks: at_most(raw.used_blocks.get(), geometry.pool_blocks, "used_blocks")?,
+            size_limit_bytes: raw.size_limit.get(),
             verify_on_read: flags & VERIFY_ON_READ != 0,
             scrub: ScrubState {
                 next: PoolBlock(at_most(raw.scrub_next.get(), geometry.pool_blocks, "scrub_next")?),

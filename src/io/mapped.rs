@@ -7,10 +7,15 @@
 //! jumps would be the other way; it needs process-wide state, and jumping over Rust frames is not defined.) Where a
 //! sandbox forbids the call, the same range is read with `pread` instead.
 //!
-//! The mapping brings the host's page cache and read-ahead, which suit a walk over a pool nobody writes. Direct I/O of an
-//! engine drops those pages again, and the locks keep engines away as long as this is open.
+//! The mapping brings the host's page cache, which suits a walk over a pool nobody writes. Direct I/O of an engine drops
+//! those pages again, and the locks keep engines away as long as this is open.
+//!
+//! **Memory.** Of a pool single blocks are read, a megabyte apart as often as not: reading ahead would fetch the data
+//! between them (128 KiB for each leaf), so it is switched off, and runs of blocks go through `pread`. What is mapped
+//! counts as this process's, and so do the tables behind it, a page for each 2 MiB touched; so the mapping is made anew
+//! after [`READS_MAX`] reads.
 
-use std::cell::Cell;
+use std::cell::{Cell, RefCell};
 use std::fs::File;
 use std::future::Future;
 use std::io::{self, Seek, SeekFrom};
@@ -24,6 +29,10 @@ use super::file::{open_existing, take, try_claim, try_fence};
 use super::memory::IoMemory;
 use crate::engine::{Memory, Storage};
 use crate::error::{Error, Result};
+use crate::units::BLOCK_SIZE;
+
+/// Reads through one mapping of a pool: with the tables, 128 MiB.
+const READS_MAX: u32 = 16 << 10;
 
 /// A file or device mapped for reading. Writes are refused with EROFS. A clone is another handle to the same mapping.
 #[derive(Clone)]
@@ -34,8 +43,12 @@ pub struct MappedStorage {
 struct Shared {
     file: File,
     /// None for an empty file, which cannot be mapped.
-    map: Option<memmap2::Mmap>,
+    map: RefCell<Option<memmap2::Mmap>>,
     size_bytes: u64,
+    /// Whether single blocks are read, all over the file.
+    scattered: bool,
+    /// Reads through the present mapping.
+    reads: Cell<u32>,
     /// The host forbids `process_vm_readv`.
     forbidden: Cell<bool>,
 }
@@ -48,7 +61,7 @@ impl MappedStorage {
     pub fn open(path: &Path) -> Result<Self> {
         let file = open_existing(path, libc::O_RDONLY)?;
         take(path, Duration::ZERO, || try_claim(&file, false).and_then(|()| try_fence(&file, false)))?;
-        Self::map(file, path)
+        Self::map(file, path, true)
     }
 
     /// Maps a file that is no pool, such as the source of an import, without locks.
@@ -56,20 +69,15 @@ impl MappedStorage {
     /// # Errors
     /// [`Error::NotFound`]; what the host answers.
     pub fn open_unlocked(path: &Path) -> Result<Self> {
-        Self::map(open_existing(path, libc::O_RDONLY)?, path)
+        Self::map(open_existing(path, libc::O_RDONLY)?, path, false)
     }
 
-    fn map(mut file: File, path: &Path) -> Result<Self> {
+    fn map(mut file: File, path: &Path, scattered: bool) -> Result<Self> {
         let failed = |error| Error::io(format!("mapping {}", path.display()), error);
         let size_bytes = file.seek(SeekFrom::End(0)).map_err(failed)?;
-        let len = usize::try_from(size_bytes).map_err(|_| failed(io::ErrorKind::FileTooLarge.into()))?;
-        let map = if len == 0 {
-            None
-        } else {
-            // SAFETY: no reference into the mapping is ever made, so a change of the file breaks no promise of Rust's.
-            Some(unsafe { memmap2::MmapOptions::new().len(len).map(&file) }.map_err(failed)?)
-        };
-        Ok(Self { shared: Rc::new(Shared { file, map, size_bytes, forbidden: Cell::new(false) }) })
+        let map = RefCell::new(map_file(&file, size_bytes, scattered).map_err(failed)?);
+        let (reads, forbidden) = (Cell::new(0), Cell::new(false));
+        Ok(Self { shared: Rc::new(Shared { file, map, size_bytes, scattered, reads, forbidden }) })
     }
 
     /// Fills `into` from `offset`, at once.
@@ -80,6 +88,19 @@ impl MappedStorage {
         // SAFETY: the slice is ours alone, and its bytes take any value.
         unsafe { self.shared.read(offset, into.as_mut_ptr(), into.len()) }
     }
+}
+
+fn map_file(file: &File, size_bytes: u64, scattered: bool) -> io::Result<Option<memmap2::Mmap>> {
+    let len = usize::try_from(size_bytes).map_err(|_| io::Error::from(io::ErrorKind::FileTooLarge))?;
+    if len == 0 {
+        return Ok(None);
+    }
+    // SAFETY: no reference into the mapping is ever made, so a change of the file breaks no promise of Rust's.
+    let map = unsafe { memmap2::MmapOptions::new().len(len).map(file) }?;
+    if scattered {
+        map.advise(memmap2::Advice::Random)?;
+    }
+    Ok(Some(map))
 }
 
 impl Shared {
@@ -113,8 +134,18 @@ impl Shared {
     /// # Safety
     /// `into` is valid for writing `len` bytes.
     unsafe fn copy(&self, offset: u64, into: *mut u8, len: usize) -> io::Result<usize> {
-        if let Some(map) = &self.map
-            && !self.forbidden.get()
+        let through_map = !(self.forbidden.get() || self.scattered && len > BLOCK_SIZE);
+        if through_map && self.scattered {
+            self.reads.set(self.reads.get() + 1);
+            if self.reads.get() > READS_MAX {
+                self.reads.set(1);
+                // The old one goes first: its tables are what this is for.
+                drop(self.map.take());
+                self.map.replace(map_file(&self.file, self.size_bytes, true)?);
+            }
+        }
+        if let Some(map) = &*self.map.borrow()
+            && through_map
         {
             let local = libc::iovec { iov_base: into.cast(), iov_len: len };
             let address = map.as_ptr().wrapping_add(offset as usize);
@@ -224,13 +255,30 @@ mod tests {
     #[test]
     fn page_that_cannot_be_read_is_an_error_and_not_a_signal() {
         let (_folder, path) = pool();
-        let storage = MappedStorage::open(&path).unwrap();
+        // The first goes through the mapping block by block, the other for whole ranges too.
+        let storages = [MappedStorage::open(&path).unwrap(), MappedStorage::open_unlocked(&path).unwrap()];
         File::options().write(true).open(&path).unwrap().set_len(8192).unwrap();
-        let mut bytes = vec![0; 16384];
-        let error = storage.read_at(0, &mut bytes).unwrap_err();
-        assert!(error.to_string().contains("offset 8192"), "{error}");
-        assert_eq!(bytes[4096], 8);
-        storage.read_at(0, &mut bytes[..8192]).unwrap();
+        for storage in storages {
+            let mut bytes = vec![0; 16384];
+            for offset in [0, 8192] {
+                let error = storage.read_at(offset, &mut bytes[offset as usize..12288]).unwrap_err();
+                assert!(error.to_string().contains("offset 8192"), "{error}");
+            }
+            assert_eq!(bytes[4096], 8);
+            storage.read_at(0, &mut bytes[..8192]).unwrap();
+        }
+    }
+
+    #[test]
+    fn mapping_made_anew_reads_the_same() {
+        let (_folder, path) = pool();
+        let storage = MappedStorage::open(&path).unwrap();
+        let mut bytes = vec![0; 4096];
+        for _ in 0..READS_MAX + 10 {
+            storage.read_at(8192, &mut bytes).unwrap();
+        }
+        assert_eq!(storage.shared.reads.get(), 10);
+        assert_eq!(bytes[..3996], [8; 3996]);
     }
 
     #[test]

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 
 use crate::scratch::Scratch;
 
-const COMMANDS: [&str; 48] = [
+const COMMANDS: [&str; 49] = [
     "",
     "pool",
     "pool create",
@@ -17,6 +17,7 @@ const COMMANDS: [&str; 48] = [
     "pool scrub",
     "pool verify-on-read",
     "pool grow",
+    "pool trim",
     "volume",
     "volume create",
     "volume list",

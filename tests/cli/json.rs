@@ -27,7 +27,7 @@ const VOLUME: [&str; 20] = [
     "waits_when_full",
 ];
 
-const POOL: [&str; 25] = [
+const POOL: [&str; 27] = [
     "carcasses",
     "clock",
     "engine_pid",
@@ -46,6 +46,7 @@ const POOL: [&str; 25] = [
     "scrub",
     "sealed",
     "size_bytes",
+    "size_limit_bytes",
     "snapshots",
     "transport",
     "used_bytes",
@@ -53,6 +54,7 @@ const POOL: [&str; 25] = [
     "verify_on_read",
     "virtual_bytes",
     "volumes",
+    "waiting",
 ];
 
 const CHECK: [&str; 8] = [

@@ -110,7 +110,9 @@ impl World {
     /// One block of a volume to which nothing is happening is written, or not.
     pub fn write_somewhere(&mut self) {
         let Some(volume) = self.pick(false, |volume| !volume.read_only) else { return };
-        if self.shared.model.borrow().is_in_question(volume.uuid) {
+        // What was carried out and not answered comes again before anything else does.
+        let is_unanswered = self.shared.unanswered.borrow().values().any(|request| request.volume == volume.uuid);
+        if is_unanswered || self.shared.model.borrow().is_in_question(volume.uuid) {
             return;
         }
         let block = self.random.u64(..volume.size_bytes / BLOCK);

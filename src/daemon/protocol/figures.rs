@@ -34,6 +34,12 @@ pub struct Pool {
     pub host_bytes: u64,
     /// Sum of the virtual sizes.
     pub virtual_bytes: u64,
+    /// Size up to which it grows by itself when it is full; 0: it does not.
+    #[serde(default)]
+    pub size_limit_bytes: u64,
+    /// Requests that wait for space.
+    #[serde(default)]
+    pub waiting: u64,
     /// Number of the last checkpoint.
     pub generation: u64,
     /// Counter of sharings.

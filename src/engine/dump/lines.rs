@@ -47,6 +47,8 @@ pub(super) struct PoolLine {
     pub(super) next_carcass: u64,
     pub(super) transaction_id: u64,
     #[serde(default)]
+    pub(super) size_limit_bytes: u64,
+    #[serde(default)]
     pub(super) verify_on_read: bool,
     pub(super) compatible: u64,
     pub(super) read_only_compatible: u64,

@@ -23,8 +23,8 @@ use crate::engine::rebuild::{
 use crate::engine::tree::entry_span;
 use crate::error::{Error, Result};
 use crate::format::{
-    self, AttributeBlockRef, Carcass, ENTRIES_PER_NODE, Entry, Geometry, Node, Place, Record, Root, SUPERBLOCK_COPIES,
-    Slot, Superblock, VolumeRecord, span_blocks,
+    self, AttributeBlockRef, Carcass, ENTRIES_PER_NODE, Entry, Geometry, Node, Place, READ_ONLY_COMPATIBLE_KNOWN,
+    Record, Root, SUPERBLOCK_COPIES, Slot, Superblock, VolumeRecord, span_blocks,
 };
 use crate::units::{BLOCK_BYTES, BLOCK_SIZE, Clock, Generation, Lsn, PoolBlock, VirtualBlock, VolumeId};
 
@@ -76,13 +76,17 @@ struct Plan {
 /// start, twice.
 ///
 /// # Errors
-/// [`Error::InvalidInput`] for what is no dump, contradicts itself, or is of another pool; then nothing has changed.
+/// [`Error::InvalidInput`] for what is no dump, contradicts itself, or is of another pool, and [`Error::Incompatible`]; then
+/// nothing has changed.
 /// [`Error::NoSpace`]; [`Error::Io`].
 pub async fn restore_metadata<S: Storage, R: BufRead>(
     storage: &S,
     mut open: impl FnMut() -> Result<R>,
 ) -> Result<RestoreReport> {
     let mut plan = read_plan(open()?)?;
+    if plan.pool.read_only_compatible & !READ_ONLY_COMPATIBLE_KNOWN != 0 {
+        return Err(Error::Incompatible("the dump has features that this build cannot write".into()));
+    }
     let present = read_present(storage, &plan).await?;
     let known_space = match &present {
         Some((superblock, _)) => {
@@ -132,6 +136,7 @@ pub async fn restore_metadata<S: Storage, R: BufRead>(
         next_volume: VolumeId(plan.pool.next_volume),
         next_carcass: plan.pool.next_carcass,
         transaction_id: plan.pool.transaction_id,
+        size_limit_bytes: plan.pool.size_limit_bytes,
         verify_on_read: plan.pool.verify_on_read,
         scrub: format::ScrubState::default(),
         volume_count: plan.records.len() as u64,
@@ -276,6 +281,7 @@ fn check_pool(pool: &PoolLine) -> Result<Geometry> {
         next_volume: VolumeId(pool.next_volume),
         next_carcass: pool.next_carcass,
         transaction_id: pool.transaction_id,
+        size_limit_bytes: pool.size_limit_bytes,
         verify_on_read: pool.verify_on_read,
         scrub: format::ScrubState::default(),
         volume_count: 0,

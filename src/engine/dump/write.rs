@@ -192,6 +192,7 @@ fn pool_line(superblock: &Superblock) -> PoolLine {
         next_volume: superblock.next_volume.0,
         next_carcass: superblock.next_carcass,
         transaction_id: superblock.transaction_id,
+        size_limit_bytes: superblock.size_limit_bytes,
         verify_on_read: superblock.verify_on_read,
         compatible: superblock.compatible,
         read_only_compatible: superblock.read_only_compatible,

@@ -78,7 +78,7 @@ pub(in crate::engine) async fn read_checksums<S: Storage>(
     }
     for page in 0..HAS_ONE {
         let base = page as usize * PER_PAGE;
-        let Some(sums) = read_page(reader, descriptor, page, faults).await else {
+        let Some(mut sums) = read_page(reader, descriptor, page, faults).await else {
             found.has_one[base / 32..(base + PER_PAGE) / 32].fill(0);
             found.lost_pages |= 1 << page;
             continue;
@@ -87,6 +87,10 @@ pub(in crate::engine) async fn read_checksums<S: Storage>(
         if let Some(index) = (0..PER_PAGE).find(|index| sums[*index] != 0 && !has_one(*index)) {
             let block = reader.geometry.group_start(descriptor.group).plus((base + index) as u64);
             faults.add(Structure::ChecksumPage, block, WITHOUT_BIT);
+            // Repair writes what is left here.
+            for index in (0..PER_PAGE).filter(|index| !has_one(*index)) {
+                sums[index] = 0;
+            }
         }
         if let Some(place) = found.sums.get_mut(page as usize) {
             *place = sums;

@@ -64,6 +64,7 @@ fn superblock() -> Superblock {
         next_volume: VolumeId(13),
         next_carcass: 14,
         transaction_id: 15,
+        size_limit_bytes: 0,
         verify_on_read: false,
         scrub: ScrubState::default(),
         volume_count: 16,

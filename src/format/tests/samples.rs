@@ -89,6 +89,7 @@ pub(in crate::format) fn superblock(random: &mut Rng) -> Superblock {
         next_volume: volume_id(random),
         next_carcass: random.u64(..=1 << 62),
         transaction_id: random.u64(..),
+        size_limit_bytes: random.u64(..),
         verify_on_read: random.bool(),
         scrub: ScrubState {
             next: PoolBlock(random.u64(..geometry.pool_blocks)),

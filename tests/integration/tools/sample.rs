@@ -141,6 +141,22 @@ fn make() -> MemoryImage {
     image
 }
 
+/// A pool of which one volume was discarded as a whole a moment ago.
+pub fn discarded() -> MemoryImage {
+    let (image, ()) = with_pool(empty(), true, async |pool| {
+        let volume = pool.create_volume(new_volume(1, "one", 1 << 30)).await.unwrap().id;
+        for leaf in 0..100 {
+            write(pool, volume, leaf * 256, leaf).await;
+        }
+    });
+    let (image, ()) = with_pool(image, false, async |pool| {
+        let handle = pool.open_volume(pool.volume("one").unwrap().id, false).unwrap();
+        drop(handle.discard(0, 1 << 30).await.unwrap());
+        pool.checkpoint().await.unwrap();
+    });
+    image
+}
+
 fn bytes(len: usize) -> Vec<u8> {
     let mut bytes = vec![0; len];
     fastrand::Rng::with_seed(7).fill(&mut bytes);
