@@ -77,7 +77,7 @@ pub fn pairs_on_a_fragmented_pool_give_way_to_single_nodes() {
     engine.checkpoint().expect("checkpoint");
     // Data takes what stands together; what is kept for metadata are single blocks now.
     let taken = engine.fill(other, 3);
-    for block in (0..taken.min(120)).step_by(2) {
+    for block in (0..taken.min(300)).step_by(2) {
         engine.discard(other, block, 1).expect("discarded");
     }
     engine.commit();
