@@ -166,6 +166,7 @@ fn serve(path: &Path, arguments: &EngineArguments, mut link: EngineLink) -> Resu
         medium: storage,
         path: found.path,
         devices: RefCell::new(BTreeMap::new()),
+        checking: Cell::new(None),
         daemon: Some(facts),
     };
     let engine = Rc::new(Engine { control, server: server.clone(), finished: Cell::new(None), finish: Event::new() });

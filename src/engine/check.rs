@@ -9,7 +9,7 @@
 //! [`PINNED_MAX`] blocks wait, the pin is given up; the blocks go back, and the check ends with `Busy`.
 
 use super::Storage;
-use super::inspect::{self, CheckReport};
+use super::inspect::{self, CheckReport, Progress};
 use super::pool::Pool;
 use super::state::State;
 use crate::error::{Error, Result};
@@ -117,6 +117,14 @@ impl<S: Storage> Pool<S> {
     /// `Busy` when another check begins or the pool needs the blocks that the check keeps back; what keeps a checkpoint
     /// from being written. What is damaged is reported, not an error.
     pub async fn check(&self) -> Result<CheckReport> {
+        self.check_showing(&mut |_| ()).await
+    }
+
+    /// As [`check`](Self::check). `show` is told how far the walk is.
+    ///
+    /// # Errors
+    /// As [`check`](Self::check).
+    pub async fn check_showing(&self, show: &mut dyn FnMut(Progress)) -> Result<CheckReport> {
         let inner = &self.inner;
         self.commit().await?;
         let pin = Pin::new(self);
@@ -126,9 +134,10 @@ impl<S: Storage> Pool<S> {
         inner.last_checkpoint.set(Some(inner.checkpoints_begun.get() + 1));
         let hold = Hold(self.clone());
         self.checkpoint().await?;
-        let pinned = inspect::read_pinned(&inner.storage).await;
+        let durable = inner.state.borrow().journal.durable();
+        let pinned = inspect::read_pinned(&inner.storage, durable).await;
         drop(hold);
-        let report = inspect::check_pinned(&inner.storage, pinned?).await?;
+        let report = inspect::check_pinned(&inner.storage, pinned?, show).await?;
         if pin.is_given_up() {
             return Err(Error::Busy("the pool needed the blocks that the check kept back; try again".into()));
         }

@@ -23,6 +23,7 @@ mod superblock;
 mod superblock_choice;
 #[cfg(test)]
 mod tests;
+mod unfinished;
 mod volume_name;
 mod volume_record;
 
@@ -46,6 +47,7 @@ pub use superblock::{
     FORMAT_VERSION, GroupIndexRef, INCOMPATIBLE_KNOWN, POOL_NAME_BYTES_MAX, READ_ONLY_COMPATIBLE_KNOWN, Superblock,
 };
 pub use superblock_choice::choose_superblock;
+pub use unfinished::Unfinished;
 pub use volume_name::{VOLUME_NAME_BYTES_MAX, check_name};
 pub use volume_record::{
     ACCOUNT_SPANS_MAX, ATTRIBUTE_BLOCKS_MAX, AccountSpan, AttributeBlockRef, OnFull, OriginRef, VolumeFlags,

@@ -25,7 +25,9 @@ pub(super) use counts::{Counts, Reached};
 pub(super) use fault::Faults;
 pub use fault::{Fault, Touched, TouchedRange};
 pub(super) use reader::Reader;
-pub(super) use space::{GroupFacts, Space, compare, compare_total, implied, read_descriptor, read_index, read_space};
-pub(super) use superblocks::read_superblocks;
+pub(super) use space::{
+    GroupFacts, Space, compare, compare_total, implied, read_checksum_page, read_descriptor, read_index, read_space,
+};
+pub(super) use superblocks::{Passed, UNFINISHED, pass_unfinished, read_superblocks};
 pub(super) use tables::{Tables, add_stubs, read_tables};
-pub(super) use walk::{Tree, Visited, Visitor, Walker};
+pub(super) use walk::{LATE_BIRTH, Tree, Visited, Visitor, Walker};

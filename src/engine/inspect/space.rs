@@ -9,7 +9,7 @@ use crate::engine::Storage;
 use crate::error::{Check, Structure};
 use crate::format::{
     self, CHECKSUM_PAGES_PER_GROUP, COUNTS_PER_PAGE, GROUP_BLOCKS, GROUPS_PER_INDEX, GroupDescriptor, GroupIndex,
-    GroupIndexEntry, Place, Slot, Superblock,
+    GroupIndexEntry, Place, SUPERBLOCK_COPIES, Slot, Superblock,
 };
 use crate::units::PoolBlock;
 
@@ -28,6 +28,8 @@ pub(in crate::engine) struct Space {
 pub(in crate::engine) struct GroupFacts {
     group: u64,
     entry: GroupIndexEntry,
+    /// The index block that has the entry.
+    index: PoolBlock,
     /// Counts that fit a byte; none where the group is empty.
     small: Option<Box<[u8]>>,
     /// The others.
@@ -76,7 +78,7 @@ pub(in crate::engine) async fn read_space<S: Storage>(
         }
         let entry = index.as_ref().and_then(|index| index.entries.get((group % GROUPS_PER_INDEX) as usize)).copied();
         let facts = match entry {
-            Some(entry) => read_group(reader, group, entry, faults).await,
+            Some(entry) => read_group(reader, superblock, group, entry, faults).await,
             None => None,
         };
         each(faults, facts);
@@ -119,16 +121,16 @@ pub(in crate::engine) fn compare(
     space.damaged |= facts.bad_pages != 0;
     let recorded = u64::from(facts.entry.free_blocks);
     if !facts.entry.empty && facts.bad_pages == 0 && recorded != free {
-        let address = geometry.index_block(group / GROUPS_PER_INDEX, Slot::A);
-        faults.add(Structure::GroupIndex, address, Check::Total { field: "free_blocks", recorded, found: free });
+        faults.add(Structure::GroupIndex, facts.index, Check::Total { field: "free_blocks", recorded, found: free });
     }
 }
 
 /// What the superblock says of the whole.
-pub(in crate::engine) fn compare_total(superblock: &Superblock, space: &Space, faults: &mut Faults) {
+pub(in crate::engine) fn compare_total(superblock: &Superblock, slot: Slot, space: &Space, faults: &mut Faults) {
     let (recorded, found) = (superblock.used_blocks, space.used_blocks);
     if !space.damaged && recorded != found {
-        faults.add(Structure::Superblock, PoolBlock(0), Check::Total { field: "used_blocks", recorded, found });
+        let address = SUPERBLOCK_COPIES[slot.index()][0];
+        faults.add(Structure::Superblock, address, Check::Total { field: "used_blocks", recorded, found });
     }
 }
 
@@ -196,11 +198,15 @@ pub(in crate::engine) async fn read_counts<S: Storage>(
 
 async fn read_group<S: Storage>(
     reader: &mut Reader<'_, S>,
+    superblock: &Superblock,
     group: u64,
     entry: GroupIndexEntry,
     faults: &mut Faults,
 ) -> Option<GroupFacts> {
-    let mut facts = GroupFacts { group, entry, small: None, many: FxHashMap::default(), bad_pages: 0 };
+    let number = group / GROUPS_PER_INDEX;
+    let slot = superblock.group_index.get(number as usize)?.slot;
+    let index = superblock.geometry.index_block(number, slot);
+    let mut facts = GroupFacts { group, entry, index, small: None, many: FxHashMap::default(), bad_pages: 0 };
     if entry.empty {
         return Some(facts);
     }
@@ -220,23 +226,23 @@ async fn read_group<S: Storage>(
     }
     facts.small = Some(small);
     for page in 0..CHECKSUM_PAGES_PER_GROUP {
-        check_checksum_page(reader, &descriptor, page, faults).await;
+        read_checksum_page(reader, &descriptor, page, faults).await;
     }
     Some(facts)
 }
 
-async fn check_checksum_page<S: Storage>(
+/// Reads a page of data checksums: none where there is none, an error where it is damaged.
+pub(in crate::engine) async fn read_checksum_page<S: Storage>(
     reader: &mut Reader<'_, S>,
     descriptor: &GroupDescriptor,
     page: u32,
     faults: &mut Faults,
-) {
-    let Some(reference) = descriptor.checksum_pages.get(page as usize).filter(|reference| reference.present) else {
-        return;
-    };
+) -> Option<Result<Vec<u8>, ()>> {
+    let reference = descriptor.checksum_pages.get(page as usize).filter(|reference| reference.present)?;
     let group = descriptor.group;
     let address = reader.geometry.checksum_page_block(group, page, reference.slot);
     let (checksum, place) = (reference.checksum, Place::ChecksumPage { group, page });
     let structure = Structure::ChecksumPage;
-    reader.verified(&Target { address, mirrored: false, checksum, place, structure }, faults).await;
+    let target = Target { address, mirrored: false, checksum, place, structure };
+    Some(reader.verified(&target, faults).await.ok_or(()))
 }
