@@ -5,6 +5,7 @@ use anyhow::Result;
 use super::Usage;
 use super::output::Waiting;
 use crate::daemon::{self, Client, FoundPool};
+use crate::error::Error;
 
 /// The options that all commands share.
 #[derive(Clone, Debug, clap::Args)]
@@ -27,6 +28,19 @@ impl Context {
         let named = self.pool.as_deref().filter(|named| !named.is_empty());
         let named = named.ok_or(Usage("no pool is named; give --pool FILE|NAME or set PLYWOOD_POOL"))?;
         Ok(daemon::find_pool(named)?)
+    }
+
+    /// As [`find_pool`](Self::find_pool), also one of which a restore or repair was not finished.
+    ///
+    /// # Errors
+    /// As [`find_pool`](Self::find_pool).
+    pub fn find_unfinished_pool(&self) -> Result<FoundPool> {
+        match (self.find_pool(), &self.pool) {
+            (Err(error), Some(named)) if matches!(error.downcast_ref(), Some(Error::Unfinished(_))) => {
+                Ok(daemon::find_unfinished(named)?)
+            }
+            (found, _) => found,
+        }
     }
 
     /// A client of the pool: through its daemon when it is in use, on the file otherwise.

@@ -116,6 +116,8 @@ pub enum Command {
         /// Whether to.
         on: bool,
     },
+    /// Asks how far the check is that another connection waits for. Answer: [`Reply::Progress`].
+    PoolCheckProgress,
     /// Makes the pool larger. Answer: [`Reply::Pool`].
     PoolGrow {
         /// The new size.
@@ -306,7 +308,7 @@ impl Command {
         match self {
             Self::Hello => "hello".into(),
             Self::PoolInfo => "pool info".into(),
-            Self::PoolCheck => "pool check".into(),
+            Self::PoolCheck | Self::PoolCheckProgress => "pool check".into(),
             Self::ScrubBegin => "pool scrub".into(),
             Self::ScrubStep { .. } => "pool scrub, next step".into(),
             Self::ScrubTouched { .. } => "pool scrub, what is touched".into(),
@@ -354,6 +356,7 @@ impl Command {
             Self::Hello
                 | Self::PoolInfo
                 | Self::PoolCheck
+                | Self::PoolCheckProgress
                 | Self::VolumeList
                 | Self::VolumeInfo { .. }
                 | Self::AttachList
@@ -388,6 +391,8 @@ pub enum Reply {
     Scrub(Box<Scrub>),
     /// Faults with what they touch.
     Faults(Vec<Fault>),
+    /// How far the check is; none when there is none.
+    Progress(Option<crate::engine::Progress>),
     /// One volume, as it is now.
     Volume(Box<Volume>),
     /// All volumes, by id.
@@ -535,6 +540,8 @@ pub enum Kind {
     InvalidInput,
     /// [`Error::Io`].
     Io,
+    /// [`Error::Unfinished`].
+    Unfinished,
     /// [`Error::Poisoned`].
     Poisoned,
 }
@@ -568,6 +575,7 @@ impl From<Error> for Failure {
             Error::ReadOnly(_) => Kind::ReadOnly,
             Error::InvalidInput(_) => Kind::InvalidInput,
             Error::Io { .. } => Kind::Io,
+            Error::Unfinished(_) => Kind::Unfinished,
             Error::Poisoned(_) => Kind::Poisoned,
         };
         Self { kind, message: error.to_string() }
@@ -603,45 +611,4 @@ pub fn receive<T: for<'de> Deserialize<'de>>(from: &mut impl BufRead, limit_byte
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn message_sent_is_received() {
-        let request = Request {
-            version: VERSION,
-            command: Command::AttributesSet {
-                name: "a\nb".into(),
-                changes: [("key".to_owned(), Some(Bytes(vec![0, 10, 255]))), ("other".to_owned(), None)].into(),
-            },
-        };
-        let mut line = Vec::new();
-        send(&mut line, &request).unwrap();
-        assert_eq!(line.iter().filter(|byte| **byte == b'\n').count(), 1, "a message is one line");
-        let received: Option<Request> = receive(&mut line.as_slice(), REQUEST_BYTES).unwrap();
-        assert_eq!(received, Some(request));
-    }
-
-    #[test]
-    fn long_message_is_refused_without_reading_it_whole() {
-        let line = vec![b'x'; 4096];
-        let error = receive::<Request>(&mut line.as_slice(), 100).unwrap_err();
-        assert_eq!(error.to_string(), "message is too long");
-    }
-
-    #[test]
-    fn cut_or_foreign_message_is_refused() {
-        assert!(receive::<Request>(&mut b"{\"version\":1".as_slice(), 100).is_err());
-        assert!(receive::<Request>(&mut b"[]\n".as_slice(), 100).is_err());
-        assert!(receive::<Request>(&mut b"{\"version\":1,\"command\":{\"command\":\"x\"}}\n".as_slice(), 100).is_err());
-        assert_eq!(receive::<Request>(&mut b"".as_slice(), 100).unwrap(), None);
-    }
-
-    #[test]
-    fn errors_keep_kind_and_message() {
-        let failure = Failure::from(Error::NotFound("no volume named x".into()));
-        assert_eq!(failure, Failure::new(Kind::NotFound, "no volume named x"));
-        let text = serde_json::to_string(&Outcome::Failed(failure)).unwrap();
-        assert_eq!(text, r#"{"failed":{"kind":"not-found","message":"no volume named x"}}"#);
-    }
-}
+mod tests;

@@ -107,6 +107,14 @@ impl Faults {
         self.copies.extend(other.copies);
     }
 
+    /// Takes over what was found of one volume's own.
+    pub(super) fn add_all_of(&mut self, volume: &(VolumeId, String), found: Self) {
+        self.copies.extend(found.copies);
+        for fault in found.list {
+            self.add_found(fault.found, fault.has_copy, Some(volume));
+        }
+    }
+
     /// Remembers that `bad` is to be what `good` is.
     pub(super) fn add_copy(&mut self, bad: PoolBlock, good: PoolBlock) {
         self.copies.push((bad, good));
