@@ -51,6 +51,19 @@ impl Context {
         Ok(Client::open(&self.find_pool()?)?)
     }
 
+    /// A client of the pool's daemon, which is started when it does not run and the pool has a volume of that name.
+    ///
+    /// # Errors
+    /// As [`daemon_client`](Self::daemon_client), and when there is no such volume.
+    pub fn daemon_client_for(&self, volume: &str) -> Result<Client> {
+        let found = self.find_pool()?;
+        if daemon::running(&found)?.is_none() {
+            // Nothing is started, to stay, for a name that does not exist.
+            Client::open(&found)?.volume(volume)?;
+        }
+        self.daemon_client()
+    }
+
     /// A client of the pool's daemon, which is started when it does not run.
     ///
     /// # Errors

@@ -49,6 +49,9 @@ pub fn invalid(why: impl Into<String>) -> io::Error {
     io::Error::new(io::ErrorKind::InvalidInput, why.into())
 }
 
+/// What a table's leaf points at: number, entry, and where the entry's checksum stands.
+type Leaf = (u64, Entry, (PoolBlock, usize));
+
 impl<'a> Anatomy<'a> {
     /// Takes a sound pool apart.
     ///
@@ -127,12 +130,7 @@ impl<'a> Anatomy<'a> {
     }
 
     /// Adds the nodes of a table. Answers what its leaves point at, by number.
-    fn table(
-        &mut self,
-        root: Root,
-        base: u64,
-        parent: (PoolBlock, usize),
-    ) -> io::Result<Vec<(u64, Entry, (PoolBlock, usize))>> {
+    fn table(&mut self, root: Root, base: u64, parent: (PoolBlock, usize)) -> io::Result<Vec<Leaf>> {
         let mut leaves = Vec::new();
         let mut waiting = vec![(root.entry, root.level, 0, parent)];
         while let Some((entry, level, first, parent)) = waiting.pop() {
