@@ -57,11 +57,15 @@ pub enum Canary {
     UnseededChecksums,
     /// A flush that failed is taken for one that worked.
     FailedFlushIgnored,
+    /// A block that comes free keeps its checksum.
+    ChecksumKept,
+    /// A snapshot is called sealed before its checksums are durable.
+    SealedTooEarly,
 }
 
 impl Canary {
     /// All of them.
-    pub const ALL: [Self; 24] = [
+    pub const ALL: [Self; 26] = [
         Self::CutAfterFlush,
         Self::FlushWithoutRecords,
         Self::SnapshotOverWrites,
@@ -86,6 +90,8 @@ impl Canary {
         Self::OnePassReplay,
         Self::UnseededChecksums,
         Self::FailedFlushIgnored,
+        Self::ChecksumKept,
+        Self::SealedTooEarly,
     ];
 }
 

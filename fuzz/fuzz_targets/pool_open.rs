@@ -10,7 +10,7 @@
 use std::collections::BTreeMap;
 
 use libfuzzer_sys::{fuzz_mutator, fuzz_target, fuzzer_mutate};
-use plywood::engine::{Memory, Pool, Storage};
+use plywood::engine::{DIGEST_STATE_ATTRIBUTE, Memory, Pace, Pool, Storage};
 use plywood::error::Error;
 use plywood::units::{BLOCK_SIZE, VolumeId};
 use plywood_fuzz::fields::Fields;
@@ -28,6 +28,10 @@ const VOLUMES_MAX: usize = 4;
 /// Stretches of data looked for in one volume.
 const SEEKS_MAX: usize = 8;
 const CHUNK: usize = 8 * BLOCK_SIZE;
+/// Seconds in which the background seals snapshots, small ones: it begins with those that are a minute old.
+const SEAL_TICKS: u32 = 70;
+/// Steps of scrubbing.
+const SCRUB_STEPS_MAX: usize = 64;
 
 /// Runs one call; what it answers does not matter, that it ends does.
 macro_rules! call {
@@ -72,6 +76,58 @@ fn change_volume(session: &Session, pool: &Pool<FuzzStorage>, storage: &FuzzStor
         let _ = handle.flush().await;
     });
     changed.expect("the storage answers");
+}
+
+/// Seals snapshots, as fast as it goes, slowly and in the background; what was read unverified is read again.
+fn seal(session: &Session, pool: &Pool<FuzzStorage>, storage: &FuzzStorage, ids: &[VolumeId], chance: u8) {
+    if chance & 1 != 0 {
+        let _ = call!(session, pool, |pool| pool.verify_pool_on_read(chance & 2 != 0));
+    }
+    for id in ids.iter().copied() {
+        if chance & 4 != 0 {
+            // The next one begins with what the last one left, whatever it is.
+            let state = BTreeMap::from([(DIGEST_STATE_ATTRIBUTE.to_owned(), Some(vec![chance; 2048]))]);
+            let _ = call!(session, pool, |pool| pool.set_attributes(id, state));
+        }
+        let pace = if chance & 8 != 0 { Pace::Full } else { Pace::BytesPerTick(1 << 18) };
+        if let Ok(report) = call!(session, pool, |pool| pool.seal(id, pace)) {
+            let info = pool.volume_by_id(id).expect("it was sealed");
+            assert!(info.read_only && info.sealed && info.digest == Some(report.digest), "{info:?}");
+        }
+        let _ = call!(session, pool, |pool| pool.verify_volume_on_read(id, chance & 16 != 0));
+    }
+    if chance & 32 != 0 {
+        pool.seal_in_background(1 << 16);
+        for _ in 0..SEAL_TICKS {
+            session.tick();
+        }
+    }
+    for id in ids.iter().copied() {
+        let _ = call!(session, pool, |pool| pool.verify_sealed(id));
+        read_volume(session, pool, storage, id);
+    }
+}
+
+/// A pass of scrubbing, or a part of one; of a pool that nothing happened to it finds nothing.
+fn scrub(session: &Session, pool: &Pool<FuzzStorage>, chance: u8) {
+    let mut whole = false;
+    if chance & 1 == 0 {
+        whole = call!(session, pool, |pool| pool.scrub_metadata(1)).is_ok_and(|found| found.report.is_clean());
+    }
+    for _ in 0..SCRUB_STEPS_MAX {
+        let most = u64::from(chance) * 8 + 1;
+        let Ok(step) = call!(session, pool, |pool| pool.scrub_data(most, 2)) else { break };
+        assert!(step.blocks <= most && step.damaged.len() as u64 <= step.damaged_count, "{step:?}");
+        if !step.damaged.is_empty() {
+            let damaged = step.damaged.clone();
+            let _ = call!(session, pool, |pool| pool.touched_by(damaged));
+        }
+        if step.next.is_none() {
+            assert!(!whole || pool.scrub_state().ended == 2, "a pass that is over has ended");
+            break;
+        }
+    }
+    let _ = pool.scrub_state();
 }
 
 fn control(session: &Session, pool: &Pool<FuzzStorage>, ids: &[VolumeId]) {
@@ -120,11 +176,13 @@ fn use_pool(session: &mut Session, storage: &FuzzStorage, rest: &mut Fields<'_>,
     for id in ids.iter().copied() {
         change_volume(session, &pool, storage, id, u64::from(rest.u16()));
     }
+    seal(session, &pool, storage, &ids, rest.byte());
     control(session, &pool, &ids);
     pool.drop_caches();
     for id in ids.iter().copied() {
         read_volume(session, &pool, storage, id);
     }
+    scrub(session, &pool, rest.byte());
     let _ = call!(session, pool, |pool| pool.settle());
     let _ = call!(session, pool, |pool| pool.enlarge(POOL_BYTES));
     let after = is_clean(session, &pool);
@@ -152,6 +210,7 @@ fuzz_target!(
                     Structure::GroupIndex => 0,
                     Structure::GroupDescriptor => 64,
                     Structure::Page => 140 * 4,
+                    Structure::ChecksumPage => 0,
                     Structure::Node | Structure::TableNode => 0,
                     Structure::VolumeRecord => 32,
                     Structure::Attributes => 8,

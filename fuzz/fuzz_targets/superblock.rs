@@ -15,8 +15,10 @@ use plywood_fuzz::layout::Structure;
 use plywood_fuzz::memory::{DECODER, bounded};
 use plywood_fuzz::seeds;
 
-/// Bytes of a copy that the input gives, around the group-index references: the rest is rarely not zero.
-const GIVEN: usize = 512;
+/// Bytes of a copy that the input gives, and of the group-index references: the rest is rarely not zero.
+const HEAD: usize = 384;
+const REFERENCES: usize = 168;
+const GIVEN: usize = HEAD + REFERENCES;
 
 fn decode(bytes: &[u8]) -> Result<Superblock, Error> {
     let decoded = Superblock::decode(bytes);
@@ -41,10 +43,10 @@ fn choose(input: &[u8]) {
     let mut copy = || {
         let head = fields.bytes(GIVEN);
         let mut bytes = repaired(head);
-        if head.len() > 344 {
+        if head.len() > HEAD {
             // What lies behind the reserved bytes: the references.
-            bytes[344..GIVEN].fill(0);
-            bytes[1664..1664 + 168].copy_from_slice(&repaired(head)[344..GIVEN]);
+            bytes[HEAD..GIVEN].fill(0);
+            bytes[1664..1664 + REFERENCES].copy_from_slice(&repaired(head)[HEAD..GIVEN]);
             bytes = repaired(&bytes);
         }
         decode(&bytes)
@@ -61,7 +63,7 @@ fn choose(input: &[u8]) {
 fuzz_target!(
     init: seeds::offer(|| {
         let blocks: Vec<Vec<u8>> = seeds::blocks(Structure::Superblock).into_iter().map(|(_, block)| block).collect();
-        let heads = blocks.iter().map(|block| [&block[..344], &block[1664..1664 + 168]].concat());
+        let heads = blocks.iter().map(|block| [&block[..HEAD], &block[1664..1664 + REFERENCES]].concat());
         let heads: Vec<Vec<u8>> = heads.collect();
         let choices = heads.windows(2).map(|pair| [&pair[0][..], &pair[0], &pair[1], &pair[1]].concat());
         choices.chain(blocks.clone()).collect()

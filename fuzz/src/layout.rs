@@ -21,8 +21,10 @@ pub enum Structure {
     GroupIndex,
     /// The descriptor of a group.
     GroupDescriptor,
-    /// A page of counts or data checksums.
+    /// A page of counts.
     Page,
+    /// A page of checksums of data, or of the bits that say which blocks have one.
+    ChecksumPage,
     /// A node of a volume's tree.
     Node,
     /// A node of a table.
@@ -256,12 +258,14 @@ impl Walk<'_> {
         let checksums = (0..33).map(|page| (320 + page as usize * 8, page, false));
         for (offset, page, is_counts) in counts.chain(checksums) {
             let flags = bytes[offset + 4];
-            let (at, place) = if is_counts {
-                (self.geometry.page_block(group, page, slot(flags)), Place::SpaceMapPage { group, page })
+            let (structure, at, place) = if is_counts {
+                let at = self.geometry.page_block(group, page, slot(flags));
+                (Structure::Page, at, Place::SpaceMapPage { group, page })
             } else {
-                (self.geometry.checksum_page_block(group, page, slot(flags)), Place::ChecksumPage { group, page })
+                let at = self.geometry.checksum_page_block(group, page, slot(flags));
+                (Structure::ChecksumPage, at, Place::ChecksumPage { group, page })
             };
-            if flags & 2 != 0 && self.enter(Structure::Page, at.0, 0) {
+            if flags & 2 != 0 && self.enter(structure, at.0, 0) {
                 self.settle(at.0, place, false, block, offset);
             }
         }

@@ -134,10 +134,10 @@ fn field(kind: Structure, chance: &mut Chance) -> usize {
     let words = |from: u64, to: u64, chance: &mut Chance| (from + chance.below((to - from) / 4) * 4) as usize;
     match kind {
         Structure::Superblock if chance.below(4) == 0 => words(1664, 1680, chance),
-        Structure::Superblock => words(128, 344, chance),
+        Structure::Superblock => words(128, 384, chance),
         Structure::GroupIndex => words(0, 8, chance),
-        Structure::GroupDescriptor => words(64, 320, chance),
-        Structure::Page => words(0, 4096, chance),
+        Structure::GroupDescriptor => words(64, 584, chance),
+        Structure::Page | Structure::ChecksumPage => words(0, 4096, chance),
         // Address, kind, birth of an entry; most of what is mapped stands at the front.
         Structure::Node | Structure::TableNode => {
             let entries = if chance.below(2) == 0 { 16 } else { 256 };

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::sync::OnceLock;
 
-use plywood::engine::{CreateOptions, Memory, NewClone, NewSnapshot, NewVolume, Pool, Storage, VolumeHandle};
+use plywood::engine::{CreateOptions, Memory, NewClone, NewSnapshot, NewVolume, Pace, Pool, Storage, VolumeHandle};
 use plywood::error::Error;
 use plywood::units::BLOCK_SIZE;
 use uuid::Uuid;
@@ -28,16 +28,18 @@ pub enum Sample {
     Journal,
     /// Deleted trees wait to be taken apart.
     Carcasses,
+    /// Its snapshots are sealed, one after the other, and all reads verified.
+    Sealed,
 }
 
 impl Sample {
     /// All of them.
-    pub const ALL: [Self; 4] = [Self::Fresh, Self::Closed, Self::Journal, Self::Carcasses];
+    pub const ALL: [Self; 5] = [Self::Fresh, Self::Closed, Self::Journal, Self::Carcasses, Self::Sealed];
 
     /// The pool, made when it is first asked for.
     pub fn image(self) -> Image {
         thread_local! {
-            static IMAGES: [OnceLock<Image>; 4] = const { [const { OnceLock::new() }; 4] };
+            static IMAGES: [OnceLock<Image>; 5] = const { [const { OnceLock::new() }; 5] };
         }
         IMAGES.with(|images| images[self as usize].get_or_init(|| make(self)).clone())
     }
@@ -106,6 +108,15 @@ fn make(sample: Sample) -> Image {
                 leave_carcasses(&work, &target).await?;
                 work.checkpoint().await
             }
+            Sample::Sealed => {
+                let snapshots = work.volumes().into_iter().filter(|info| info.read_only).map(|info| info.id);
+                for id in snapshots {
+                    work.seal(id, Pace::Full).await?;
+                    work.verify_volume_on_read(id, true).await?;
+                }
+                work.verify_pool_on_read(true).await?;
+                work.close().await
+            }
         }
     });
     made.expect("the storage answers").unwrap_or_else(|error| panic!("{sample:?}: {error}"));
@@ -114,6 +125,7 @@ fn make(sample: Sample) -> Image {
     let found = layout::walk(&mut image, false);
     let has = |structure| found.iter().any(|found| found.structure == structure);
     assert_eq!(sample == Sample::Carcasses, has(Structure::CarcassPage), "the carcass worker was caught at work");
+    assert_eq!(sample == Sample::Sealed, has(Structure::ChecksumPage), "sealed snapshots have checksums");
     assert!(sample != Sample::Journal || has(Structure::Journal), "the last changes are in the journal");
     image
 }

@@ -15,6 +15,7 @@ mod name;
 pub mod output;
 mod pool;
 pub mod run;
+mod scrub;
 mod serve;
 pub mod size;
 mod snapshot;

@@ -5,7 +5,8 @@ use std::path::PathBuf;
 use anyhow::{Result, bail};
 use clap::Subcommand;
 
-use super::output;
+use super::output::{self, Waiting};
+use super::scrub::{self, ScrubArguments};
 use super::tools::{self, RepairArguments};
 use super::{Context, size};
 use crate::daemon::protocol::{Command, Pool, Reply};
@@ -32,6 +33,14 @@ pub enum PoolCommand {
     Info,
     /// Read all metadata, verify every checksum and compare every count with a walk
     Check,
+    /// Read all metadata and every sealed block, hold them against their checksums, and mend what has a second copy
+    Scrub(ScrubArguments),
+    /// Verify sealed blocks on every read through any volume: damage gives an error, never data
+    VerifyOnRead {
+        /// No longer, but where a volume asks for it
+        #[arg(long)]
+        off: bool,
+    },
     /// Write all metadata as text, one JSON object a line; the data is not in it, so this is no backup
     Dump {
         /// The file to write; standard output without this option
@@ -48,12 +57,17 @@ pub enum PoolCommand {
     },
     /// Keep everything that can be read of a damaged pool, and make the rest consistent with it
     Repair(RepairArguments),
-    /// Make the pool larger
+    /// Make the pool larger, now or by itself when it is full
     Grow {
         /// The new size
-        #[arg(long, value_parser = size::parse)]
-        size: u64,
+        #[arg(long, value_parser = size::parse, required_unless_present = "up_to")]
+        size: Option<u64>,
+        /// From now on a full pool grows by itself, up to this size; 0: it does not
+        #[arg(long, value_parser = size::parse, value_name = "SIZE")]
+        up_to: Option<u64>,
     },
+    /// Give everything that is free back to the host now, the smallest runs too
+    Trim,
 }
 
 /// Does a pool command.
@@ -75,18 +89,50 @@ pub fn run(context: &Context, command: PoolCommand) -> Result<()> {
             show(context, &pool)
         }
         PoolCommand::Check => tools::check(context),
+        PoolCommand::Scrub(arguments) => scrub::run(context, &arguments),
+        PoolCommand::VerifyOnRead { off } => {
+            let command = Command::PoolVerify { on: !off };
+            let Reply::Pool(pool) = context.client()?.call(command)? else { bail!("unexpected answer") };
+            show(context, &pool)
+        }
         PoolCommand::Dump { output } => tools::dump(context, output.as_deref()),
         PoolCommand::Restore { dump, yes } => tools::restore(context, &dump, yes),
         PoolCommand::Repair(arguments) => tools::repair(context, &arguments),
-        PoolCommand::Grow { size } => {
-            let command = Command::PoolGrow { size_bytes: size };
-            let Reply::Pool(pool) = context.client()?.call(command)? else { bail!("unexpected answer") };
+        PoolCommand::Grow { size, up_to } => grow(context, size, up_to),
+        PoolCommand::Trim => {
+            let client = context.client()?;
+            let Reply::Pool(before) = client.call(Command::PoolInfo)? else { bail!("unexpected answer") };
+            let waiting = Waiting::begin("giving back what is free");
+            let reply = client.call(Command::PoolTrim);
+            drop(waiting);
+            let Reply::Pool(pool) = reply? else { bail!("unexpected answer") };
             if context.json {
                 return Ok(output::json("pool", &pool)?);
             }
-            Ok(output::line(&format!("pool {}: {}", pool.name, size::echo(pool.size_bytes)))?)
+            let less = size::show(before.host_bytes.saturating_sub(pool.host_bytes));
+            Ok(output::line(&format!("pool {}: {less} given back, {} left", pool.name, size::show(pool.host_bytes)))?)
         }
     }
+}
+
+fn grow(context: &Context, size: Option<u64>, up_to: Option<u64>) -> Result<()> {
+    let client = context.client()?;
+    let size = size.map(|size_bytes| Command::PoolGrow { size_bytes });
+    let up_to = up_to.map(|limit_bytes| Command::PoolLimit { limit_bytes });
+    let mut grown = None;
+    for command in [size, up_to].into_iter().flatten() {
+        let Reply::Pool(pool) = client.call(command)? else { bail!("unexpected answer") };
+        grown = Some(pool);
+    }
+    let Some(pool) = grown else { bail!("no size was given") };
+    if context.json {
+        return Ok(output::json("pool", &pool)?);
+    }
+    let limit = match pool.size_limit_bytes {
+        0 => String::new(),
+        limit => format!(", grows by itself up to {}", size::echo(limit)),
+    };
+    Ok(output::line(&format!("pool {}: {}{limit}", pool.name, size::echo(pool.size_bytes)))?)
 }
 
 fn show(context: &Context, pool: &Pool) -> Result<()> {
@@ -103,6 +149,14 @@ fn show(context: &Context, pool: &Pool) -> Result<()> {
         ("uuid", pool.uuid.to_string()),
         ("file", pool.path.display().to_string()),
         ("size", size::echo(pool.size_bytes)),
+        (
+            "grows",
+            if pool.size_limit_bytes == 0 {
+                "not by itself".into()
+            } else {
+                format!("by itself up to {}", size::echo(pool.size_limit_bytes))
+            },
+        ),
         ("used", format!("{}{}", size::echo(pool.used_bytes), percent(pool.used_bytes))),
         ("free", size::echo(pool.free_bytes)),
         ("layout", size::echo(pool.layout_bytes)),
@@ -112,6 +166,9 @@ fn show(context: &Context, pool: &Pool) -> Result<()> {
         ("volumes", format!("{}, and {} snapshots", pool.volumes, pool.snapshots)),
         ("virtual sizes", format!("{} in all", size::echo(pool.virtual_bytes))),
         ("being freed", format!("{} deleted trees", pool.carcasses)),
+        ("sealed", format!("{} of {} snapshots", pool.sealed, pool.snapshots)),
+        ("verify on read", if pool.verify_on_read { "yes" } else { "where a volume asks for it" }.into()),
+        ("scrub", scrub::words(pool.scrub.as_ref())),
         ("generation", format!("{}, clock {}", pool.generation, pool.clock)),
         ("state", pool.poisoned.as_ref().map_or_else(|| "sound".into(), |reason| format!("poisoned: {reason}"))),
     ];

@@ -8,7 +8,7 @@ use anyhow::{Result, bail};
 use clap::Args;
 
 use super::output::Waiting;
-use super::{Context, volume};
+use super::{Context, size, volume};
 use crate::daemon::protocol::Command;
 use crate::daemon::{self, EngineArguments, ServeOptions, wait_until_gone};
 use crate::export::fuse::TransportChoice;
@@ -28,6 +28,9 @@ pub struct ServeArguments {
     /// Attach what was attached when the daemon stopped
     #[arg(long)]
     attach_all: bool,
+    /// What may be read a second to seal snapshots that have lasted a minute; 0 for none
+    #[arg(long, default_value = "64MiB", value_parser = size::parse, env = "PLYWOOD_SEAL_RATE", value_name = "SIZE")]
+    seal_rate: u64,
 }
 
 /// Stops a pool's daemon.
@@ -48,6 +51,7 @@ pub fn serve(context: &Context, arguments: &ServeArguments) -> Result<()> {
         background: arguments.background,
         transport: arguments.transport,
         attach_all: arguments.attach_all,
+        seal_bytes: arguments.seal_rate,
     };
     Ok(daemon::serve(&found, &options)?)
 }

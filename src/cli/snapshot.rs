@@ -1,4 +1,4 @@
-//! `plywood snapshot`: create, list, delete, rollback.
+//! `plywood snapshot`: create, list, seal, delete, rollback.
 
 use std::path::PathBuf;
 
@@ -6,7 +6,7 @@ use anyhow::{Context as _, Result};
 use clap::Subcommand;
 use uuid::Uuid;
 
-use super::output::confirm;
+use super::output::{self, Waiting, confirm};
 use super::{Context, Name, size, volume};
 use crate::daemon::mounts::{device_number, own_mounts};
 use crate::daemon::protocol::{Command, Keep, Volume};
@@ -29,6 +29,12 @@ pub enum SnapshotCommand {
     List {
         /// Only those of this volume
         volume: Option<Name>,
+    },
+    /// Record a checksum for each block of snapshots, and the digest of their content
+    Seal {
+        /// The snapshots
+        #[arg(required = true)]
+        names: Vec<Name>,
     },
     /// Delete snapshots
     Delete {
@@ -77,7 +83,17 @@ pub fn run(context: &Context, command: SnapshotCommand) -> Result<()> {
                 let uuid = client.volume(&volume.text()?)?.uuid;
                 snapshots.retain(|snapshot| snapshot.origin_uuid == Some(uuid));
             }
-            volume::list(context, snapshots)
+            list(context, snapshots)
+        }
+        SnapshotCommand::Seal { names } => {
+            for name in &names {
+                let name = name.text()?;
+                let waiting = Waiting::begin(format!("sealing {name}"));
+                let sealed = client.for_volume(Command::SnapshotSeal { name });
+                drop(waiting);
+                volume::changed(context, &sealed?)?;
+            }
+            Ok(())
         }
         SnapshotCommand::Delete { names, yes } => {
             for name in &names {
@@ -103,6 +119,29 @@ pub fn run(context: &Context, command: SnapshotCommand) -> Result<()> {
             volume::changed(context, &volume)
         }
     }
+}
+
+/// Snapshots, with what is known of their content. The whole digest is in the JSON.
+fn list(context: &Context, snapshots: Vec<Volume>) -> Result<()> {
+    if context.json {
+        return Ok(output::json("volumes", &snapshots)?);
+    }
+    let rows = snapshots.into_iter().map(|snapshot| {
+        let origin = volume::origin(&snapshot);
+        vec![
+            snapshot.name,
+            size::show(snapshot.size_bytes),
+            size::show(snapshot.own_bytes),
+            size::show(snapshot.mapped_bytes),
+            origin,
+            volume::created(snapshot.created_ns, "%Y-%m-%d %H:%M"),
+            if snapshot.sealed { "yes" } else { "no" }.into(),
+            snapshot.digest.map_or_else(|| "-".into(), |digest| digest.chars().take(12).collect()),
+            snapshot.device.map_or_else(|| "-".into(), |device| device.display().to_string()),
+        ]
+    });
+    let headings = ["NAME", "VIRTUAL", "OWN", "MAPPED", "ORIGIN", "CREATED", "SEALED", "DIGEST", "DEVICE"];
+    Ok(output::table(&headings, &["VIRTUAL", "OWN", "MAPPED"], rows.collect())?)
 }
 
 /// Freezes the file system of an attached volume where it is mounted in this namespace. None when it is not attached.

@@ -9,7 +9,7 @@ use clap::Args;
 
 use super::output::{self, Working};
 use super::{Context, size};
-use crate::daemon::protocol::Check;
+use crate::daemon::protocol::{Check, Fault};
 use crate::daemon::{RepairTo, check_pool, dump_pool, repair_pool, restore_pool, undo_repair};
 use crate::engine::{DumpReport, LostRanges, Progress, RepairReport, RestoreReport, Touched, TouchedRange};
 use crate::error::Error;
@@ -96,6 +96,7 @@ fn told(report: &RepairReport) -> serde_json::Value {
         "kept": report.kept,
         "lost": report.lost.iter().map(lost).collect::<Vec<_>>(),
         "lost_attributes": report.lost_attributes,
+        "unsealed": report.unsealed,
         "lost_ids": report.lost_ids,
         "from_journal": report.from_journal,
         "changes_kept": report.changes_kept,
@@ -119,6 +120,9 @@ fn tell(report: &RepairReport, to: &RepairTo) -> Result<()> {
     for lost in &report.lost {
         let more = if lost.more { ", and more" } else { "" };
         output::line(&format!("lost: {} at {}{more}", lost.name, range_words(&lost.ranges)))?;
+    }
+    for name in &report.unsealed {
+        output::line(&format!("not sealed any more: {name}; plywood snapshot seal does it again"))?;
     }
     for name in &report.lost_attributes {
         output::line(&format!("lost: attributes of {name}"))?;
@@ -208,13 +212,7 @@ fn report(context: &Context, check: &Check) -> Result<()> {
         output::json("check", check)?;
     } else {
         for fault in &check.faults {
-            output::line(&fault.message)?;
-            for touched in &fault.touches {
-                output::line(&format!("    touches {}", touched_words(touched)))?;
-            }
-            if fault.touches_more {
-                output::line("    touches more than is listed")?;
-            }
+            tell_fault(fault)?;
         }
         let Check { used_blocks, nodes, volumes, fault_count, unaccounted_blocks, journal_records, .. } = check;
         if *journal_records > 0 {
@@ -226,6 +224,18 @@ fn report(context: &Context, check: &Check) -> Result<()> {
         output::line(&format!("{volumes} volumes, {nodes} nodes, {used_blocks} blocks in use: {fault_count} faults"))?;
     }
     if check.fault_count == 0 { Ok(()) } else { bail!("pool has {} faults", check.fault_count) }
+}
+
+/// Prints a fault and what it touches.
+pub(super) fn tell_fault(fault: &Fault) -> Result<()> {
+    output::line(&fault.message)?;
+    for touched in &fault.touches {
+        output::line(&format!("    touches {}", touched_words(touched)))?;
+    }
+    if fault.touches_more {
+        output::line("    touches more than is listed")?;
+    }
+    Ok(())
 }
 
 /// A volume and what of it is touched.

@@ -1,4 +1,4 @@
-//! `plywood volume`: create, list, info, rename, resize, delete, protect.
+//! `plywood volume`: create, list, info, rename, resize, delete, protect, verify-on-read.
 
 use anyhow::Result;
 use clap::Subcommand;
@@ -24,6 +24,9 @@ pub enum VolumeCommand {
         /// Most bytes of its own; none without this option
         #[arg(long, value_parser = size::parse, value_name = "SIZE")]
         quota: Option<u64>,
+        /// What writes do that need a block when the pool has none
+        #[arg(long, value_enum, default_value_t = OnFull::Error, value_name = "WHAT")]
+        on_full: OnFull,
     },
     /// List volumes and clones, with snapshots on demand
     List {
@@ -66,6 +69,21 @@ pub enum VolumeCommand {
         #[arg(long, short)]
         yes: bool,
     },
+    /// Set what writes do that need a block when the pool has none
+    OnFull {
+        /// The volume
+        name: Name,
+        /// What they do
+        what: OnFull,
+    },
+    /// Verify sealed blocks on every read: damage gives an error, never data
+    VerifyOnRead {
+        /// Volume or snapshot
+        name: Name,
+        /// No longer
+        #[arg(long)]
+        off: bool,
+    },
     /// Refuse to delete a volume or snapshot from now on
     Protect {
         /// Volume or snapshot
@@ -76,6 +94,15 @@ pub enum VolumeCommand {
     },
 }
 
+/// What writes do that need a block when the pool has none.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+pub enum OnFull {
+    /// Fail at once
+    Error,
+    /// Wait for space, a minute at most
+    Wait,
+}
+
 /// Does a volume command.
 ///
 /// # Errors
@@ -83,14 +110,20 @@ pub enum VolumeCommand {
 pub fn run(context: &Context, command: VolumeCommand) -> Result<()> {
     let client = context.client()?;
     let volume = match command {
-        VolumeCommand::Create { name, size, sector_size, quota } => client.for_volume(Command::VolumeCreate {
-            uuid: uuid::Uuid::new_v4(),
-            name: name.text()?,
-            size_bytes: size,
-            sector_size,
-            quota_bytes: quota.unwrap_or(0),
-            attributes: Default::default(),
-        })?,
+        VolumeCommand::Create { name, size, sector_size, quota, on_full } => {
+            let created = client.for_volume(Command::VolumeCreate {
+                uuid: uuid::Uuid::new_v4(),
+                name: name.text()?,
+                size_bytes: size,
+                sector_size,
+                quota_bytes: quota.unwrap_or(0),
+                attributes: Default::default(),
+            })?;
+            match on_full {
+                OnFull::Error => created,
+                OnFull::Wait => client.for_volume(Command::VolumeOnFull { name: created.name, wait: true })?,
+            }
+        }
         VolumeCommand::List { all } => {
             let volumes = client.volumes()?;
             return list(context, volumes.into_iter().filter(|volume| all || !volume.snapshot).collect());
@@ -125,6 +158,12 @@ pub fn run(context: &Context, command: VolumeCommand) -> Result<()> {
             }
             return Ok(());
         }
+        VolumeCommand::OnFull { name, what } => {
+            client.for_volume(Command::VolumeOnFull { name: name.text()?, wait: what == OnFull::Wait })?
+        }
+        VolumeCommand::VerifyOnRead { name, off } => {
+            client.for_volume(Command::VolumeVerify { name: name.text()?, on: !off })?
+        }
         VolumeCommand::Protect { name, off } => {
             client.for_volume(Command::VolumeProtect { name: name.text()?, protected: !off })?
         }
@@ -148,6 +187,15 @@ pub(super) fn changed(context: &Context, volume: &Volume) -> Result<()> {
     if volume.protected {
         notes.push("protected".into());
     }
+    if volume.waits_when_full {
+        notes.push("waits when the pool is full".into());
+    }
+    if let Some(digest) = &volume.digest {
+        notes.push(format!("sealed, digest {digest}"));
+    }
+    if volume.verify_on_read {
+        notes.push("verified on read".into());
+    }
     Ok(output::line(&format!("{what} {}: {}", volume.name, notes.join(", ")))?)
 }
 
@@ -161,20 +209,29 @@ pub(super) fn list(context: &Context, volumes: Vec<Volume>) -> Result<()> {
         return Ok(output::json("volumes", &volumes)?);
     }
     let rows = volumes.into_iter().map(|volume| {
-        let kind = kind(&volume).to_owned();
+        let (kind, origin) = (kind(&volume).to_owned(), origin(&volume));
         vec![
             volume.name,
             kind,
             size::show(volume.size_bytes),
             size::show(volume.own_bytes),
             size::show(volume.mapped_bytes),
-            volume.origin.unwrap_or_else(|| if volume.origin_uuid.is_some() { "(deleted)".into() } else { "-".into() }),
+            origin,
             created(volume.created_ns, "%Y-%m-%d %H:%M"),
             volume.device.map_or_else(|| "-".into(), |device| device.display().to_string()),
         ]
     });
     let headings = ["NAME", "KIND", "VIRTUAL", "OWN", "MAPPED", "ORIGIN", "CREATED", "DEVICE"];
     Ok(output::table(&headings, &["VIRTUAL", "OWN", "MAPPED"], rows.collect())?)
+}
+
+/// The origin, for a table.
+pub(super) fn origin(volume: &Volume) -> String {
+    match (&volume.origin, &volume.origin_uuid) {
+        (Some(name), _) => name.clone(),
+        (None, Some(_)) => "(deleted)".into(),
+        (None, None) => "-".into(),
+    }
 }
 
 pub(super) fn show(context: &Context, volume: &Volume) -> Result<()> {
@@ -198,9 +255,13 @@ pub(super) fn show(context: &Context, volume: &Volume) -> Result<()> {
         ("own", size::echo(volume.own_bytes)),
         ("mapped", size::echo(volume.mapped_bytes)),
         ("quota", quota),
+        ("when full", if volume.waits_when_full { "writes wait" } else { "writes fail" }.into()),
         ("origin", origin),
         ("depth", volume.depth.to_string()),
         ("protected", yes_or_no(volume.protected)),
+        ("sealed", yes_or_no(volume.sealed)),
+        ("digest", volume.digest.clone().unwrap_or_else(|| "none".into())),
+        ("verify on read", yes_or_no(volume.verify_on_read)),
         ("created", created(volume.created_ns, "%Y-%m-%d %H:%M:%S %Z")),
         ("in use", yes_or_no(volume.open)),
         ("device", volume.device.as_ref().map_or_else(|| "none".into(), |device| device.display().to_string())),
@@ -215,7 +276,7 @@ fn kind(volume: &Volume) -> &'static str {
     }
 }
 
-fn created(created_ns: u64, format: &str) -> String {
+pub(super) fn created(created_ns: u64, format: &str) -> String {
     match Timestamp::from_nanosecond(i128::from(created_ns)) {
         Ok(instant) if created_ns > 0 => instant.to_zoned(TimeZone::system()).strftime(format).to_string(),
         _ => "-".into(),

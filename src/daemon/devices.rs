@@ -112,6 +112,10 @@ impl Daemon {
             }
             Command::DetachAll => Reply::Detached(self.detach_all(true)?),
             Command::VolumeResize { .. } => self.resize(command)?,
+            Command::VolumeOnFull { .. } => {
+                let _devices = self.lock();
+                self.on_full(command)?
+            }
             Command::VolumeRename { .. } => {
                 let _devices = self.lock();
                 self.rename(command)?
@@ -191,6 +195,7 @@ impl Daemon {
             volume: volume.id,
             sector_size: volume.sector_size,
             read_only,
+            waiting_bytes: self.waiting_bytes(volume.waits_when_full)?,
         };
         let attached = helped(&LoopCommand::Attach(request)).and_then(|devices| {
             devices.into_iter().next().ok_or_else(|| Error::Busy("no loop device was made; try again".into()))
@@ -296,6 +301,26 @@ impl Daemon {
         {
             let id = VolumeId(volume.id);
             helped(&LoopCommand::Grow { number: number(device)?, file: self.file(id), size_bytes: volume.size_bytes })?;
+        }
+        Ok(reply)
+    }
+
+    /// What a waiting write of a volume has in one queue entry at most; none where they do not wait.
+    fn waiting_bytes(&self, waits_when_full: bool) -> Result<Option<u32>> {
+        if !waits_when_full {
+            return Ok(None);
+        }
+        let bytes = self.remote.call(|engine| async move { engine.server.payload_bytes() })?;
+        Ok(Some(u32::try_from(bytes).unwrap_or(u32::MAX)))
+    }
+
+    fn on_full(&self, command: Command) -> Result<Reply> {
+        let reply = self.execute(command)?;
+        if let Reply::Volume(volume) = &reply
+            && let Some(device) = &volume.device
+        {
+            let waiting_bytes = self.waiting_bytes(volume.waits_when_full)?;
+            helped(&LoopCommand::Tune { number: number(device)?, waiting_bytes })?;
         }
         Ok(reply)
     }

@@ -31,6 +31,10 @@ use crate::io::{self, FileStorage, PayloadArea, Reactor, ReactorOptions, block_o
 pub(super) const CONTROL: &str = "control";
 /// Name of the memory that counts engine processes.
 pub(super) const STARTS: &str = "starts";
+/// How long a write waits for space, where its volume asks for that.
+const FULL_WAIT_SECONDS: u64 = 60;
+/// Time between two looks at what is still in flight when another engine is to succeed this one.
+const HAND_OVER_LOOK: Duration = Duration::from_millis(2);
 /// How long the last I/O of a predecessor may take to end: a disk that answers at all does so by then.
 const FENCE: Duration = Duration::from_secs(60);
 
@@ -40,6 +44,10 @@ pub struct EngineArguments {
     /// Attach what was attached when the daemon stopped
     #[arg(long)]
     pub(super) attach_all: bool,
+
+    /// What sealing in the background may read a second
+    #[arg(long, default_value_t = 0)]
+    pub(super) seal_bytes: u64,
 
     /// Only say whether this build can succeed one that reads these versions
     #[arg(long, value_name = "VERSIONS", hide = true)]
@@ -60,6 +68,7 @@ pub(super) struct Engine {
     pub(super) control: Control<FileStorage>,
     /// Its volumes for the front.
     pub(super) server: Server<Pool<FileStorage>>,
+    reactor: Reactor,
     finished: Cell<Option<i32>>,
     finish: Event,
 }
@@ -68,6 +77,8 @@ impl Engine {
     /// Serves no more, makes everything durable, and lets the process end.
     pub(super) async fn finish(&self) -> Result<()> {
         self.server.stop();
+        // Who waits for space waits no longer.
+        self.control.pool.bound_waiting(0, 0);
         self.server.idle().await;
         let closed = self.control.pool.close().await;
         self.exit(EXIT_FINISHED);
@@ -80,7 +91,11 @@ impl Engine {
         // The successor has little to replay then. I/O goes on meanwhile.
         self.control.pool.checkpoint().await?;
         self.server.stop();
-        self.server.idle().await;
+        // What waits for space holds nothing: the successor is given it again.
+        while self.server.in_flight() as u64 > self.control.pool.waiting_for_space() {
+            let pause = self.reactor.sleep(HAND_OVER_LOOK).await;
+            pause.map_err(|error| Error::io("io_uring", error))?;
+        }
         self.exit(EXIT_SUCCEED_ME);
         Ok(())
     }
@@ -169,8 +184,14 @@ fn serve(path: &Path, arguments: &EngineArguments, mut link: EngineLink) -> Resu
         checking: Cell::new(None),
         daemon: Some(facts),
     };
-    let engine = Rc::new(Engine { control, server: server.clone(), finished: Cell::new(None), finish: Event::new() });
+    // Of each device a quarter of a queue may wait for space, as its own queue is set; some entries stay for all others.
+    pool.bound_waiting((server.depth() / 4 * 3).max(1).into(), FULL_WAIT_SECONDS);
+    let (finished, finish) = (Cell::new(None), Event::new());
+    let engine = Rc::new(Engine { control, server: server.clone(), reactor: reactor.clone(), finished, finish });
 
+    pool.seal_in_background(arguments.seal_bytes);
+    let medium = engine.control.medium.clone();
+    pool.enlarge_with(move |size_bytes| medium.grow(size_bytes));
     let background = pool.clone();
     executor.spawn(async move { background.run().await }).detach();
     executor.spawn(tick(reactor.clone(), pool)).detach();

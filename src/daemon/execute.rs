@@ -8,8 +8,11 @@ use std::time::SystemTime;
 
 use super::filesystem::{self, FileSystem};
 use super::protocol::{self, Attachment, Attributes, Bytes, Command, DIFF_RANGES, Diff, Hello, Keep, Range, Reply};
+use super::scrub;
 use super::size_words;
-use crate::engine::{ChangedRange, Memory, NewClone, NewSnapshot, NewVolume, Pool, Progress, Storage, VolumeInfo};
+use crate::engine::{
+    ChangedRange, Memory, NewClone, NewSnapshot, NewVolume, Pace, Pool, Progress, Storage, VolumeInfo,
+};
 use crate::error::{Error, Result};
 use crate::format::{ATTRIBUTES_BYTES_MAX, Geometry, check_name};
 use crate::io::FileStorage;
@@ -81,8 +84,29 @@ pub async fn execute<S: Medium>(control: &Control<S>, command: Command) -> Resul
             Ok(Reply::Check(checked?.into()))
         }
         Command::PoolCheckProgress => Ok(Reply::Progress(control.checking.get())),
+        Command::ScrubBegin => scrub::begin(pool).await,
+        Command::ScrubStep { blocks } => scrub::step(pool, blocks).await,
+        Command::ScrubTouched { damaged } => scrub::touched(pool, damaged).await,
+        Command::PoolVerify { on } => {
+            pool.verify_pool_on_read(on).await?;
+            Ok(Reply::Pool(Box::new(pool_info(control))))
+        }
         Command::PoolGrow { size_bytes } => {
             grow(control, size_bytes).await?;
+            Ok(Reply::Pool(Box::new(pool_info(control))))
+        }
+        Command::PoolLimit { limit_bytes } => {
+            let info = pool.info();
+            if limit_bytes > 0 && limit_bytes < info.size_bytes {
+                let (now, wanted) = (size_words(info.size_bytes), size_words(limit_bytes));
+                return Err(Error::InvalidInput(format!("pool {} has {now} already; {wanted} is less", info.name)));
+            }
+            pool.set_size_limit(limit_bytes).await?;
+            Ok(Reply::Pool(Box::new(pool_info(control))))
+        }
+        Command::PoolTrim => {
+            pool.settle().await?;
+            pool.trim().await?;
             Ok(Reply::Pool(Box::new(pool_info(control))))
         }
         Command::VolumeCreate { uuid, name, size_bytes, sector_size, quota_bytes, attributes } => {
@@ -108,6 +132,22 @@ pub async fn execute<S: Medium>(control: &Control<S>, command: Command) -> Resul
         Command::VolumeProtect { name, protected } => {
             let volume = control.find(&name)?;
             pool.protect_volume(volume.id, protected).await?;
+            Ok(control.reply(pool.volume_by_id(volume.id)?))
+        }
+        Command::VolumeVerify { name, on } => {
+            let volume = control.find(&name)?;
+            pool.verify_volume_on_read(volume.id, on).await?;
+            Ok(control.reply(pool.volume_by_id(volume.id)?))
+        }
+        Command::SnapshotSeal { name } => {
+            let snapshot = control.find(&name)?;
+            require_snapshot(&snapshot)?;
+            pool.seal(snapshot.id, Pace::Full).await?;
+            Ok(control.reply(pool.volume_by_id(snapshot.id)?))
+        }
+        Command::VolumeOnFull { name, wait } => {
+            let volume = control.find(&name)?;
+            pool.set_on_full(volume.id, wait).await?;
             Ok(control.reply(pool.volume_by_id(volume.id)?))
         }
         Command::VolumeQuota { name, quota_bytes } => {
@@ -191,6 +231,10 @@ impl<S: Medium> Control<S> {
             sector_size: volume.sector_size,
             snapshot: volume.read_only,
             protected: volume.protected,
+            sealed: volume.sealed,
+            digest: volume.digest.map(hex::encode),
+            verify_on_read: volume.verify_on_read,
+            waits_when_full: volume.waits_when_full,
             origin,
             origin_uuid,
             depth: volume.depth,
@@ -262,6 +306,11 @@ pub fn pool_info<S: Medium>(control: &Control<S>) -> protocol::Pool {
         volumes: volumes.len() as u64 - snapshots,
         snapshots,
         carcasses: info.carcasses,
+        size_limit_bytes: info.size_limit_bytes,
+        waiting: info.waiting,
+        sealed: info.sealed,
+        verify_on_read: info.verify_on_read,
+        scrub: scrub::status(&control.pool),
         poisoned: info.poisoned,
         transport: daemon.map(|facts| facts.transport.clone()),
         front_pid: daemon.map(|facts| facts.front_pid),
@@ -414,7 +463,7 @@ fn page(ranges: Vec<ChangedRange>, start_bytes: u64) -> Diff {
     Diff { ranges, next_bytes: rest.next().map(|range| range.offset_bytes) }
 }
 
-fn now_ns() -> u64 {
+pub(super) fn now_ns() -> u64 {
     let since = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
     u64::try_from(since.as_nanos()).unwrap_or(u64::MAX)
 }

@@ -39,6 +39,8 @@ pub struct ServeOptions {
     pub transport: TransportChoice,
     /// Attach what was attached when the daemon stopped.
     pub attach_all: bool,
+    /// What sealing in the background may read a second, in bytes; 0 for none.
+    pub seal_bytes: u64,
 }
 
 /// Serves a pool until SIGTERM, SIGINT or a stop command, and until nothing that is attached is in use any more. A second
@@ -140,6 +142,7 @@ fn engine_command(pool: &FoundPool, options: &ServeOptions, control: &ControlSoc
     if options.attach_all {
         arguments.push("--attach-all".into());
     }
+    arguments.push(format!("--seal-bytes={}", options.seal_bytes).into());
     let starts = memfd_create("plywood-starts", MemfdFlags::CLOEXEC).map_err(|error| failed(error.into()))?;
     let listener = control.listener.try_clone().map_err(failed)?;
     let descriptors = vec![(CONTROL.to_owned(), listener), (STARTS.to_owned(), File::from(starts).into())];

@@ -24,6 +24,7 @@ mod process;
 pub mod protocol;
 mod remote;
 mod repair;
+mod scrub;
 mod server;
 mod start;
 

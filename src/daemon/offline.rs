@@ -45,6 +45,8 @@ impl Offline {
         let log = Box::new(PrivateLog::new(0));
         let opened = block_on(&executor, &reactor, &(), Pool::open(storage.clone(), log, OpenOptions::default()));
         let pool = opened.map_err(broken)??;
+        let medium = storage.clone();
+        pool.enlarge_with(move |size_bytes| medium.grow(size_bytes));
         let background = pool.clone();
         let background = RefCell::new(Background::spawn(&executor, async move { background.run().await }));
         let control = Control {

@@ -11,8 +11,12 @@ use std::path::PathBuf;
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
-use crate::engine::{self, Touched};
+use crate::engine::Progress;
 use crate::error::Error;
+
+mod figures;
+
+pub use figures::{Check, Damaged, Fault, Pool, Scrub, ScrubStatus};
 
 /// Version of the messages.
 pub const VERSION: u32 = 1;
@@ -98,11 +102,35 @@ pub enum Command {
     PoolCheck,
     /// Asks how far the check is that another connection waits for. Answer: [`Reply::Progress`].
     PoolCheckProgress,
+    /// Begins a scrub: checks all metadata, and mends what has a second copy. Answer: [`Reply::Scrub`].
+    ScrubBegin,
+    /// The next step of the scrub under way, with data. Answer: [`Reply::Scrub`].
+    ScrubStep {
+        /// Most blocks to read.
+        blocks: u64,
+    },
+    /// The volumes and ranges that map damaged blocks which steps have told. Answer: [`Reply::Faults`].
+    ScrubTouched {
+        /// The blocks' faults, as they were told.
+        damaged: Vec<Damaged>,
+    },
+    /// Verifies sealed blocks on every read through any volume, or no longer. Answer: [`Reply::Pool`].
+    PoolVerify {
+        /// Whether to.
+        on: bool,
+    },
     /// Makes the pool larger. Answer: [`Reply::Pool`].
     PoolGrow {
         /// The new size.
         size_bytes: u64,
     },
+    /// Has a full pool grow by itself. Answer: [`Reply::Pool`].
+    PoolLimit {
+        /// The size up to which it does; 0: it does not.
+        limit_bytes: u64,
+    },
+    /// Gives everything that is free back to the host. Answer: [`Reply::Pool`].
+    PoolTrim,
     /// Answer: [`Reply::Volume`].
     VolumeCreate {
         /// Made by the client.
@@ -154,6 +182,20 @@ pub enum Command {
         /// Whether it is refused to delete it from now on.
         protected: bool,
     },
+    /// Verifies sealed blocks on every read through this volume, or no longer. Answer: [`Reply::Volume`].
+    VolumeVerify {
+        /// Volume or snapshot.
+        name: String,
+        /// Whether to.
+        on: bool,
+    },
+    /// What writes do when the pool is full. Answer: [`Reply::Volume`].
+    VolumeOnFull {
+        /// The volume.
+        name: String,
+        /// They wait for space; else they fail at once.
+        wait: bool,
+    },
     /// Answer: [`Reply::Volume`].
     VolumeQuota {
         /// The volume.
@@ -172,6 +214,11 @@ pub enum Command {
         /// Attributes from the start.
         #[serde(default)]
         attributes: Attributes,
+    },
+    /// Records a checksum for each block of a snapshot, and the digest of its content. Answer: [`Reply::Volume`].
+    SnapshotSeal {
+        /// The snapshot.
+        name: String,
     },
     /// Deletes a snapshot, and refuses a volume. Answer: [`Reply::Done`].
     SnapshotDelete {
@@ -263,7 +310,13 @@ impl Command {
             Self::Hello => "hello".into(),
             Self::PoolInfo => "pool info".into(),
             Self::PoolCheck | Self::PoolCheckProgress => "pool check".into(),
+            Self::ScrubBegin => "pool scrub".into(),
+            Self::ScrubStep { .. } => "pool scrub, next step".into(),
+            Self::ScrubTouched { .. } => "pool scrub, what is touched".into(),
+            Self::PoolVerify { .. } => "pool verify-on-read".into(),
             Self::PoolGrow { .. } => "pool grow".into(),
+            Self::PoolLimit { .. } => "pool grow --up-to".into(),
+            Self::PoolTrim => "pool trim".into(),
             Self::VolumeCreate { name, .. } => pair("volume create", name),
             Self::VolumeList => "volume list".into(),
             Self::VolumeInfo { name } => pair("volume info", name),
@@ -271,7 +324,10 @@ impl Command {
             Self::VolumeResize { name, .. } => pair("volume resize", name),
             Self::VolumeDelete { name } => pair("volume delete", name),
             Self::VolumeProtect { name, .. } => pair("volume protect", name),
+            Self::VolumeVerify { name, .. } => pair("volume verify-on-read", name),
+            Self::VolumeOnFull { name, .. } => pair("volume on-full", name),
             Self::VolumeQuota { name, .. } => pair("volume quota", name),
+            Self::SnapshotSeal { name } => pair("snapshot seal", name),
             Self::SnapshotCreate { volume, name, .. } => format!("snapshot create {volume} {name}"),
             Self::SnapshotDelete { name } => pair("snapshot delete", name),
             Self::SnapshotRollback { volume, snapshot, .. } => format!("snapshot rollback {volume} {snapshot}"),
@@ -287,6 +343,11 @@ impl Command {
             Self::Upgrade => "upgrade".into(),
             Self::Stop { .. } => "stop".into(),
         }
+    }
+
+    /// Whether it is one of many steps, each of which is not worth a line in the log.
+    pub fn is_step(&self) -> bool {
+        matches!(self, Self::ScrubStep { .. })
     }
 
     /// Whether it changes nothing that lasts.
@@ -328,7 +389,11 @@ pub enum Reply {
     /// The result of a check.
     Check(Check),
     /// How far the check is; none when there is none.
-    Progress(Option<engine::Progress>),
+    Progress(Option<Progress>),
+    /// What a part of a scrub found.
+    Scrub(Box<Scrub>),
+    /// Faults with what they touch.
+    Faults(Vec<Fault>),
     /// One volume, as it is now.
     Volume(Box<Volume>),
     /// All volumes, by id.
@@ -360,127 +425,6 @@ pub struct Hello {
     pub engine_pid: u32,
 }
 
-/// A pool.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Pool {
-    /// Identity.
-    pub uuid: Uuid,
-    /// Name.
-    pub name: String,
-    /// The pool file.
-    pub path: PathBuf,
-    /// Size of the pool file.
-    pub size_bytes: u64,
-    /// Allocated to data and metadata.
-    pub used_bytes: u64,
-    /// Free for data and metadata.
-    pub free_bytes: u64,
-    /// Superblocks, journal, and the space map of the groups in use: part of what is used.
-    pub layout_bytes: u64,
-    /// The journal ring.
-    pub journal_bytes: u64,
-    /// Part of the journal that is in use.
-    pub journal_used_bytes: u64,
-    /// Kept back for metadata.
-    pub reserve_bytes: u64,
-    /// Taken of the host's file system by the pool file.
-    pub host_bytes: u64,
-    /// Sum of the virtual sizes.
-    pub virtual_bytes: u64,
-    /// Number of the last checkpoint.
-    pub generation: u64,
-    /// Counter of sharings.
-    pub clock: u64,
-    /// Volumes, without snapshots.
-    pub volumes: u64,
-    /// Snapshots.
-    pub snapshots: u64,
-    /// Deleted volumes whose blocks are still being given back.
-    pub carcasses: u64,
-    /// Why the pool takes no more writes, when it does not.
-    pub poisoned: Option<String>,
-    /// Transport of the block devices, with the reason where it is not the fastest. None without a daemon.
-    pub transport: Option<String>,
-    /// Process id of the front. None without a daemon.
-    pub front_pid: Option<u32>,
-    /// Process id of the engine process. None without a daemon.
-    pub engine_pid: Option<u32>,
-    /// How often the engine process was started again. None without a daemon.
-    pub engine_restarts: Option<u64>,
-}
-
-/// The result of a check of all metadata.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Check {
-    /// Blocks in use.
-    pub used_blocks: u64,
-    /// Data blocks that the walk found.
-    pub data_blocks: u64,
-    /// Nodes that were walked.
-    pub nodes: u64,
-    /// Volumes and snapshots that were walked.
-    pub volumes: u64,
-    /// Blocks that are counted, but by nothing that could be read: what is lost holds them.
-    pub unaccounted_blocks: u64,
-    /// Changes in the journal that no checkpoint held when it was read.
-    pub journal_records: u64,
-    /// How much is wrong.
-    pub fault_count: u64,
-    /// The first faults; empty when nothing is wrong.
-    pub faults: Vec<Fault>,
-}
-
-/// Something that is wrong with a pool.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Fault {
-    /// What is wrong and where, in words.
-    pub message: String,
-    /// The damaged structure.
-    pub structure: String,
-    /// Block of the pool where it stands.
-    pub block: u64,
-    /// Blocks from there on of which the same is true.
-    pub blocks: u64,
-    /// Which check failed.
-    pub check: String,
-    /// Whether the second block of a pair is good, so that nothing is lost.
-    pub has_copy: bool,
-    /// Volumes and ranges that it concerns.
-    pub touches: Vec<Touched>,
-    /// Whether it touches more than is listed.
-    pub touches_more: bool,
-}
-
-impl From<engine::Fault> for Fault {
-    fn from(fault: engine::Fault) -> Self {
-        Self {
-            message: fault.to_string(),
-            structure: fault.found.structure.to_string(),
-            block: fault.found.address.0,
-            blocks: fault.blocks,
-            check: fault.found.check.to_string(),
-            has_copy: fault.has_copy,
-            touches: fault.touched,
-            touches_more: fault.touches_more,
-        }
-    }
-}
-
-impl From<engine::CheckReport> for Check {
-    fn from(report: engine::CheckReport) -> Self {
-        Self {
-            used_blocks: report.used_blocks,
-            data_blocks: report.data_blocks,
-            nodes: report.nodes,
-            volumes: report.volumes,
-            unaccounted_blocks: report.unaccounted_blocks,
-            journal_records: report.journal_records,
-            fault_count: report.fault_count,
-            faults: report.faults.into_iter().map(Fault::from).collect(),
-        }
-    }
-}
-
 /// A volume, clone or snapshot.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Volume {
@@ -498,6 +442,18 @@ pub struct Volume {
     pub snapshot: bool,
     /// Whether deleting it is refused.
     pub protected: bool,
+    /// Whether each of its blocks has a recorded checksum.
+    #[serde(default)]
+    pub sealed: bool,
+    /// BLAKE3 over its content in hexadecimal, of a sealed snapshot.
+    #[serde(default)]
+    pub digest: Option<String>,
+    /// Whether its writes wait for space when the pool is full; else they fail at once.
+    #[serde(default)]
+    pub waits_when_full: bool,
+    /// Whether sealed blocks are verified when they are read through it.
+    #[serde(default)]
+    pub verify_on_read: bool,
     /// Name of the volume or snapshot it was made from; none when it was made empty, or its origin is deleted.
     pub origin: Option<String>,
     /// Identity of its origin, deleted or not.

@@ -95,7 +95,7 @@ fn answer(request: Request, handler: &Handler) -> Outcome {
         return Outcome::Failed(Failure::new(Kind::Incompatible, message));
     }
     let what = request.command.describe();
-    let changes = !request.command.is_read_only();
+    let changes = !request.command.is_read_only() && !request.command.is_step();
     match handler(request.command) {
         Ok(reply) => {
             if changes {

@@ -16,7 +16,7 @@ impl<S: Storage> Pool<S> {
     pub async fn run(&self) {
         let commits = zip(self.run_commits(), self.run_checkpoints());
         let space = zip(self.run_space(), self.run_carcasses());
-        zip(commits, space).await;
+        zip(zip(commits, space), self.run_seals()).await;
     }
 
     /// To be called once a second: the engine has no clock. Changes are committed within a second, and an idle pool is
@@ -27,7 +27,7 @@ impl<S: Storage> Pool<S> {
         let (pending, checkpointable, freeing) = {
             let state = inner.state.borrow();
             let journal = &state.journal;
-            let changed = journal.used() > 0 || state.cache.dirty() > 0;
+            let changed = journal.used() > 0 || state.cache.dirty() > 0 || state.scrub != state.scrub_saved;
             (journal.durable() < journal.last(), changed, state.counters.leaves_eaten > state.eaten_in_image)
         };
         if pending {

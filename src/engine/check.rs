@@ -8,6 +8,8 @@
 //! **A pool that gets full meanwhile** comes first: before a change is refused for want of space, and when more than
 //! [`PINNED_MAX`] blocks wait, the pin is given up; the blocks go back, and the check ends with `Busy`.
 
+use std::rc::Rc;
+
 use super::Storage;
 use super::inspect::{self, CheckReport, Progress};
 use super::pool::Pool;
@@ -25,6 +27,8 @@ pub(super) struct Pinned {
     freed: Vec<PoolBlock>,
     /// How often pins were given up.
     given_up: u64,
+    /// A bad copy is being written anew: no pin is given up while that write may still land.
+    mending: bool,
 }
 
 impl Pinned {
@@ -50,7 +54,7 @@ impl State {
 
     /// Ends the checks under way where that gives blocks back. Answers whether it did.
     pub(super) fn give_up_pins(&mut self) -> bool {
-        let given = !self.pinned.freed.is_empty();
+        let given = !self.pinned.freed.is_empty() && !self.pinned.mending;
         if given {
             self.pinned.checks = 0;
             self.pinned.given_up += 1;
@@ -67,13 +71,13 @@ impl State {
 }
 
 /// While one lives, what checkpoints free stays as it is.
-struct Pin<S: Storage> {
+pub(super) struct Pin<S: Storage> {
     pool: Pool<S>,
     given_up: u64,
 }
 
 impl<S: Storage> Pin<S> {
-    fn new(pool: &Pool<S>) -> Self {
+    pub(super) fn new(pool: &Pool<S>) -> Self {
         let mut state = pool.inner.state.borrow_mut();
         state.pinned.checks += 1;
         Self { pool: pool.clone(), given_up: state.pinned.given_up }
@@ -125,6 +129,12 @@ impl<S: Storage> Pool<S> {
     /// # Errors
     /// As [`check`](Self::check).
     pub async fn check_showing(&self, show: &mut dyn FnMut(Progress)) -> Result<CheckReport> {
+        self.check_pinned(false, show).await.map(|(report, _)| report)
+    }
+
+    /// Checks as [`check`](Self::check) does; with `mend`, what is bad of a pair is written anew from the other block. Answers
+    /// how many were.
+    pub(super) async fn check_pinned(&self, mend: bool, show: &mut dyn FnMut(Progress)) -> Result<(CheckReport, u64)> {
         let inner = &self.inner;
         self.commit().await?;
         let pin = Pin::new(self);
@@ -136,11 +146,39 @@ impl<S: Storage> Pool<S> {
         self.checkpoint().await?;
         let durable = inner.state.borrow().journal.durable();
         let pinned = inspect::read_pinned(&inner.storage, durable).await;
+        let mut mended = 0;
+        if let (true, Ok(pinned)) = (mend, &pinned) {
+            // Slots are written over by the next checkpoint but one: while it is held back.
+            mended += self.mend(&pin, pinned.copies()).await?;
+        }
         drop(hold);
         let report = inspect::check_pinned(&inner.storage, pinned?, show).await?;
+        if mend && let Some(rest) = report.copies.get(mended as usize..) {
+            mended += self.mend(&pin, rest).await?;
+        }
         if pin.is_given_up() {
             return Err(Error::Busy("the pool needed the blocks that the check kept back; try again".into()));
         }
-        Ok(report)
+        Ok((report, mended))
+    }
+
+    /// Writes bad blocks of pairs anew from the good ones, both of which the pin keeps as they are. Answers how many.
+    async fn mend(&self, pin: &Pin<S>, copies: &[(PoolBlock, PoolBlock)]) -> Result<u64> {
+        if copies.is_empty() || pin.is_given_up() {
+            return Ok(0);
+        }
+        self.inner.state.borrow_mut().pinned.mending = true;
+        let done = self.copy_blocks(copies).await;
+        self.inner.state.borrow_mut().pinned.mending = false;
+        done.map(|()| copies.len() as u64)
+    }
+
+    async fn copy_blocks(&self, copies: &[(PoolBlock, PoolBlock)]) -> Result<()> {
+        for (bad, good) in copies {
+            let bytes = self.read_block(*good).await?;
+            self.write_blocks([(*bad, Rc::from(bytes))].into()).await?;
+            tracing::warn!("block {bad} was bad and is what block {good} beside it is again");
+        }
+        self.inner.storage.flush().await.map_err(|error| self.poison(&Error::io("flush of mended blocks", error)))
     }
 }

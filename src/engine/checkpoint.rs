@@ -12,6 +12,7 @@ use futures_lite::future::yield_now;
 use rustc_hash::FxHashMap;
 
 use super::cache::{Cached, level_of};
+use super::carcass_table::CarcassImage;
 use super::epoch::EpochId;
 use super::journal::JournalPosition;
 use super::pool::{Pool, to_memory, until};
@@ -22,18 +23,15 @@ use super::{Memory, Storage};
 use crate::canary::{Canary, is_broken};
 use crate::error::{Check, Corrupt, Error, Result, Structure};
 use crate::format::{
-    self, CARCASSES_PER_PAGE, COUNTS_PER_PAGE, Carcass, ENTRIES_PER_NODE, Entry, EntryKind, GROUPS_PER_INDEX,
-    GroupDescriptor, GroupIndexEntry, GroupIndexRef, Node, PageRef, Place, Root, SUPERBLOCK_COPIES, Slot, Superblock,
-    VolumeRecord,
+    self, CARCASSES_PER_PAGE, COUNTS_PER_PAGE, ENTRIES_PER_NODE, Entry, EntryKind, GROUPS_PER_INDEX, GroupDescriptor,
+    GroupIndexEntry, GroupIndexRef, Node, PageRef, Place, SUPERBLOCK_COPIES, Slot, Superblock, VolumeRecord,
 };
-use crate::units::{BLOCK_SIZE, Clock, Lsn, PoolBlock, VolumeId};
+use crate::units::{BLOCK_SIZE, Lsn, PoolBlock, VolumeId};
 
-/// Where the virtual "first" of the carcass table's nodes begins, so that its checksums differ from the volume table's.
-pub(super) const CARCASS_TABLE: u64 = 1 << 62;
 /// Blocks written in one operation at most.
 const RUN_BLOCKS: usize = 64;
 /// Blocks gathered before they are written and requests get their turn: bounds both the memory for them and the delay.
-const BLOCKS_AT_A_TIME: usize = 256;
+pub(super) const BLOCKS_AT_A_TIME: usize = 256;
 /// Freed blocks handed back before requests get their turn.
 const FREED_AT_A_TIME: u64 = 8192;
 /// Operations under way at a time.
@@ -49,20 +47,14 @@ struct Image {
     superblock: Superblock,
 }
 
-struct CarcassImage {
-    carcasses: Vec<Carcass>,
-    pages: Vec<PoolBlock>,
-    nodes: Vec<(PoolBlock, u8)>,
-}
-
 /// What a checkpoint knows of one group after applying the counts.
-struct GroupImage {
-    descriptor: GroupDescriptor,
+pub(super) struct GroupImage {
+    pub(super) descriptor: GroupDescriptor,
     free_blocks: u32,
 }
 
 /// Blocks to be written, by address: each is 4096 bytes.
-type Blocks = BTreeMap<PoolBlock, Rc<[u8]>>;
+pub(super) type Blocks = BTreeMap<PoolBlock, Rc<[u8]>>;
 
 impl<S: Storage> Pool<S> {
     /// Writes a checkpoint that begins after this call, and waits for its end.
@@ -243,6 +235,7 @@ impl<S: Storage> Pool<S> {
         let keys = inner.state.borrow().frozen.pages();
         let mut groups: BTreeMap<u64, GroupImage> = BTreeMap::new();
         let mut freed = Vec::new();
+        let mut freed_sealed: BTreeMap<PageKey, Vec<Run>> = BTreeMap::new();
         let mut blocks = Blocks::new();
         for key in keys {
             let (group, page) = key;
@@ -255,7 +248,11 @@ impl<S: Storage> Pool<S> {
                 let mut state = inner.state.borrow_mut();
                 let geometry = state.geometry;
                 let image = groups.entry(group).or_insert_with(|| state.group_image(group));
+                let before = freed.len();
                 let applied = state.apply_deltas(key, image, &mut freed)?;
+                if freed.len() > before && state.may_have_checksums(&image.descriptor) {
+                    freed_sealed.insert(key, freed[before..].to_vec());
+                }
                 let Some(reference) = image.descriptor.pages.get_mut(page as usize) else { continue };
                 let slot = state.next_slot(reference.present.then_some(reference.slot));
                 let bytes: Rc<[u8]> = Rc::from(&format::encode_counts(&applied)[..]);
@@ -270,6 +267,7 @@ impl<S: Storage> Pool<S> {
             }
         }
         self.write_blocks(blocks).await?;
+        self.write_checksums(&mut groups, freed_sealed).await?;
         Ok((groups, freed))
     }
 
@@ -409,51 +407,10 @@ fn fill_checksums(node: &mut Rc<Node>, checksums: &FxHashMap<u64, u32>, place: P
     }
 }
 
-fn put(blocks: &mut Blocks, address: PoolBlock, mirrored: bool, bytes: &Rc<[u8]>) {
+pub(super) fn put(blocks: &mut Blocks, address: PoolBlock, mirrored: bool, bytes: &Rc<[u8]>) {
     blocks.insert(address, Rc::clone(bytes));
     if mirrored {
         blocks.insert(address.plus(1), Rc::clone(bytes));
-    }
-}
-
-impl CarcassImage {
-    /// Encodes the carcasses, their pages and the nodes above them. Answers the table's root.
-    fn finish(&mut self, uuid: &uuid::Uuid, checksums: &mut FxHashMap<u64, u32>, blocks: &mut Blocks) -> Root {
-        for carcass in &mut self.carcasses {
-            if let Some(checksum) = checksums.get(&carcass.entry.address.0) {
-                carcass.entry.checksum = *checksum;
-            }
-        }
-        let mut children: Vec<Entry> = Vec::new();
-        for (number, (chunk, address)) in self.carcasses.chunks(CARCASSES_PER_PAGE).zip(&self.pages).enumerate() {
-            let bytes: Rc<[u8]> = Rc::from(&format::encode_carcasses(chunk)[..]);
-            let checksum = format::checksum(uuid, Place::CarcassPage(number as u64), &bytes);
-            children.push(Entry::node(*address, false, checksum, Clock(0)));
-            put(blocks, *address, false, &bytes);
-        }
-        let mut nodes = self.nodes.iter().copied();
-        let mut level = 0;
-        while !children.is_empty() {
-            let mut above = Vec::new();
-            for (number, chunk) in children.chunks(ENTRIES_PER_NODE).enumerate() {
-                let Some((address, _)) = nodes.next() else { break };
-                let mut node = Node::new(Clock(0));
-                for (index, entry) in chunk.iter().enumerate() {
-                    node.set(index, *entry);
-                }
-                let first = CARCASS_TABLE + ((number as u64) << (8 * (u32::from(level) + 1)));
-                let bytes: Rc<[u8]> = Rc::from(&node.bytes()[..]);
-                let checksum = format::checksum(uuid, Place::TableNode { level, first }, &bytes);
-                above.push(Entry::node(address, false, checksum, Clock(0)));
-                put(blocks, address, false, &bytes);
-            }
-            if let [root] = above[..] {
-                return Root { entry: root, level };
-            }
-            children = above;
-            level += 1;
-        }
-        Root { entry: Entry::hole(Clock(0)), level: 0 }
     }
 }
 
@@ -507,7 +464,10 @@ impl State {
         debug_assert!(self.frozen.is_empty());
         self.begin_enlargement();
         self.frozen = std::mem::take(&mut self.deltas);
+        debug_assert!(self.frozen_checksums.is_empty());
+        self.frozen_checksums = std::mem::take(&mut self.checksums);
         let position = self.journal.position();
+        self.scrub_saved = self.scrub;
         let superblock = Superblock {
             uuid: self.uuid,
             name: self.name.clone(),
@@ -529,43 +489,14 @@ impl State {
             next_volume: self.next_volume,
             next_carcass: self.next_carcass,
             transaction_id: self.transaction_id,
+            size_limit_bytes: self.size_limit_bytes,
+            verify_on_read: self.verify_on_read,
+            scrub: self.scrub,
             volume_count: self.volumes.len() as u64,
             used_blocks: 0,
             group_index: self.index_refs.clone(),
         };
         Ok(Image { lsn: superblock.lsn, position, nodes, records, carcasses, superblock })
-    }
-
-    /// The carcass table is written anew whenever it has changed: it is small.
-    fn take_carcass_image(&mut self) -> Option<CarcassImage> {
-        if !self.carcasses_dirty {
-            return None;
-        }
-        self.carcasses_dirty = false;
-        for block in std::mem::take(&mut self.carcass_blocks) {
-            self.count(block, -1);
-        }
-        let carcasses: Vec<Carcass> = self.carcasses.values().map(|waiting| waiting.carcass).collect();
-        let mut blocks = Vec::new();
-        let mut take = |state: &mut Self| {
-            let (address, _) = state.take_node_block(0);
-            blocks.push(address);
-            address
-        };
-        let pages: Vec<PoolBlock> = (0..carcasses.len().div_ceil(CARCASSES_PER_PAGE)).map(|_| take(self)).collect();
-        let mut nodes = Vec::new();
-        let mut width = pages.len();
-        let mut level = 0;
-        while width > 0 {
-            width = width.div_ceil(ENTRIES_PER_NODE);
-            nodes.extend((0..width).map(|_| (take(self), level)));
-            level += 1;
-            if width == 1 {
-                break;
-            }
-        }
-        self.carcass_blocks = blocks;
-        Some(CarcassImage { carcasses, pages, nodes })
     }
 
     /// Applies the frozen deltas of one page. Blocks whose count becomes 0 are added to `freed`.
@@ -606,7 +537,7 @@ impl State {
     }
 
     /// A group as the last checkpoint has it.
-    fn group_image(&self, group: u64) -> GroupImage {
+    pub(super) fn group_image(&self, group: u64) -> GroupImage {
         let descriptor = self.descriptors.get(&group).cloned().unwrap_or_else(|| GroupDescriptor::new(group));
         GroupImage { descriptor, free_blocks: self.index_entry(group).free_blocks }
     }

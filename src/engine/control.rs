@@ -51,7 +51,7 @@ impl<S: Storage> Pool<S> {
         if new.sector_size != 512 && new.sector_size != 4096 {
             return Err(Error::InvalidInput(format!("sector size {} is neither 512 nor 4096", new.sector_size)));
         }
-        if let Some(known) = self.check_new(new.uuid, &new.name)? {
+        if let Some(known) = self.check_new(new.uuid, &new.name).await? {
             return Ok(known);
         }
         let attributes = self.write_attributes(&new.attributes).await?;
@@ -101,12 +101,17 @@ impl<S: Storage> Pool<S> {
     /// Gives a volume another name.
     pub async fn rename_volume(&self, id: VolumeId, name: &str) -> Result<()> {
         check_name(name)?;
-        {
+        let named = {
             let state = self.inner.state.borrow();
-            if state.volume(id)?.record.name == name {
-                return Ok(());
+            let volume = state.volume(id)?;
+            let named = (volume.record.name == name).then_some(volume.last);
+            if named.is_none() {
+                state.check_name_free(name)?;
             }
-            state.check_name_free(name)?;
+            named
+        };
+        if let Some(last) = named {
+            return self.flush_through(last).await;
         }
         self.change(id, |state, record| {
             state.check_name_free(name)?;
@@ -265,19 +270,25 @@ impl<S: Storage> Pool<S> {
         self.flush_through(lsn).await
     }
 
-    /// Refuses a bad name; answers the volume when one with this uuid was made already.
-    pub(super) fn check_new(&self, uuid: Uuid, name: &str) -> Result<Option<VolumeInfo>> {
+    /// Refuses a bad name; answers the volume when one with this uuid was made already, as durable as an answer must be:
+    /// the call that made it may not have returned.
+    pub(super) async fn check_new(&self, uuid: Uuid, name: &str) -> Result<Option<VolumeInfo>> {
         check_name(name)?;
-        let state = self.inner.state.borrow();
-        state.check_writable()?;
-        if let Some((id, _)) = state.volumes.iter().find(|(_, volume)| volume.record.uuid == uuid) {
-            let id = *id;
-            drop(state);
-            return self.volume_by_id(id).map(Some);
-        }
-        state.check_name_free(name)?;
-        state.check_ids_left()?;
-        Ok(None)
+        let (id, last) = {
+            let state = self.inner.state.borrow();
+            state.check_writable()?;
+            let Some((id, volume)) = state.volumes.iter().find(|(_, volume)| volume.record.uuid == uuid) else {
+                state.check_name_free(name)?;
+                state.check_ids_left()?;
+                return Ok(None);
+            };
+            if volume.unready {
+                return Err(Error::Busy(format!("{} is being made", volume.record.name)));
+            }
+            (*id, volume.last)
+        };
+        self.flush_through(last).await?;
+        self.volume_by_id(id).map(Some)
     }
 
     /// Writes attributes to new blocks. The record that names them comes after, and they count from then on: a checkpoint

@@ -57,6 +57,12 @@ pub struct Counters {
     pub space_refusals: u64,
     /// Metadata blocks taken of those that are kept back from data.
     pub reserve_used: u64,
+    /// Blocks whose checksum was recorded.
+    pub blocks_sealed: u64,
+    /// Blocks read to seal snapshots.
+    pub seal_blocks_read: u64,
+    /// Blocks that did not match their checksum when they were read.
+    pub checksum_mismatches: u64,
     /// Blocks given back to the host.
     pub blocks_punched: u64,
     /// Bytes of batches, nodes, pages, records and superblocks written.

@@ -6,7 +6,7 @@ use super::pool::to_memory;
 use super::{Memory, Pool, Storage};
 use crate::error::{Error, Result};
 use crate::format::{
-    Entry, Geometry, JOURNAL_FIRST, POOL_NAME_BYTES_MAX, Root, SUPERBLOCK_COPIES, Superblock, check_name,
+    Entry, Geometry, JOURNAL_FIRST, POOL_NAME_BYTES_MAX, Root, SUPERBLOCK_COPIES, ScrubState, Superblock, check_name,
 };
 use crate::units::{BLOCK_BYTES, Clock, Generation, Lsn, VolumeId};
 
@@ -81,6 +81,9 @@ impl<S: Storage> Pool<S> {
             next_volume: VolumeId(1),
             next_carcass: 1,
             transaction_id: 0,
+            size_limit_bytes: 0,
+            verify_on_read: false,
+            scrub: ScrubState::default(),
             volume_count: 0,
             used_blocks: 0,
             group_index: Vec::new(),

@@ -23,18 +23,27 @@ pub struct ChangedRange {
 
 /// One side of a comparison: a subtree and its own level, which may be lower than the place it is compared at.
 #[derive(Clone, Copy)]
-struct Side {
-    entry: Entry,
+pub(super) struct Side {
+    pub(super) entry: Entry,
     level: u8,
 }
 
 /// A pair of subtrees still to be compared at one place.
 #[derive(Clone, Copy)]
-struct Pair {
-    from: Side,
-    to: Side,
-    level: u8,
-    first: u64,
+pub(super) struct Pair {
+    pub(super) from: Side,
+    pub(super) to: Side,
+    pub(super) level: u8,
+    pub(super) first: u64,
+}
+
+impl Pair {
+    /// Two whole trees; the first may be none.
+    pub(super) fn of(from: Option<Root>, to: Root) -> Self {
+        let from = from.unwrap_or(Root { entry: Entry::hole(Clock(0)), level: 0 });
+        let side = |root: Root| Side { entry: root.entry, level: root.level };
+        Self { from: side(from), to: side(to), level: from.level.max(to.level), first: 0 }
+    }
 }
 
 impl<S: Storage> Pool<S> {
@@ -46,10 +55,7 @@ impl<S: Storage> Pool<S> {
         let (mut waiting, end) = {
             let state = self.inner.state.borrow();
             let (from, to) = (&state.volume(from)?.record, &state.volume(to)?.record);
-            let level = from.root.level.max(to.root.level);
-            let side = |root: Root| Side { entry: root.entry, level: root.level };
-            let pair = Pair { from: side(from.root), to: side(to.root), level, first: 0 };
-            (vec![pair], from.size_bytes.max(to.size_bytes).div_ceil(BLOCK_BYTES))
+            (vec![Pair::of(Some(from.root), to.root)], from.size_bytes.max(to.size_bytes).div_ceil(BLOCK_BYTES))
         };
         while let Some(pair) = waiting.pop() {
             if same(pair.from, pair.to) || pair.first >= end {
@@ -75,14 +81,14 @@ impl<S: Storage> Pool<S> {
     }
 }
 
-fn same(from: Side, to: Side) -> bool {
+pub(super) fn same(from: Side, to: Side) -> bool {
     let (one, other) = (from.entry, to.entry);
     one.kind == other.kind && (one.kind == EntryKind::Hole || (one.address == other.address && from.level == to.level))
 }
 
 impl State {
     /// The children of two nodes of one place that differ.
-    fn compare(&mut self, pair: Pair) -> Try<Vec<Pair>> {
+    pub(super) fn compare(&mut self, pair: Pair) -> Try<Vec<Pair>> {
         let from = self.children(pair.from, pair.level, pair.first)?;
         let to = self.children(pair.to, pair.level, pair.first)?;
         let span = entry_span(pair.level);

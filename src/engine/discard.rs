@@ -1,9 +1,10 @@
 //! Discarding and zeroing.
 
+use super::patience::Waited;
 use super::volume::{Held, VolumeHandle};
 use super::write::{Lacking, MAP_RECORD_BYTES};
 use super::{Memory, Storage};
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::format::{EntryKind, Record};
 use crate::units::{BLOCK_BYTES, VirtualBlock};
 
@@ -51,11 +52,18 @@ impl<S: Storage> VolumeHandle<S> {
     /// is the volume's own by then and needs none.
     async fn clear(&self, offset: u64, end: u64, clearing: Clearing) -> Result<Held<S>> {
         let mut refusals = 0;
+        let mut waited = Waited::default();
         loop {
             let held = self.pool.hold_range(self.id, offset / BLOCK_BYTES, end.div_ceil(BLOCK_BYTES)).await?;
             let Some((lacking, blocks)) = self.clear_held(clearing).await? else { return Ok(held.answered()) };
             drop(held);
-            drop(self.wait_for(lacking, blocks, &mut refusals).await?);
+            match self.wait_for(lacking, blocks, &mut refusals).await {
+                // Zeros that are to be there wait as other writes do; a discard does not.
+                Err(refusal @ Error::NoSpace(_)) if !clearing.mapped_only => {
+                    self.pool.wait_out(self.id, refusal, &mut waited).await?;
+                }
+                other => drop(other?),
+            }
         }
     }
 

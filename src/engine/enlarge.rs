@@ -13,7 +13,56 @@ use crate::error::{Error, Result};
 use crate::format::{COUNTS_PER_PAGE, Geometry};
 use crate::units::BLOCK_BYTES;
 
+/// Makes the medium at least so many bytes large.
+pub(super) type Enlarger = Box<dyn Fn(u64) -> Result<()>>;
+
+/// A full pool that may grow does so by an eighth, and by this much at least.
+const GROWTH_BYTES: u64 = 1 << 30;
+
 impl<S: Storage> Pool<S> {
+    /// How the medium is made larger when the pool is to grow by itself.
+    pub fn enlarge_with(&self, enlarger: impl Fn(u64) -> Result<()> + 'static) {
+        *self.inner.enlarger.borrow_mut() = Some(Box::new(enlarger));
+    }
+
+    /// From now on a full pool grows by itself up to `limit_bytes`; 0: it does not.
+    pub async fn set_size_limit(&self, limit_bytes: u64) -> Result<()> {
+        if limit_bytes > 0 {
+            let journal_bytes = self.inner.state.borrow().geometry.journal_blocks * BLOCK_BYTES;
+            Geometry::new(limit_bytes, journal_bytes)?;
+        }
+        self.inner.state.borrow_mut().size_limit_bytes = limit_bytes;
+        self.checkpoint().await
+    }
+
+    /// Makes a full pool larger, where it may grow. Answers whether it is now.
+    pub(super) async fn grow_by_itself(&self) -> Result<bool> {
+        let inner = &self.inner;
+        let blocks = || inner.state.borrow().geometry.pool_blocks;
+        let before = blocks();
+        until(&inner.signals.space, || !inner.growing.get()).await;
+        if blocks() > before {
+            return Ok(true);
+        }
+        let (size, limit) = (before * BLOCK_BYTES, inner.state.borrow().size_limit_bytes);
+        if size >= limit || inner.host_full.get() {
+            return Ok(false);
+        }
+        let wanted = (size + (size / 8).max(GROWTH_BYTES).next_multiple_of(BLOCK_BYTES)).min(limit);
+        let enlarged = inner.enlarger.borrow().as_ref().map(|enlarge| enlarge(wanted));
+        match enlarged {
+            None => return Ok(false),
+            Some(Err(error)) => {
+                tracing::error!("the pool is full and cannot grow: {error}");
+                return Ok(false);
+            }
+            Some(Ok(())) => {}
+        }
+        self.enlarge(wanted).await?;
+        tracing::warn!(bytes = wanted, limit, "the pool was full and has grown");
+        Ok(true)
+    }
+
     /// Makes the pool `size_bytes` large; its storage has that size already. Durable on return.
     ///
     /// # Errors

@@ -28,6 +28,8 @@ pub(super) enum Use {
 
 /// Shortest run that is worth punching (64 KiB), and the longest that is punched at once (32 MiB).
 const PUNCH_BLOCKS: (u32, u32) = (16, 8192);
+/// The same where everything is to go: no longer ones, so that little is left for the sake of metadata.
+const TRIM_BLOCKS: (u32, u32) = (1, 256);
 
 impl<S: Storage> Pool<S> {
     /// Makes room for `blocks` data or metadata blocks: takes windows back, prepares host space, waits for what has been
@@ -101,14 +103,20 @@ impl<S: Storage> Pool<S> {
             if self.eat_something().await? {
                 continue;
             }
-            let mut state = inner.state.borrow_mut();
-            if state.has_room(blocks, wanted, alongside) {
-                return Ok(());
+            {
+                let mut state = inner.state.borrow_mut();
+                if state.has_room(blocks, wanted, alongside) {
+                    return Ok(());
+                }
+                // What a check keeps back is given to who needs it.
+                if state.give_up_pins() {
+                    continue;
+                }
             }
-            // What a check keeps back is given to who needs it.
-            if state.give_up_pins() {
+            if self.grow_by_itself().await? {
                 continue;
             }
+            let mut state = inner.state.borrow_mut();
             state.counters.space_refusals += 1;
             tracing::debug!(
                 free = state.allocator.free(),
@@ -327,7 +335,7 @@ impl<S: Storage> Pool<S> {
                 if let Err(error) = self.load_freed_groups().await {
                     tracing::error!("background work on space: {error}");
                 }
-                self.punch_some(64).await;
+                self.punch_some(64, PUNCH_BLOCKS).await;
                 continue;
             }
             match self.grow().await {
@@ -351,14 +359,36 @@ impl<S: Storage> Pool<S> {
         Ok(())
     }
 
-    /// Gives up to `runs` free runs back to the host. A run under punch is claimed: nobody is handed its blocks.
-    pub(super) async fn punch_some(&self, runs: usize) {
+    /// Gives everything that is free back to the host now, in runs of whatever length.
+    pub async fn trim(&self) -> Result<()> {
+        self.commit().await?;
+        self.checkpoint().await?;
+        let epoch = self.inner.state.borrow_mut().epochs.advance();
+        self.wait_for_epoch(epoch).await;
+        self.inner.state.borrow_mut().release_frees();
+        let groups = self.inner.state.borrow().groups_in_use;
+        for group in 0..groups {
+            let is_loaded = {
+                let state = self.inner.state.borrow();
+                state.allocator.has_group(group) || state.index_entry(group).free_blocks == 0
+            };
+            if !is_loaded {
+                self.load_group(group).await?;
+            }
+        }
+        while self.punch_some(64, TRIM_BLOCKS).await == 64 {
+            futures_lite::future::yield_now().await;
+        }
+        self.inner.storage.flush().await.map_err(|error| self.poison(&Error::io("flush after punching", error)))
+    }
+
+    /// Gives up to `runs` free runs of `least` to `most` blocks back to the host, and answers how many. A run under punch is
+    /// claimed: nobody is handed its blocks.
+    pub(super) async fn punch_some(&self, runs: usize, (least, most): (u32, u32)) -> usize {
         let inner = &self.inner;
-        for _ in 0..runs {
-            let Some(run) =
-                inner.state.borrow_mut().allocator.take_punchable(PUNCH_BLOCKS.0, PUNCH_BLOCKS.1, PREPARED_BLOCKS)
-            else {
-                return;
+        for done in 0..runs {
+            let Some(run) = inner.state.borrow_mut().allocator.take_punchable(least, most, PREPARED_BLOCKS) else {
+                return done;
             };
             let range = run.start.offset_bytes()..run.start.plus(run.count).offset_bytes();
             let release = || {
@@ -383,6 +413,7 @@ impl<S: Storage> Pool<S> {
             }
             inner.signals.space.notify(usize::MAX);
         }
+        runs
     }
 }
 

@@ -6,6 +6,7 @@ use super::Storage;
 use super::pool::Pool;
 use super::state::State;
 use crate::error::{Error, Result};
+use crate::format::OnFull;
 use crate::units::{BLOCK_BYTES, Clock, Generation, Lsn, VolumeId};
 
 /// A volume, snapshot or clone.
@@ -25,6 +26,12 @@ pub struct VolumeInfo {
     pub read_only: bool,
     /// It is protected from deletion.
     pub protected: bool,
+    /// Each of its blocks has a recorded checksum.
+    pub sealed: bool,
+    /// BLAKE3 over its content, of a sealed snapshot.
+    pub digest: Option<[u8; 32]>,
+    /// Reads of sealed blocks are verified.
+    pub verify_on_read: bool,
     /// What it was made from.
     pub origin: Option<Origin>,
     /// Length of its line of origins.
@@ -37,6 +44,8 @@ pub struct VolumeInfo {
     pub quota_bytes: u64,
     /// Time of creation in nanoseconds since 1970.
     pub created: u64,
+    /// Writes wait when the pool is full; else they fail at once.
+    pub waits_when_full: bool,
     /// It is in use.
     pub open: bool,
     /// Own and mapped bytes are exact: nothing that was cut out of it still waits to be counted.
@@ -95,6 +104,14 @@ pub struct PoolInfo {
     pub carcasses: u64,
     /// Nodes in memory that the next checkpoint writes.
     pub dirty_nodes: u64,
+    /// Size up to which it grows by itself, in bytes; 0: it does not.
+    pub size_limit_bytes: u64,
+    /// Writes that wait for space.
+    pub waiting: u64,
+    /// Reads of sealed blocks are verified through every volume.
+    pub verify_on_read: bool,
+    /// Snapshots that are sealed.
+    pub sealed: u64,
     /// Why nothing is written any more, if so.
     pub poisoned: Option<String>,
 }
@@ -125,6 +142,10 @@ impl<S: Storage> Pool<S> {
             virtual_bytes: state.volumes.values().map(|volume| volume.record.size_bytes).sum(),
             carcasses: state.carcasses.len() as u64,
             dirty_nodes: state.cache.dirty() as u64,
+            size_limit_bytes: state.size_limit_bytes,
+            waiting: self.waiting_for_space(),
+            verify_on_read: state.verify_on_read,
+            sealed: state.volumes.values().filter(|volume| volume.record.flags.sealed).count() as u64,
             poisoned: state.poisoned.clone(),
         }
     }
@@ -172,12 +193,16 @@ impl State {
             sector_size: record.sector_size,
             read_only: record.flags.read_only,
             protected: record.flags.protected,
+            sealed: record.flags.sealed,
+            digest: record.digest,
+            verify_on_read: record.flags.verify_on_read,
             origin,
             depth: record.depth,
             own_bytes: record.own_blocks * BLOCK_BYTES,
             mapped_bytes: record.mapped_blocks * BLOCK_BYTES,
             quota_bytes: record.quota_bytes,
             created: record.created_time,
+            waits_when_full: record.on_full == OnFull::Wait,
             open: volume.open > 0,
             settled: !self.carcasses.values().any(|waiting| waiting.carcass.account),
         })

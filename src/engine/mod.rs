@@ -10,8 +10,10 @@ mod background;
 mod bounds;
 mod cache;
 mod carcass;
+mod carcass_table;
 mod check;
 mod checkpoint;
+mod checksums;
 mod commit;
 mod control;
 mod counters;
@@ -30,11 +32,20 @@ mod journal;
 mod open;
 #[cfg(test)]
 mod open_tests;
+mod patience;
+#[cfg(test)]
+mod patience_tests;
 mod pending_log;
 mod pool;
 mod ranges;
 mod rebuild;
 mod repair;
+mod scrub;
+#[cfg(test)]
+mod scrub_tests;
+mod seal;
+#[cfg(test)]
+mod seal_tests;
 mod share;
 mod space;
 mod state;
@@ -43,6 +54,7 @@ mod tail;
 #[cfg(test)]
 mod tests;
 mod tree;
+mod verify;
 mod volume;
 mod write;
 
@@ -58,6 +70,8 @@ pub use pending_log::{PENDING_LOG_BYTES, PendingLog, PrivateLog};
 pub use pool::Pool;
 pub use rebuild::{SaveBlocks, SavedBlock};
 pub use repair::{LostRanges, RepairReport, repair_metadata};
+pub use scrub::{ScrubbedData, ScrubbedMetadata};
+pub use seal::{DIGEST_STATE_ATTRIBUTE, Pace, SealReport};
 pub use share::{NewClone, NewSnapshot};
 pub use storage::{Memory, Storage};
 pub use volume::{Held, VolumeHandle};

@@ -10,8 +10,9 @@ use rustc_hash::FxHashMap;
 
 use super::bounds;
 use super::cache::NodeCache;
+use super::carcass_table::CARCASS_TABLE;
 use super::check::Pinned;
-use super::checkpoint::CARCASS_TABLE;
+use super::checksums::NewChecksums;
 use super::epoch::Epochs;
 use super::journal::{Journal, JournalPosition};
 use super::pool::{Pool, read_bytes, to_memory};
@@ -412,6 +413,10 @@ fn new_state(superblock: &Superblock, slot: Slot, log: Box<dyn PendingLog>, opti
         next_volume: superblock.next_volume,
         next_carcass: superblock.next_carcass,
         transaction_id: superblock.transaction_id,
+        size_limit_bytes: superblock.size_limit_bytes,
+        verify_on_read: superblock.verify_on_read,
+        scrub: superblock.scrub,
+        scrub_saved: superblock.scrub,
         table: superblock.volume_table,
         volumes: BTreeMap::new(),
         dirty_volumes: 0,
@@ -425,6 +430,8 @@ fn new_state(superblock: &Superblock, slot: Slot, log: Box<dyn PendingLog>, opti
         cache: NodeCache::new(options.cache_bytes / BLOCK_SIZE),
         deltas: Deltas::default(),
         frozen: Deltas::default(),
+        checksums: NewChecksums::default(),
+        frozen_checksums: NewChecksums::default(),
         pages: FxHashMap::default(),
         descriptors: FxHashMap::default(),
         indexes: Vec::new(),

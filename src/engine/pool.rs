@@ -7,7 +7,9 @@ use event_listener::Event;
 use rustc_hash::FxHashMap;
 
 use super::bounds;
+use super::enlarge::Enlarger;
 use super::epoch::EpochId;
+use super::patience::Patience;
 use super::space::PageKey;
 use super::state::{Need, State, Try};
 use super::{Activity, Counters, Memory, Storage};
@@ -62,6 +64,10 @@ pub(super) struct Inner<S: Storage> {
     pub(super) ticks: Cell<u64>,
     pub(super) stopped: Cell<bool>,
     pub(super) open_handles: Cell<u64>,
+    pub(super) patience: Patience,
+    pub(super) enlarger: RefCell<Option<Enlarger>>,
+    /// What sealing in the background may read a tick; 0 for nothing.
+    pub(super) seal_bytes_per_tick: Cell<u64>,
     /// No checkpoint after that of this number begins for now.
     pub(super) last_checkpoint: Cell<Option<u64>>,
 }
@@ -119,6 +125,9 @@ impl<S: Storage> Pool<S> {
                 ticks: Cell::new(0),
                 stopped: Cell::new(false),
                 open_handles: Cell::new(0),
+                patience: Patience::default(),
+                enlarger: RefCell::default(),
+                seal_bytes_per_tick: Cell::new(0),
                 last_checkpoint: Cell::new(None),
             }),
         }
@@ -286,22 +295,38 @@ impl<S: Storage> Pool<S> {
 
     async fn read_page(&self, (group, page): PageKey) -> Result<Rc<[u32; 1024]>> {
         self.load_descriptor(group).await?;
-        let (reference, address, uuid, implied) = {
+        let (reference, target, uuid, implied) = {
             let state = self.inner.state.borrow();
-            let reference =
-                state.descriptors.get(&group).and_then(|descriptor| descriptor.pages.get(page as usize).copied());
+            let descriptor = state.descriptors.get(&group);
+            let of_checksums = page.checked_sub(PAGES_PER_GROUP);
+            let reference = descriptor.and_then(|descriptor| match of_checksums {
+                Some(page) => descriptor.checksum_pages.get(page as usize).copied(),
+                None => descriptor.pages.get(page as usize).copied(),
+            });
             let Some(reference) = reference else {
                 return Err(Error::InvalidInput(format!("group {group} has no page {page}")));
             };
-            let address = state.geometry.page_block(group, page, reference.slot);
-            (reference, address, state.uuid, implied_counts(&state, group, page))
+            let slot = reference.slot;
+            let (target, implied) = match of_checksums {
+                Some(page) => {
+                    let address = state.geometry.checksum_page_block(group, page, slot);
+                    let place = Place::ChecksumPage { group, page };
+                    ((address, place, Structure::ChecksumPage), Rc::new([0; 1024]))
+                }
+                None => {
+                    let address = state.geometry.page_block(group, page, slot);
+                    let place = Place::SpaceMapPage { group, page };
+                    ((address, place, Structure::SpaceMapPage), implied_counts(&state, group, page))
+                }
+            };
+            (reference, target, state.uuid, implied)
         };
         if !reference.present {
             return Ok(implied);
         }
+        let (address, place, structure) = target;
         let bytes = self.read_block(address).await?;
-        let structure = Structure::SpaceMapPage;
-        let found = format::checksum(&uuid, Place::SpaceMapPage { group, page }, &bytes);
+        let found = format::checksum(&uuid, place, &bytes);
         if found != reference.checksum {
             let check = Check::Checksum { expected: reference.checksum, found };
             return Err(Corrupt { structure, address, check }.into());

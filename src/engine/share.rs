@@ -80,7 +80,7 @@ impl<S: Storage> Pool<S> {
     }
 
     async fn share(&self, origin: VolumeId, made: Made, attributes: &BTreeMap<String, Vec<u8>>) -> Result<VolumeInfo> {
-        if let Some(known) = self.check_new(made.uuid, &made.name)? {
+        if let Some(known) = self.check_new(made.uuid, &made.name).await? {
             return Ok(known);
         }
         let attributes = self.write_attributes(attributes).await?;

@@ -9,6 +9,7 @@ use uuid::Uuid;
 
 use super::cache::NodeCache;
 use super::check::Pinned;
+use super::checksums::NewChecksums;
 use super::epoch::{EpochId, Epochs};
 use super::journal::Journal;
 use super::ranges::Ranges;
@@ -18,7 +19,7 @@ use crate::canary::{Canary, is_broken};
 use crate::error::{Error, Result};
 use crate::format::{
     CLOCK_MAX, Carcass, ENTRIES_PER_NODE, Entry, EntryKind, Geometry, GroupDescriptor, GroupIndex, GroupIndexRef, Node,
-    Place, Record, Root, Slot, VolumeRecord,
+    Place, Record, Root, ScrubState, Slot, VolumeRecord,
 };
 use crate::units::{Clock, Generation, Lsn, PoolBlock, VirtualBlock, VolumeId};
 
@@ -117,6 +118,12 @@ pub(super) struct State {
     pub(super) next_volume: VolumeId,
     pub(super) next_carcass: u64,
     pub(super) transaction_id: u64,
+    pub(super) size_limit_bytes: u64,
+    /// Reads through all volumes are verified.
+    pub(super) verify_on_read: bool,
+    pub(super) scrub: ScrubState,
+    /// What the last checkpoint has of it.
+    pub(super) scrub_saved: ScrubState,
     pub(super) table: Root,
     pub(super) volumes: BTreeMap<VolumeId, Volume>,
     /// How many of them are dirty.
@@ -135,7 +142,12 @@ pub(super) struct State {
     pub(super) deltas: Deltas,
     /// Deltas of the running checkpoint that have not been applied to their pages yet.
     pub(super) frozen: Deltas,
+    /// Pages of counts, and of checksums behind them (`checksums.rs`).
     pub(super) pages: FxHashMap<PageKey, Rc<[u32; 1024]>>,
+    /// Checksums of data since the last checkpoint's instant.
+    pub(super) checksums: NewChecksums,
+    /// Those of the running checkpoint that have not been put into their pages yet.
+    pub(super) frozen_checksums: NewChecksums,
     pub(super) descriptors: FxHashMap<u64, GroupDescriptor>,
     pub(super) indexes: Vec<GroupIndex>,
     pub(super) index_refs: Vec<GroupIndexRef>,

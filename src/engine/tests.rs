@@ -14,12 +14,12 @@ use crate::units::VolumeId;
 
 const GIB: u64 = 1 << 30;
 
-fn uuid(number: u128) -> Uuid {
+pub(super) fn uuid(number: u128) -> Uuid {
     Uuid::from_u128(number)
 }
 
 /// Runs a test's body beside the pool's background work.
-fn with_pool<T, F: Future<Output = T>>(body: impl FnOnce(Pool<MemoryStorage>) -> F) -> T {
+pub(super) fn with_pool<T, F: Future<Output = T>>(body: impl FnOnce(Pool<MemoryStorage>) -> F) -> T {
     let storage = MemoryStorage::new(2 * GIB);
     futures_lite::future::block_on(async {
         let options = CreateOptions { uuid: uuid(1), name: "pool".into(), size_bytes: 2 * GIB, journal_bytes: 4 << 20 };
@@ -28,7 +28,7 @@ fn with_pool<T, F: Future<Output = T>>(body: impl FnOnce(Pool<MemoryStorage>) ->
     with_image(storage.snapshot_image(), 1, body)
 }
 
-fn with_image<T, F: Future<Output = T>>(
+pub(super) fn with_image<T, F: Future<Output = T>>(
     image: MemoryImage,
     session: u128,
     body: impl FnOnce(Pool<MemoryStorage>) -> F,
@@ -46,13 +46,13 @@ fn with_image<T, F: Future<Output = T>>(
     }))
 }
 
-fn memory(bytes: &[u8]) -> IoMemory {
+pub(super) fn memory(bytes: &[u8]) -> IoMemory {
     let memory = IoMemory::zeroed(bytes.len());
     memory.write(0, bytes);
     memory
 }
 
-fn new_volume(name: &str, size_bytes: u64) -> NewVolume {
+pub(super) fn new_volume(name: &str, size_bytes: u64) -> NewVolume {
     NewVolume {
         uuid: Uuid::new_v4(),
         name: name.into(),
@@ -64,20 +64,20 @@ fn new_volume(name: &str, size_bytes: u64) -> NewVolume {
     }
 }
 
-fn new_snapshot(name: &str) -> NewSnapshot {
+pub(super) fn new_snapshot(name: &str) -> NewSnapshot {
     NewSnapshot { uuid: Uuid::new_v4(), name: name.into(), created: 0, attributes: BTreeMap::new() }
 }
 
-fn new_clone(name: &str) -> NewClone {
+pub(super) fn new_clone(name: &str) -> NewClone {
     NewClone { uuid: Uuid::new_v4(), name: name.into(), created: 0, size_bytes: None, attributes: BTreeMap::new() }
 }
 
-async fn fill(pool: &Pool<MemoryStorage>, id: VolumeId, offset: u64, length: usize, byte: u8) {
+pub(super) async fn fill(pool: &Pool<MemoryStorage>, id: VolumeId, offset: u64, length: usize, byte: u8) {
     let handle = pool.open_volume(id, false).unwrap();
     drop(handle.write(offset, &memory(&vec![byte; length]), false).await.unwrap());
 }
 
-async fn bytes(pool: &Pool<MemoryStorage>, id: VolumeId, offset: u64, length: usize) -> Vec<u8> {
+pub(super) async fn bytes(pool: &Pool<MemoryStorage>, id: VolumeId, offset: u64, length: usize) -> Vec<u8> {
     let handle = pool.open_volume(id, true).unwrap();
     let into = IoMemory::zeroed(length);
     handle.read(offset, &into).await.unwrap();
@@ -86,7 +86,7 @@ async fn bytes(pool: &Pool<MemoryStorage>, id: VolumeId, offset: u64, length: us
     bytes
 }
 
-async fn assert_clean(pool: &Pool<MemoryStorage>) {
+pub(super) async fn assert_clean(pool: &Pool<MemoryStorage>) {
     pool.settle().await.unwrap();
     let report = pool.check().await.unwrap();
     assert!(report.is_clean(), "{:#?}", report.faults);

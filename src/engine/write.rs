@@ -6,6 +6,7 @@
 use smallvec::SmallVec;
 
 use super::growth::Use;
+use super::patience::Waited;
 use super::pool::{Pool, until};
 use super::space::Run;
 use super::state::{Freed, Need, State, TreeKey, Try};
@@ -224,6 +225,7 @@ impl<S: Storage> VolumeHandle<S> {
         let end = (offset + from.len() as u64).div_ceil(BLOCK_BYTES);
         let mut refusals = 0;
         let mut promised = None;
+        let mut waited = Waited::default();
         loop {
             // Without room for metadata a write that changes no mapping still goes on.
             let promise = match promised.take() {
@@ -235,7 +237,13 @@ impl<S: Storage> VolumeHandle<S> {
                 return Ok(held);
             };
             drop((held, promise));
-            promised = self.wait_for(lacking, end - first, &mut refusals).await?;
+            promised = match self.wait_for(lacking, end - first, &mut refusals).await {
+                Err(refusal @ Error::NoSpace(_)) => {
+                    pool.wait_out(self.id, refusal, &mut waited).await?;
+                    None
+                }
+                other => other?,
+            };
         }
     }
 

@@ -32,6 +32,8 @@ use crate::units::VolumeId;
 const ATTEMPTS: u32 = 64;
 /// How long a detached device may take to let go of its file: probes of udev and the like hold it for a moment.
 const DETACH_PATIENCE: Duration = Duration::from_secs(5);
+/// Most writes that a device has outstanding whose writes wait when the pool is full: a quarter of a queue's entries.
+const WAITING_WRITES: u32 = 32;
 /// Beginning of the name that we give our devices.
 const LABEL: &str = "plywood/";
 
@@ -48,6 +50,9 @@ pub struct AttachRequest {
     pub sector_size: u32,
     /// Writes are refused.
     pub read_only: bool,
+    /// Its writes wait when the pool is full, each in so many bytes at most.
+    #[serde(default)]
+    pub waiting_bytes: Option<u32>,
 }
 
 /// A device of ours.
@@ -132,7 +137,7 @@ pub fn attach(request: &AttachRequest) -> Result<Attached> {
             let _ = device.detach();
             return Err(error);
         }
-        tune(number);
+        tune(number, request.waiting_bytes);
         tracing::info!(volume = %request.volume, device = %device_path(number).display(), "attached");
         return Ok(Attached {
             device: device_path(number),
@@ -163,25 +168,46 @@ fn verify_direct_io(device: &LoopDevice, number: u32) -> Result<()> {
 
 /// Queue settings; a kernel that lacks one does without. What a device has already is not set again: each of the first
 /// three freezes its queue, 10 to 25 ms on Linux 6.18 even where nothing changes, and devices are used again and again.
-fn tune(number: u32) {
+///
+/// A device whose writes wait when the pool is full has at most [`WAITING_WRITES`] of them outstanding, none larger than a
+/// queue entry (`waiting_bytes`), or they would hold the entries of reads and of other volumes: that takes a scheduler, which
+/// keeps the rest back.
+pub(super) fn tune(number: u32, waiting_bytes: Option<u32>) {
+    let writes = WAITING_WRITES.to_string();
+    // Else multiples of the payload size, so that a large request is cut without a rest.
+    let largest_kib = waiting_bytes.map_or(1024, |bytes| (bytes >> 10).clamp(4, 1024)).to_string();
+    if waiting_bytes.is_some() {
+        set(number, "queue/scheduler", "mq-deadline");
+        // It moved with Linux 6.19.
+        if !set(number, "queue/iosched/async_depth", &writes) && !set(number, "queue/async_depth", &writes) {
+            tracing::warn!(number, "the device's writes are not bounded: waiting for space, they may hold up others");
+        }
+    } else {
+        set(number, "queue/scheduler", "none");
+    }
     let settings = [
-        ("queue/scheduler", "none"),
-        // Multiples of the payload size, so that a large request is cut without a rest.
-        ("queue/max_sectors_kb", "1024"),
+        ("queue/max_sectors_kb", largest_kib.as_str()),
         ("queue/wbt_lat_usec", "0"),
         ("queue/nomerges", "0"),
         ("queue/rq_affinity", "2"),
         ("queue/read_ahead_kb", "1024"),
     ];
     for (name, value) in settings {
-        let path = sys_path(number, name);
-        if fs::read_to_string(&path).is_ok_and(|text| is_set(&text, value)) {
-            continue;
-        }
-        if let Err(error) = fs::write(path, value) {
-            tracing::debug!(number, name, %error, "queue setting not taken");
-        }
+        set(number, name, value);
     }
+}
+
+/// Sets a queue setting that has another value. Answers whether it has this one now.
+fn set(number: u32, name: &str, value: &str) -> bool {
+    let path = sys_path(number, name);
+    if fs::read_to_string(&path).is_ok_and(|text| is_set(&text, value)) {
+        return true;
+    }
+    let outcome = fs::write(path, value);
+    if let Err(error) = &outcome {
+        tracing::debug!(number, name, %error, "queue setting not taken");
+    }
+    outcome.is_ok()
 }
 
 /// Whether a queue setting's text says `value`: alone, or in brackets among the choices.
@@ -352,6 +378,7 @@ mod tests {
             volume: VolumeId(1),
             sector_size: 1024,
             read_only: false,
+            waiting_bytes: None,
         };
         assert!(matches!(attach(&request), Err(Error::InvalidInput(_))));
     }

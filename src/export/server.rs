@@ -123,6 +123,22 @@ impl<V: Volumes> Server<V> {
         self.state.stopped.set(true);
     }
 
+    /// Requests that were taken and not answered.
+    pub fn in_flight(&self) -> usize {
+        self.state.in_flight.get()
+    }
+
+    /// Bytes that a request carries at most.
+    pub fn payload_bytes(&self) -> usize {
+        self.state.payload_bytes
+    }
+
+    /// Most entries of the smallest queue.
+    pub fn depth(&self) -> u32 {
+        let geometry = self.state.queues.memory().geometry();
+        (0..geometry.queue_count()).map(|queue| geometry.depth(queue)).min().unwrap_or(1)
+    }
+
     /// Completes when every request that was taken has been answered.
     pub async fn idle(&self) {
         self.wait_until(|server| server.state.in_flight.get() == 0).await;

@@ -10,6 +10,7 @@
 mod attributes;
 mod carcass;
 mod checksum;
+mod digest;
 mod entry;
 mod geometry;
 mod group_descriptor;
@@ -30,6 +31,7 @@ mod volume_record;
 pub use attributes::{ATTRIBUTES_BYTES_MAX, decode_attributes, encode_attributes};
 pub use carcass::{CARCASSES_PER_PAGE, Carcass, decode_carcasses, encode_carcasses};
 pub use checksum::{Place, checksum};
+pub use digest::{DIGEST_STATE_BYTES, DigestState};
 pub use entry::{CLOCK_MAX, Entry, EntryKind, Root};
 pub use geometry::{
     CHECKSUM_PAGES_PER_GROUP, COUNTS_PER_PAGE, GROUP_BLOCKS, GROUP_BLOCKS_MIN, GROUP_INDEXES_MAX, GROUPS_PER_INDEX,
@@ -44,7 +46,8 @@ pub use journal::{
 pub use node::{ENTRIES_PER_NODE, LEVEL_MAX, Node, VOLUME_BLOCKS_MAX, span_blocks};
 pub use space_map::{decode_counts, encode_counts};
 pub use superblock::{
-    FORMAT_VERSION, GroupIndexRef, INCOMPATIBLE_KNOWN, POOL_NAME_BYTES_MAX, READ_ONLY_COMPATIBLE_KNOWN, Superblock,
+    FORMAT_VERSION, GroupIndexRef, INCOMPATIBLE_KNOWN, POOL_NAME_BYTES_MAX, READ_ONLY_COMPATIBLE_KNOWN, ScrubState,
+    Superblock,
 };
 pub use superblock_choice::choose_superblock;
 pub use unfinished::Unfinished;

@@ -30,6 +30,7 @@ const MAGIC: [u8; 8] = *b"plywood\0";
 const CHECKSUM_CRC32: u8 = 1;
 const DIGEST_BLAKE3: u8 = 1;
 const SLOT_B: u8 = 1;
+const VERIFY_ON_READ: u64 = 1;
 /// The one level of group indexes that this version has.
 const INDEX_LEVEL_MAX: u64 = 0;
 /// Most that a counter says which only grows: far above what any pool reaches, far below where it would overflow.
@@ -81,7 +82,13 @@ raw_struct! {
         320 transaction_id: U64,
         328 volume_count: U64,
         336 used_blocks: U64,
-        344 reserved: [u8; 1320],
+        344 flags: U64,
+        352 scrub_next: U64,
+        360 scrub_faults: U64,
+        368 scrub_begun: U64,
+        376 scrub_ended: U64,
+        384 size_limit: U64,
+        392 reserved: [u8; 1272],
         1664 group_index: [RawGroupIndexRef; GROUP_INDEXES_MAX],
     }
 }
@@ -95,6 +102,19 @@ pub struct GroupIndexRef {
     pub slot: Slot,
     /// 0: the block describes groups. Higher levels are reserved.
     pub level: u8,
+}
+
+/// Where scrubbing stands.
+#[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
+pub struct ScrubState {
+    /// The block at which the pass under way goes on; 0 when there is none.
+    pub next: PoolBlock,
+    /// Faults that this pass, or else the last, has found.
+    pub faults: u64,
+    /// When this pass, or else the last, began, in nanoseconds since 1970; 0 for never.
+    pub begun: u64,
+    /// When the last whole pass ended; 0 for never.
+    pub ended: u64,
 }
 
 /// The state of a pool at a checkpoint.
@@ -144,6 +164,12 @@ pub struct Superblock {
     pub volume_count: u64,
     /// Blocks whose count is not 0, those of the layout included.
     pub used_blocks: u64,
+    /// Size up to which the pool grows by itself when it is full, in bytes; 0: it does not.
+    pub size_limit_bytes: u64,
+    /// Reads of sealed blocks are verified, whatever the volume.
+    pub verify_on_read: bool,
+    /// How far the pool has been scrubbed.
+    pub scrub: ScrubState,
     /// The current group-index blocks, by index.
     pub group_index: Vec<GroupIndexRef>,
 }
@@ -197,7 +223,13 @@ impl Superblock {
             transaction_id: U64::new(self.transaction_id),
             volume_count: U64::new(self.volume_count),
             used_blocks: U64::new(self.used_blocks),
-            reserved: [0; 1320],
+            flags: U64::new(if self.verify_on_read { VERIFY_ON_READ } else { 0 }),
+            scrub_next: U64::new(self.scrub.next.0),
+            scrub_faults: U64::new(self.scrub.faults),
+            scrub_begun: U64::new(self.scrub.begun),
+            scrub_ended: U64::new(self.scrub.ended),
+            size_limit: U64::new(self.size_limit_bytes),
+            reserved: [0; 1272],
             group_index,
         };
         raw.checksum = U32::new(own_checksum(&raw));
@@ -243,6 +275,10 @@ impl Superblock {
         zero(&raw.reserved, "reserved")?;
         let geometry = Geometry { pool_blocks: raw.pool_blocks.get(), journal_blocks: raw.journal_blocks.get() };
         geometry.check()?;
+        let flags = raw.flags.get();
+        if flags & !VERIFY_ON_READ != 0 {
+            return Err(Check::Undefined { field: "flags", value: flags });
+        }
         if raw.journal_first.get() != JOURNAL_FIRST.0 {
             return Err(Check::OutOfBounds { field: "journal_first", value: raw.journal_first.get() });
         }
@@ -278,6 +314,14 @@ impl Superblock {
             transaction_id: raw.transaction_id.get(),
             volume_count: at_most(raw.volume_count.get(), VOLUME_BLOCKS_MAX, "volume_count")?,
             used_blocks: at_most(raw.used_blocks.get(), geometry.pool_blocks, "used_blocks")?,
+            size_limit_bytes: raw.size_limit.get(),
+            verify_on_read: flags & VERIFY_ON_READ != 0,
+            scrub: ScrubState {
+                next: PoolBlock(at_most(raw.scrub_next.get(), geometry.pool_blocks, "scrub_next")?),
+                faults: at_most(raw.scrub_faults.get(), COUNTER_MAX, "scrub_faults")?,
+                begun: raw.scrub_begun.get(),
+                ended: raw.scrub_ended.get(),
+            },
             group_index: group_index(raw, &geometry, groups_in_use)?,
         })
     }

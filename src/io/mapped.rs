@@ -134,7 +134,7 @@ impl Shared {
     /// # Safety
     /// `into` is valid for writing `len` bytes.
     unsafe fn copy(&self, offset: u64, into: *mut u8, len: usize) -> io::Result<usize> {
-        let through_map = !self.forbidden.get() && !(self.scattered && len > BLOCK_SIZE);
+        let through_map = !(self.forbidden.get() || self.scattered && len > BLOCK_SIZE);
         if through_map && self.scattered {
             self.reads.set(self.reads.get() + 1);
             if self.reads.get() > READS_MAX {

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 
 use crate::scratch::Scratch;
 
-const COMMANDS: [&str; 43] = [
+const COMMANDS: [&str; 49] = [
     "",
     "pool",
     "pool create",
@@ -14,7 +14,10 @@ const COMMANDS: [&str; 43] = [
     "pool dump",
     "pool restore",
     "pool repair",
+    "pool scrub",
+    "pool verify-on-read",
     "pool grow",
+    "pool trim",
     "volume",
     "volume create",
     "volume list",
@@ -22,10 +25,13 @@ const COMMANDS: [&str; 43] = [
     "volume rename",
     "volume resize",
     "volume delete",
+    "volume on-full",
+    "volume verify-on-read",
     "volume protect",
     "snapshot",
     "snapshot create",
     "snapshot list",
+    "snapshot seal",
     "snapshot delete",
     "snapshot rollback",
     "clone",
@@ -62,7 +68,7 @@ fn help_is_as_pinned() {
             format!("{command} --help").trim().to_owned()
         };
         let mut prepared = scratch.prepare(line.split_whitespace());
-        for variable in ["PLYWOOD_POOL", "PLYWOOD_TRANSPORT"] {
+        for variable in ["PLYWOOD_POOL", "PLYWOOD_SEAL_RATE", "PLYWOOD_TRANSPORT"] {
             prepared.env_remove(variable);
         }
         let said = crate::support::command::run_command(prepared).expect();

@@ -4,10 +4,11 @@ use serde_json::Value;
 
 use crate::scratch::Scratch;
 
-const VOLUME: [&str; 16] = [
+const VOLUME: [&str; 20] = [
     "created_ns",
     "depth",
     "device",
+    "digest",
     "id",
     "mapped_bytes",
     "name",
@@ -17,13 +18,16 @@ const VOLUME: [&str; 16] = [
     "own_bytes",
     "protected",
     "quota_bytes",
+    "sealed",
     "sector_size",
     "size_bytes",
     "snapshot",
     "uuid",
+    "verify_on_read",
+    "waits_when_full",
 ];
 
-const POOL: [&str; 22] = [
+const POOL: [&str; 27] = [
     "carcasses",
     "clock",
     "engine_pid",
@@ -39,13 +43,18 @@ const POOL: [&str; 22] = [
     "path",
     "poisoned",
     "reserve_bytes",
+    "scrub",
+    "sealed",
     "size_bytes",
+    "size_limit_bytes",
     "snapshots",
     "transport",
     "used_bytes",
     "uuid",
+    "verify_on_read",
     "virtual_bytes",
     "volumes",
+    "waiting",
 ];
 
 const CHECK: [&str; 8] = [

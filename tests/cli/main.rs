@@ -8,6 +8,7 @@ mod bad_volumes;
 mod help;
 mod json;
 mod scratch;
+mod scrub;
 #[path = "../support/mod.rs"]
 mod support;
 mod tools;

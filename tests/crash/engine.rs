@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 use std::rc::Rc;
 
 use async_executor::LocalExecutor;
-use plywood::engine::{CreateOptions, NewClone, NewSnapshot, NewVolume, OpenOptions, Pool, VolumeHandle};
+use plywood::engine::{CreateOptions, NewClone, NewSnapshot, NewVolume, OpenOptions, Pool, VolumeHandle, VolumeInfo};
 use plywood::error::Error;
 use plywood::io::IoMemory;
 use plywood::units::{BLOCK_BYTES, VolumeId};
@@ -34,15 +34,21 @@ pub fn at_once(left: Left) -> Medium {
     Medium::at_once(left, 7, 512, JOURNAL_BYTES, u64::MAX)
 }
 
+/// A medium that writes no less than a block.
+pub fn at_once_in_blocks(left: Left) -> Medium {
+    Medium::at_once(left, 7, 4096, JOURNAL_BYTES, u64::MAX)
+}
+
 /// A new pool.
 pub fn new_pool() -> Left {
-    let medium = at_once(Image::new(POOL_BYTES).into());
-    let options = CreateOptions {
-        uuid: Uuid::from_u128(77),
-        name: "story".to_owned(),
-        size_bytes: POOL_BYTES,
-        journal_bytes: JOURNAL_BYTES,
-    };
+    pool_of(POOL_BYTES)
+}
+
+/// A new pool of another size than stories usually need.
+pub fn pool_of(size_bytes: u64) -> Left {
+    let medium = at_once(Image::new(size_bytes).into());
+    let options =
+        CreateOptions { uuid: Uuid::from_u128(77), name: "story".to_owned(), size_bytes, journal_bytes: JOURNAL_BYTES };
     let storage = medium.clone();
     let made = run(&LocalExecutor::new(), || None, async move { Pool::create(&storage, &options).await });
     made.expect("not stuck").expect("created");
@@ -59,8 +65,26 @@ fn new_snapshot(number: u128) -> NewSnapshot {
 
 impl Engine {
     pub fn open(medium: Medium, log: Log) -> Result<Self, Error> {
+        Self::open_with(medium, log, 1 << 20)
+    }
+
+    /// The first engine of a new pool.
+    pub fn on(pool: Left) -> Self {
+        Self::open(at_once(pool), Log::new(1)).expect("open")
+    }
+
+    /// The engine after a power cut that leaves nothing but what was durable.
+    pub fn lose_power(self) -> Self {
+        let session = 1000 + u128::from(self.pool.info().generation.0);
+        let left = self.medium.power_cut_keeping(|_| false);
+        drop(self);
+        Self::open(at_once(left), Log::new(session)).expect("open after the loss of power")
+    }
+
+    /// An engine whose nodes have so much memory.
+    pub fn open_with(medium: Medium, log: Log, cache_bytes: usize) -> Result<Self, Error> {
         let executor = LocalExecutor::new();
-        let (storage, options) = (medium.clone(), OpenOptions { cache_bytes: 1 << 20 });
+        let (storage, options) = (medium.clone(), OpenOptions { cache_bytes });
         let pool = run(&executor, || None, async move { Pool::open(storage, Box::new(log), options).await });
         let pool = pool.expect("opening is not stuck")?;
         let background = pool.clone();
@@ -77,6 +101,10 @@ impl Engine {
     }
 
     pub fn create(&self, number: u128, size_bytes: u64) -> VolumeId {
+        self.try_create(number, size_bytes).expect("a volume")
+    }
+
+    pub fn try_create(&self, number: u128, size_bytes: u64) -> Result<VolumeId, Error> {
         let new = NewVolume {
             uuid: Uuid::from_u128(number),
             name: format!("v{number}"),
@@ -87,13 +115,38 @@ impl Engine {
             attributes: BTreeMap::new(),
         };
         let pool = self.pool.clone();
-        self.finish(async move { pool.create_volume(new).await }).expect("a volume").id
+        self.finish(async move { pool.create_volume(new).await }).map(|info| info.id)
     }
 
     pub fn write(&self, volume: VolumeId, block: u64, byte: u8) -> Result<(), Error> {
         let handle = self.pool.open_volume(volume, false)?;
         let memory = IoMemory::from_bytes(&[byte; BLOCK_BYTES as usize]);
         self.finish(async move { handle.write(block * BLOCK_BYTES, &memory, false).await.map(drop) })
+    }
+
+    /// Writes whole sectors.
+    pub fn write_bytes(&self, volume: VolumeId, offset: u64, bytes: &[u8]) -> Result<(), Error> {
+        let (handle, memory) = (self.handle(volume), IoMemory::from_bytes(bytes));
+        self.finish(async move { handle.write(offset, &memory, false).await.map(drop) })
+    }
+
+    /// The bytes of a block.
+    pub fn read_block(&self, volume: VolumeId, block: u64) -> Vec<u8> {
+        let handle = self.pool.open_volume(volume, true).expect("open");
+        let memory = IoMemory::zeroed(BLOCK_BYTES as usize);
+        let into = memory.clone();
+        self.finish(async move { handle.read(block * BLOCK_BYTES, &into).await }).expect("readable");
+        memory.to_vec()
+    }
+
+    /// Writes zeros that take room.
+    pub fn zero(&self, volume: VolumeId, offset: u64, length: u64) -> Result<(), Error> {
+        let handle = self.handle(volume);
+        self.finish(async move { handle.write_zeroes(offset, length, false).await.map(drop) })
+    }
+
+    pub fn info(&self, volume: VolumeId) -> VolumeInfo {
+        self.pool.volume_by_id(volume).expect("there")
     }
 
     pub fn flush(&self, volume: VolumeId) -> Result<(), Error> {
@@ -210,6 +263,22 @@ impl Engine {
     /// Writes single blocks of `volume` until the pool is full; answers how many.
     pub fn fill(&self, volume: VolumeId, byte: u8) -> u64 {
         (0..).find(|block| self.write(volume, *block, byte).is_err()).expect("the pool is full sometime")
+    }
+
+    /// A checkpoint that is begun.
+    pub fn begin_checkpoint(&self) -> Begun<Result<(), Error>> {
+        let pool = self.pool.clone();
+        self.begin(async move { pool.checkpoint().await })
+    }
+
+    pub fn roll_back(&self, volume: VolumeId, snapshot: VolumeId) -> Result<(), Error> {
+        let pool = self.pool.clone();
+        self.finish(async move { pool.roll_back(volume, snapshot, None).await })
+    }
+
+    pub fn resize(&self, volume: VolumeId, size_bytes: u64) -> Result<(), Error> {
+        let pool = self.pool.clone();
+        self.finish(async move { pool.resize_volume(volume, size_bytes).await })
     }
 
     pub fn checkpoint(&self) -> Result<(), Error> {

@@ -23,12 +23,18 @@ impl Image {
     }
 
     pub fn read(&self, offset: u64, into: &mut [u8]) {
-        for (block, skip, range) in parts(offset, into.len()) {
+        self.visit(offset, into.len(), |range, found| match found {
+            Some(bytes) => into[range].copy_from_slice(bytes),
+            None => into[range].fill(0),
+        });
+    }
+
+    /// Shows what stands in `len` bytes from `offset` on, block by block: where in the whole, and the bytes; none for zeros.
+    pub fn visit(&self, offset: u64, len: usize, mut each: impl FnMut(Range<usize>, Option<&[u8]>)) {
+        for (block, skip, range) in parts(offset, len) {
             let found = self.chunks[block / CHUNK].as_ref().and_then(|chunk| chunk[block % CHUNK].as_ref());
-            match found {
-                Some(bytes) => into[range.clone()].copy_from_slice(&bytes[skip..skip + range.len()]),
-                None => into[range].fill(0),
-            }
+            let length = range.len();
+            each(range, found.map(|bytes| &bytes[skip..skip + length]));
         }
     }
 
@@ -36,7 +42,7 @@ impl Image {
         for (block, skip, range) in parts(offset, from.len()) {
             let chunk = self.chunks[block / CHUNK].get_or_insert_with(|| Rc::new([const { None }; CHUNK]));
             let place = &mut Rc::make_mut(chunk)[block % CHUNK];
-            if range.len() == BLOCK && from[range.clone()].iter().all(|byte| *byte == 0) {
+            if range.len() == BLOCK && is_zero(&from[range.clone()]) {
                 *place = None;
                 continue;
             }
@@ -59,6 +65,25 @@ impl Image {
             }
         }
     }
+}
+
+impl Image {
+    /// Changes all blocks that are `wanted`.
+    pub fn change(&mut self, wanted: impl Fn(&[u8]) -> bool, mut change: impl FnMut(&mut [u8])) {
+        for chunk in self.chunks.iter_mut().flatten() {
+            for index in 0..CHUNK {
+                if chunk[index].as_ref().is_some_and(|bytes| wanted(&bytes[..]))
+                    && let Some(bytes) = &mut Rc::make_mut(chunk)[index]
+                {
+                    change(&mut Rc::make_mut(bytes)[..]);
+                }
+            }
+        }
+    }
+}
+
+fn is_zero(bytes: &[u8]) -> bool {
+    bytes[0] == 0 && bytes[1..] == bytes[..bytes.len() - 1]
 }
 
 /// Cuts bytes at the borders of blocks: block, offset within it, range within the whole.

@@ -14,7 +14,7 @@ const BYTES: usize = 96 << 10;
 struct Content {
     session: u128,
     used: usize,
-    records: VecDeque<(Lsn, Vec<u8>)>,
+    records: VecDeque<(Lsn, Rc<[u8]>)>,
     is_poisoned: bool,
     most_used: usize,
 }
@@ -51,7 +51,7 @@ impl PendingLog for Log {
         }
         content.used += record.len();
         content.most_used = content.most_used.max(content.used);
-        content.records.push_back((lsn, record.to_vec()));
+        content.records.push_back((lsn, record.into()));
     }
 
     fn release(&mut self, through: Lsn) {
@@ -71,6 +71,6 @@ impl PendingLog for Log {
     }
 
     fn published(&self) -> Vec<(Lsn, Vec<u8>)> {
-        self.0.borrow().records.iter().cloned().collect()
+        self.0.borrow().records.iter().map(|(lsn, record)| (*lsn, record.to_vec())).collect()
     }
 }

@@ -20,7 +20,7 @@ use plywood::engine::{Memory, Storage};
 use plywood::io::IoMemory;
 
 use crate::action::{Action, Cached, Call, Content, Fault, sectors};
-use crate::content::SECTOR;
+use crate::content::{SECTOR, is_data};
 use crate::image::{BLOCK, Image, parts};
 
 struct Operation {
@@ -72,10 +72,14 @@ struct State {
     held: Option<Held>,
     /// Superblocks are written and do not become durable: the process dies before they come back.
     superblocks_withheld: bool,
+    /// What the host has room for, if that has a bound.
+    host: Option<Host>,
     /// Operations are carried out when they are called.
     at_once: bool,
     /// Operations beyond this number never end.
     stop_after: u64,
+    /// Room for a piece on its way.
+    scratch: Box<[u8; BLOCK]>,
 }
 
 /// What one engine leaves to the next.
@@ -118,6 +122,30 @@ impl From<Image> for Left {
     /// All of it durable.
     fn from(image: Image) -> Self {
         Self { current: image.clone(), durable: image, cached: Vec::new(), next: 0, late: Vec::new() }
+    }
+}
+
+/// A host that is full soon: it has every block before `first`, and room for a few of those behind.
+struct Host {
+    first: u64,
+    room: usize,
+    allocated: HashSet<u64>,
+}
+
+impl Host {
+    /// Whether it has, or now finds, room for all that is written.
+    fn allocate(&mut self, range: &Range<u64>) -> bool {
+        let blocks = (range.start / BLOCK as u64).max(self.first)..range.end.div_ceil(BLOCK as u64);
+        let missing: Vec<u64> = blocks.filter(|block| !self.allocated.contains(block)).collect();
+        let fits = self.allocated.len() + missing.len() <= self.room;
+        if fits {
+            self.allocated.extend(missing);
+        }
+        fits
+    }
+
+    fn give_back(&mut self, range: &Range<u64>) {
+        self.allocated.retain(|block| !range.contains(&(block * BLOCK as u64)));
     }
 }
 
@@ -175,8 +203,10 @@ impl Medium {
             fault: None,
             held: None,
             superblocks_withheld: false,
+            host: None,
             at_once: false,
             stop_after: u64::MAX,
+            scratch: Box::new([0; BLOCK]),
         };
         Self { state: Rc::new(RefCell::new(state)) }
     }
@@ -239,6 +269,13 @@ impl Medium {
         }
     }
 
+    /// From now on the host, which has all before byte `first`, finds room for no more than `room_bytes` behind it:
+    /// what would need more is refused with ENOSPC.
+    pub fn limit_host(&self, first: u64, room_bytes: u64) {
+        let (first, room) = (first / BLOCK as u64, (room_bytes / BLOCK as u64) as usize);
+        self.state.borrow_mut().host = Some(Host { first, room, allocated: HashSet::new() });
+    }
+
     /// How many operations are in flight.
     pub fn waiting(&self) -> usize {
         self.state.borrow().in_flight.len()
@@ -257,6 +294,11 @@ impl Medium {
             change.write(&mut image);
         }
         image.into()
+    }
+
+    /// A bit flips in every block that holds data.
+    pub fn damage_data(&self, random: &mut Rng) {
+        self.state.borrow_mut().current.change(is_data, |bytes| bytes[random.usize(..BLOCK)] ^= 1 << random.u32(..8));
     }
 
     /// What is in flight, for a message.
@@ -476,6 +518,19 @@ impl State {
         let call = action.call();
         let number = self.calls[call as usize];
         self.calls[call as usize] += 1;
+        if let Some(host) = &mut self.host {
+            let range = action.range();
+            match action {
+                Action::Read(..) | Action::Flush(_) => {}
+                Action::Punch(_) => host.give_back(&range),
+                Action::Write(..) | Action::WriteDurable(..) | Action::Extend(_) => {
+                    if !host.allocate(&range) {
+                        done.borrow_mut().result = Some(Err(io::Error::from_raw_os_error(libc::ENOSPC)));
+                        return true;
+                    }
+                }
+            }
+        }
         let Some(fault) = self.fault.filter(|fault| fault.call == call && fault.number == number) else {
             return false;
         };
@@ -499,26 +554,33 @@ impl State {
     }
 
     fn carry_out_all(&mut self, index: usize) {
-        while !self.in_flight[index].pieces.is_empty() {
-            self.carry_out_one(index);
+        for piece in std::mem::take(&mut self.in_flight[index].pieces) {
+            self.carry_out(index, piece);
         }
     }
 
     fn carry_out_one(&mut self, index: usize) {
-        let operation = &mut self.in_flight[index];
-        if operation.pieces.is_empty() {
-            return;
+        let pieces = &mut self.in_flight[index].pieces;
+        if !pieces.is_empty() {
+            let piece = pieces.swap_remove(self.random.usize(..pieces.len()));
+            self.carry_out(index, piece);
         }
+    }
+
+    fn carry_out(&mut self, index: usize, piece: Range<u64>) {
+        let operation = &mut self.in_flight[index];
         operation.is_started = true;
-        let piece = operation.pieces.swap_remove(self.random.usize(..operation.pieces.len()));
-        let mut bytes = [0; BLOCK];
-        let bytes = &mut bytes[..(piece.end - piece.start) as usize];
+        let length = (piece.end - piece.start) as usize;
         match &operation.action {
             Action::Read(offset, memory) => {
-                self.current.read(piece.start, bytes);
-                memory.write((piece.start - offset) as usize, bytes);
+                let into = (piece.start - offset) as usize;
+                self.current.visit(piece.start, length, |range, found| match found {
+                    Some(bytes) => memory.write(into + range.start, bytes),
+                    None => memory.zero(into + range.start..into + range.end),
+                });
             }
             Action::Write(offset, memory) | Action::WriteDurable(offset, memory) => {
+                let bytes = &mut self.scratch[..length];
                 memory.read((piece.start - offset) as usize, bytes);
                 self.current.write(piece.start, bytes);
             }

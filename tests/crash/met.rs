@@ -31,10 +31,17 @@ pub struct Met {
     pub carcasses_resumed: u64,
     pub ring_wraps: u64,
     pub groups_appended: u64,
+    /// Each flips the superblock's slot.
     pub checkpoints: u64,
+    /// Pages of counts written, each to the slot that its parent does not name.
+    pub pages_flipped: u64,
     pub batches: u64,
     pub shadowed: u64,
     pub punched: u64,
+    pub sealed: u64,
+    pub in_seal: u64,
+    pub digests: u64,
+    pub damage_found: u64,
     pub heights: [u64; 4],
 }
 
@@ -53,10 +60,12 @@ impl Met {
         self.ring_wraps += counters.ring_wraps;
         self.groups_appended += counters.groups_appended;
         self.checkpoints += counters.checkpoints;
+        self.pages_flipped += counters.pages_written;
         self.batches += counters.batches;
         self.shadowed += counters.nodes_shadowed;
         self.punched += counters.blocks_punched;
         self.reserve_used += counters.reserve_used;
+        self.sealed += counters.blocks_sealed;
         for info in pool.volumes().iter().filter(|info| info.mapped_bytes > 0) {
             let height = (0..3).find(|level| info.size_bytes <= (1 << 20) << (8 * level)).unwrap_or(3);
             self.heights[height] += 1;
@@ -104,10 +113,15 @@ impl Met {
             ("carcasses resumed", self.carcasses_resumed),
             ("ring wraps", self.ring_wraps),
             ("groups appended", self.groups_appended),
-            ("checkpoints", self.checkpoints),
+            ("superblock slots flipped", self.checkpoints),
+            ("slots of pages flipped", self.pages_flipped),
             ("batches", self.batches),
             ("nodes shadowed", self.shadowed),
             ("changes refused for space", self.no_space),
+            ("blocks sealed", self.sealed),
+            ("crashes within a seal", self.in_seal),
+            ("digests of sealed snapshots compared", self.digests),
+            ("damaged blocks of sealed snapshots found", self.damage_found),
             ("trees of height 0", self.heights[0]),
             ("trees of height 1", self.heights[1]),
             ("trees of height 2", self.heights[2]),
@@ -142,9 +156,14 @@ impl Met {
         self.ring_wraps += other.ring_wraps;
         self.groups_appended += other.groups_appended;
         self.checkpoints += other.checkpoints;
+        self.pages_flipped += other.pages_flipped;
         self.batches += other.batches;
         self.shadowed += other.shadowed;
         self.punched += other.punched;
+        self.sealed += other.sealed;
+        self.in_seal += other.in_seal;
+        self.digests += other.digests;
+        self.damage_found += other.damage_found;
         for (sum, more) in self.heights.iter_mut().zip(other.heights) {
             *sum += more;
         }

@@ -136,6 +136,11 @@ impl Flight {
         self.sectors.start / SECTORS..self.sectors.end.div_ceil(SECTORS)
     }
 
+    /// Whether it makes zeros of a part of this block, or all of it.
+    fn clears(&self, volume: Uuid, block: u64) -> bool {
+        self.value == 0 && self.volume == volume && self.blocks().contains(&block)
+    }
+
     fn mask(&self, block: u64) -> u8 {
         let first = block * SECTORS;
         (0..SECTORS).filter(|index| self.sectors.contains(&(first + index))).fold(0, |mask, index| mask | 1 << index)
@@ -155,6 +160,8 @@ pub struct Volume {
     pub read_only: bool,
     pub origin: Option<Uuid>,
     pub blocks: BTreeMap<u64, Block>,
+    /// Its digest, once it is sealed.
+    pub digest: Option<[u8; 32]>,
     /// Snapshots of it being taken, and when the last one began or ended.
     pub snapshots: u32,
     pub shared_at: u64,
@@ -171,6 +178,7 @@ impl Volume {
             read_only: false,
             origin: None,
             blocks: BTreeMap::new(),
+            digest: None,
             snapshots: 0,
             shared_at: 0,
         }
@@ -186,6 +194,7 @@ impl Volume {
             read_only,
             origin: Some(self.uuid),
             blocks: blocks.collect(),
+            digest: None,
             snapshots: 0,
             shared_at: 0,
             ..*self
@@ -305,6 +314,9 @@ impl Model {
         for number in numbers {
             let block = volume.blocks.entry(number).or_default();
             let mask = flight.mask(number);
+            // Clearing that lacked room has let its range go, and may have zeroed a part of the block before this change.
+            let is_crossed = self.flights.values().any(|other| other.clears(flight.volume, number));
+            let is_unsure = is_unsure || is_crossed;
             let whole_discard = flight.kind == Kind::Discard && mask == 0xff;
             if flight.kind == Kind::Discard && !whole_discard && block.hold == Hold::Hole {
                 continue;
@@ -436,11 +448,23 @@ impl Model {
         self.flights.values().filter(move |flight| flight.volume == volume && flight.blocks().contains(&block))
     }
 
-    /// Whether a block of `volume` may hold `found` after a crash.
-    pub fn allows(&self, volume: &Volume, number: u64, found: &Sectors, lost_power: bool) -> bool {
+    /// Whether a block of `volume`, of which `known` is known, may hold `found` after a crash.
+    pub fn allows(
+        &self,
+        volume: &Volume,
+        number: u64,
+        known: Option<&Block>,
+        found: &Sectors,
+        lost_power: bool,
+    ) -> bool {
         let nothing = Block::default();
-        let block = volume.blocks.get(&number).unwrap_or(&nothing);
-        let mut frame = if lost_power { block.base.clone() } else { block.latest().clone() };
+        let block = known.unwrap_or(&nothing);
+        let sure = if lost_power { &block.base } else { block.latest() };
+        // What follows only adds to what is allowed. Most blocks end here.
+        if sure.matches(found) {
+            return true;
+        }
+        let mut frame = sure.clone();
         if lost_power {
             for event in &block.events {
                 if event.in_place {

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::rc::Rc;
 
-use plywood::engine::{Memory, NewClone, NewSnapshot, NewVolume, Pool, VolumeInfo};
+use plywood::engine::{Memory, NewClone, NewSnapshot, NewVolume, Pace, Pool, VolumeInfo};
 use plywood::error::Error;
 use plywood::io::IoMemory;
 use uuid::Uuid;
@@ -149,7 +149,8 @@ impl World {
     /// Chooses one operation and starts it, if the choice fits the volumes there are.
     pub fn start_operation(&mut self) {
         let started = match self.random.u32(..1000) {
-            0..150 => self.start_read(),
+            0..140 => self.start_read(),
+            140..150 => self.start_seal(),
             150..560 => self.start_write(),
             560..640 => self.start_discard(),
             640..680 => self.start_zeroes(),
@@ -264,6 +265,17 @@ impl World {
         let Some(volume) = self.pick(false, |volume| !volume.read_only) else { return false };
         let (offset, length) = self.range(&volume);
         let fua = self.random.u32(..12) == 0;
+        // Sharers change the same blocks at the same time: which of them still holds what both held is where bugs are.
+        let grain = |volume: &Volume| u64::from(volume.sector_size);
+        let fits = |twin: &Volume| {
+            let is_whole = offset.is_multiple_of(grain(twin)) && length.is_multiple_of(grain(twin));
+            !twin.read_only && twin.uuid != volume.uuid && is_whole && offset + length <= twin.size_bytes
+        };
+        if self.random.u32(..4) == 0
+            && let Some(twin) = self.pick(false, fits)
+        {
+            self.change(&twin, offset, length, What::Write { fua: false });
+        }
         self.change(&volume, offset, length, What::Write { fua })
     }
 
@@ -462,12 +474,37 @@ impl World {
         true
     }
 
+    fn start_seal(&mut self) -> bool {
+        let Some(snapshot) = self.pick(false, |volume| volume.read_only) else { return false };
+        let pace = if self.random.bool() { Pace::Full } else { Pace::BytesPerTick(self.random.u64(1..64) * BLOCK) };
+        let (pool, shared) = (self.pool(), Rc::clone(&self.shared));
+        // The snapshot may be deleted meanwhile.
+        self.spawn(Vec::new(), false, async move {
+            shared.sealing.update(|count| count + 1);
+            let outcome = pool.seal(snapshot.id, pace).await;
+            shared.sealing.update(|count| count.saturating_sub(1));
+            match outcome {
+                Ok(report) => {
+                    if let Some(known) = shared.model.borrow_mut().volumes.get_mut(&snapshot.uuid) {
+                        let before = known.digest.replace(report.digest);
+                        assert!(before.is_none_or(|before| before == report.digest), "the digest changed");
+                    }
+                }
+                Err(Error::NotFound(_) | Error::Busy(_)) => {}
+                Err(error) => refused(&shared, "seal", &error),
+            }
+        });
+        true
+    }
+
     fn start_delete(&mut self) -> bool {
         // Two sharers at least stay.
         if self.shared.model.borrow().volumes.len() <= 3 {
             return false;
         }
-        let Some(volume) = self.pick(true, |_| true) else { return false };
+        // Snapshots rather than others: then two writable volumes share what nobody else holds.
+        let snapshots_only = self.random.u32(..3) > 0;
+        let Some(volume) = self.pick(true, |volume| volume.read_only || !snapshots_only) else { return false };
         self.handles.remove(&volume.uuid);
         let pool = self.pool();
         self.control_alone(volume.uuid, Control::Delete(volume.uuid), async move |shared: &Shared| {

@@ -1,5 +1,6 @@
 //! Opening what a crash left, and judging it.
 
+use std::borrow::Cow;
 use std::cell::RefCell;
 use std::collections::BTreeMap;
 use std::rc::Rc;
@@ -10,12 +11,13 @@ use plywood::engine::{Memory, OpenOptions, PendingLog, Pool, VolumeInfo};
 use plywood::io::IoMemory;
 use uuid::Uuid;
 
-use crate::content::{SECTOR, SECTORS, Sectors, parse_blocks};
+use crate::content::{SECTOR, SECTORS, Sectors, parse_block};
 use crate::log::Log;
 use crate::medium::{Left, Medium};
 use crate::met::Met;
 use crate::model::{BALLAST_BYTES, Block, Control, Hold, Model, Volume, rolled_back};
 use crate::request::{Request, carry_out};
+use crate::seals::verify_seals;
 use crate::task::Panicked;
 
 const BLOCK_BYTES: u64 = SECTOR * SECTORS;
@@ -81,9 +83,12 @@ pub fn run<T: 'static>(
     result.take()
 }
 
+/// Blocks that hold data, ascending.
+pub type Blocks = Vec<(u64, Sectors)>;
+
 /// What was found in a pool.
 pub struct Observed {
-    volumes: BTreeMap<Uuid, (VolumeInfo, BTreeMap<u64, Sectors>)>,
+    pub volumes: BTreeMap<Uuid, (VolumeInfo, Blocks)>,
 }
 
 /// Opens what a crash left and holds it against the model; now and then with another crash while it is being opened.
@@ -157,10 +162,14 @@ fn verify_once(
         send_again(&executor, &pool, &remains.unanswered)?;
     }
     let observed = observe(&executor, &pool)?;
-    judge(model, &observed, remains.lost_power)?;
+    accept(model, &observed, remains.lost_power)?;
+    verify_sealed(&executor, &pool)?;
     check(&executor, &pool)?;
     panicked.check()?;
-    if random.u32(..4) == 0 {
+    if random.u32(..12) == 0 {
+        verify_seals(&executor, &pool, &medium, &observed, random, met)?;
+        panicked.check()?;
+    } else if random.u32(..4) == 0 {
         // What was seen once stays, over an orderly end too.
         let closing = pool.clone();
         run(&executor, || Some(pool.clone()), async move { closing.close().await })
@@ -230,6 +239,19 @@ pub fn check(executor: &LocalExecutor<'static>, pool: &Pool<Medium>) -> Result<(
     Err(format!("{} faults: {}", report.fault_count, faults.join("; ")))
 }
 
+/// Holds every sealed snapshot against its checksums and its digest.
+fn verify_sealed(executor: &LocalExecutor<'static>, pool: &Pool<Medium>) -> Result<(), String> {
+    let verified = pool.clone();
+    let sealed: Vec<VolumeInfo> = pool.volumes().into_iter().filter(|info| info.sealed).collect();
+    run(executor, || Some(pool.clone()), async move {
+        for info in sealed {
+            verified.verify_sealed(info.id).await.map_err(|error| format!("{}: {error}", info.name))?;
+        }
+        Ok(())
+    })
+    .ok_or("verifying is stuck")?
+}
+
 /// Reads everything that is mapped.
 pub fn observe(executor: &LocalExecutor<'static>, pool: &Pool<Medium>) -> Result<Observed, String> {
     let reader = pool.clone();
@@ -244,12 +266,14 @@ pub fn observe(executor: &LocalExecutor<'static>, pool: &Pool<Medium>) -> Result
     .ok_or("reading is stuck")?
 }
 
-async fn read_volume(pool: &Pool<Medium>, info: &VolumeInfo) -> Result<BTreeMap<u64, Sectors>, String> {
-    let mut blocks = BTreeMap::new();
+async fn read_volume(pool: &Pool<Medium>, info: &VolumeInfo) -> Result<Blocks, String> {
+    let mut blocks = Vec::new();
     if info.size_bytes == BALLAST_BYTES {
         return Ok(blocks);
     }
     let handle = pool.open_volume(info.id, true).map_err(|error| error.to_string())?;
+    let room = IoMemory::zeroed((READ_BLOCKS * BLOCK_BYTES) as usize);
+    let mut bytes = [0; BLOCK_BYTES as usize];
     let mut at = 0;
     while at < info.size_bytes {
         let Some(data) = handle.seek(at, true).await.map_err(|error| error.to_string())? else { break };
@@ -257,11 +281,13 @@ async fn read_volume(pool: &Pool<Medium>, info: &VolumeInfo) -> Result<BTreeMap<
         let mut from = data;
         while from < end {
             let length = (end - from).min(READ_BLOCKS * BLOCK_BYTES);
-            let memory = IoMemory::zeroed(length as usize);
+            let memory = room.slice(0..length as usize);
+            memory.zero(0..memory.len());
             handle.read(from, &memory).await.map_err(|error| error.to_string())?;
-            let mut bytes = vec![0; length as usize];
-            memory.read(0, &mut bytes);
-            blocks.extend(parse_blocks(&bytes, from / BLOCK_BYTES)?);
+            for number in from / BLOCK_BYTES..(from + length) / BLOCK_BYTES {
+                memory.read((number * BLOCK_BYTES - from) as usize, &mut bytes);
+                blocks.push((number, parse_block(&bytes, number)?));
+            }
             from += length;
         }
         at = end;
@@ -276,6 +302,21 @@ async fn read_volume(pool: &Pool<Medium>, info: &VolumeInfo) -> Result<BTreeMap<
 pub fn judge(model: &Model, observed: &Observed, lost_power: bool) -> Result<Model, String> {
     let mut settled = Model::default();
     settled.continue_from(model);
+    for (volume, info, blocks) in accept(model, observed, lost_power)? {
+        settled.volumes.insert(volume.uuid, settle(model, volume.into_owned(), info, blocks));
+    }
+    Ok(settled)
+}
+
+/// The state of a volume that explains what was found in it.
+type Accepted<'a> = (Cow<'a, Volume>, &'a VolumeInfo, &'a Blocks);
+
+/// Holds what was found against the model, and answers of each volume which of its possible states it is in.
+///
+/// # Errors
+/// What is not a good outcome.
+fn accept<'a>(model: &'a Model, observed: &'a Observed, lost_power: bool) -> Result<Vec<Accepted<'a>>, String> {
+    let mut all = Vec::new();
     let gone = |uuid: Uuid| {
         model.controls.values().any(|control| matches!(control, Control::Delete(deleted) if *deleted == uuid))
     };
@@ -287,17 +328,16 @@ pub fn judge(model: &Model, observed: &Observed, lost_power: bool) -> Result<Mod
             return Err(format!("{} is gone", volume.name));
         };
         let mut wrong = Vec::new();
-        let accepted = candidates(model, volume).into_iter().find_map(|candidate| {
-            match fits(model, &candidate, info, blocks, lost_power) {
+        let accepted =
+            candidates(model, volume).find_map(|candidate| match fits(model, &candidate, info, blocks, lost_power) {
                 Ok(()) => Some(candidate),
                 Err(error) => {
                     wrong.push(error);
                     None
                 }
-            }
-        });
+            });
         let Some(accepted) = accepted else { return Err(wrong.join("; or: ")) };
-        settled.volumes.insert(volume.uuid, settle(model, accepted, info, blocks));
+        all.push((accepted, info, blocks));
     }
     for (uuid, (info, blocks)) in &observed.volumes {
         if model.volumes.contains_key(uuid) {
@@ -307,35 +347,31 @@ pub fn judge(model: &Model, observed: &Observed, lost_power: bool) -> Result<Mod
             return Err(format!("{} is there, and nobody made it, or it was deleted", info.name));
         };
         fits(model, &volume, info, blocks, lost_power)?;
-        settled.volumes.insert(*uuid, settle(model, volume, info, blocks));
+        all.push((Cow::Owned(volume), info, blocks));
     }
-    Ok(settled)
+    Ok(all)
 }
 
 /// The states that calls in flight may have given a volume.
-fn candidates(model: &Model, volume: &Volume) -> Vec<Volume> {
-    let mut candidates = vec![volume.clone()];
-    for control in model.controls.values() {
-        match control {
-            Control::RollBack { volume: rolled, snapshot, .. } if *rolled == volume.uuid => {
-                if let Some(source) = model.volumes.get(snapshot) {
-                    let mut after = volume.clone();
-                    rolled_back(&mut after, source);
-                    candidates.push(after);
-                }
-            }
-            Control::Resize { volume: resized, size_bytes } if *resized == volume.uuid => {
-                let mut after = volume.clone();
-                after.truncate(*size_bytes);
-                candidates.push(after);
-            }
-            Control::Rename { volume: renamed, name } if *renamed == volume.uuid => {
-                candidates.push(Volume { name: name.clone(), ..volume.clone() });
-            }
-            _ => {}
+fn candidates<'a>(model: &'a Model, volume: &'a Volume) -> impl Iterator<Item = Cow<'a, Volume>> {
+    let changed = model.controls.values().filter_map(|control| match control {
+        Control::RollBack { volume: rolled, snapshot, .. } if *rolled == volume.uuid => {
+            let source = model.volumes.get(snapshot)?;
+            let mut after = volume.clone();
+            rolled_back(&mut after, source);
+            Some(after)
         }
-    }
-    candidates
+        Control::Resize { volume: resized, size_bytes } if *resized == volume.uuid => {
+            let mut after = volume.clone();
+            after.truncate(*size_bytes);
+            Some(after)
+        }
+        Control::Rename { volume: renamed, name } if *renamed == volume.uuid => {
+            Some(Volume { name: name.clone(), ..volume.clone() })
+        }
+        _ => None,
+    });
+    std::iter::once(Cow::Borrowed(volume)).chain(changed.map(Cow::Owned))
 }
 
 /// A volume that a call in flight may have made.
@@ -351,47 +387,56 @@ fn being_made(model: &Model, uuid: Uuid) -> Option<Volume> {
     })
 }
 
-fn fits(
-    model: &Model,
-    volume: &Volume,
-    info: &VolumeInfo,
-    blocks: &BTreeMap<u64, Sectors>,
-    lost_power: bool,
-) -> Result<(), String> {
+fn fits(model: &Model, volume: &Volume, info: &VolumeInfo, blocks: &Blocks, lost_power: bool) -> Result<(), String> {
     let expected = (&volume.name, volume.size_bytes, volume.sector_size, volume.read_only);
     let found = (&info.name, info.size_bytes, info.sector_size, info.read_only);
     if expected != found {
         return Err(format!("{found:?} is there, expected {expected:?}"));
     }
-    let numbers = volume.blocks.keys().chain(blocks.keys());
-    for number in numbers {
-        let found = blocks.get(number).copied().unwrap_or_default();
-        if !model.allows(volume, *number, &found, lost_power) {
+    if volume.digest.is_some() && (volume.digest != info.digest || !info.sealed) {
+        return Err(format!("{} was sealed, and is not any more", volume.name));
+    }
+    for (number, known, found) in beside(&volume.blocks, blocks) {
+        let found = found.copied().unwrap_or_default();
+        if !model.allows(volume, number, known, &found, lost_power) {
             return Err(format!(
                 "{} (id {}), block {number}: found {found:?}, expected {}",
                 volume.name,
                 info.id,
-                model.expectation(volume, *number)
+                model.expectation(volume, number)
             ));
         }
     }
     Ok(())
 }
 
-fn settle(model: &Model, volume: Volume, info: &VolumeInfo, found: &BTreeMap<u64, Sectors>) -> Volume {
+/// Every block that the model or the pool knows, once: its number, what the model knows of it, what was found.
+fn beside<'a>(
+    known: &'a BTreeMap<u64, Block>,
+    found: &'a Blocks,
+) -> impl Iterator<Item = (u64, Option<&'a Block>, Option<&'a Sectors>)> {
+    let (mut known, mut found) = (known.iter().peekable(), found.iter().peekable());
+    std::iter::from_fn(move || {
+        let next = [known.peek().map(|(number, _)| **number), found.peek().map(|(number, _)| *number)];
+        let number = next.into_iter().flatten().min()?;
+        let block = known.next_if(|(known, _)| **known == number).map(|(_, block)| block);
+        let sectors = found.next_if(|(found, _)| *found == number).map(|(_, sectors)| sectors);
+        Some((number, block, sectors))
+    })
+}
+
+fn settle(model: &Model, volume: Volume, info: &VolumeInfo, found: &Blocks) -> Volume {
     let mut blocks = BTreeMap::new();
-    for number in volume.blocks.keys().chain(found.keys()) {
-        let sectors = found.get(number).copied().unwrap_or_default();
-        let before = volume.blocks.get(number);
-        let quiet = before.is_some_and(Block::is_quiet) && !model.is_in_flight(volume.uuid, *number);
+    for (number, before, sectors) in beside(&volume.blocks, found) {
+        let quiet = before.is_some_and(Block::is_quiet) && !model.is_in_flight(volume.uuid, number);
         let hold = match before {
-            _ if !found.contains_key(number) => Hold::Hole,
+            _ if sectors.is_none() => Hold::Hole,
             Some(block) if quiet && block.hold != Hold::Hole => block.hold,
             _ => Hold::Unknown,
         };
-        blocks.insert(*number, Block::settled(sectors, hold));
+        blocks.insert(number, Block::settled(sectors.copied().unwrap_or_default(), hold));
     }
-    Volume { id: info.id, blocks, ..volume.quiet() }
+    Volume { id: info.id, blocks, digest: info.digest, ..volume.quiet() }
 }
 
 /// What a successor's log must be after the loss of power.

@@ -28,6 +28,8 @@ pub struct Shared {
     pub model: RefCell<Model>,
     pub met: RefCell<Met>,
     pub in_flight: Cell<usize>,
+    /// Snapshots being sealed.
+    pub sealing: Cell<u64>,
     /// Volumes that one task has for itself.
     pub alone: RefCell<BTreeSet<Uuid>>,
     /// Volumes that tasks use, and how many.
@@ -75,6 +77,7 @@ impl World {
             model: RefCell::default(),
             met: RefCell::default(),
             in_flight: Cell::default(),
+            sealing: Cell::default(),
             alone: RefCell::default(),
             used: RefCell::default(),
             unanswered: RefCell::default(),
@@ -105,6 +108,11 @@ impl World {
         let storage = world.medium.clone();
         world.finish(async move { Pool::create(&storage, &options).await.expect("create of the pool") });
         world.open();
+        if world.random.bool() {
+            // All reads are verified, those after crashes too.
+            let pool = world.pool();
+            world.finish(async move { pool.verify_pool_on_read(true).await.expect("a checkpoint") });
+        }
         world.found_family(two_groups);
         if is_tight {
             world.fill_up();
@@ -251,6 +259,7 @@ impl World {
     fn remains(&mut self, crash: Crash) -> Remains {
         let mut met = self.shared.met.borrow_mut();
         met.phase(self.medium.phase());
+        met.in_seal += u64::from(self.shared.sealing.get() > 0);
         if let Some(pool) = &self.pool {
             met.activity(pool.activity());
         }
@@ -282,6 +291,7 @@ impl World {
             self.executor = LocalExecutor::new();
             self.handles.clear();
             self.shared.in_flight.set(0);
+            self.shared.sealing.set(0);
             self.shared.alone.borrow_mut().clear();
             self.shared.used.borrow_mut().clear();
             if remains.lost_power {

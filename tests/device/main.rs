@@ -6,11 +6,13 @@
 
 mod containers;
 mod fio;
+mod full;
 mod growth;
 mod kill;
 mod power_cut;
 mod recording;
 mod refusals;
+mod sealed;
 mod space;
 mod storm;
 mod story;
@@ -86,6 +88,9 @@ fn main() {
         trial("front_killed_loses_nothing_acknowledged", EXT4, succession::front_killed),
         trial("engine_is_upgraded_under_load", EXT4, succession::upgraded_under_load),
         trial("nobody_opens_the_pool_before_the_successor", EXT4, succession::nobody_slips_in),
+        trial("damage_of_a_sealed_snapshot_is_an_error", EXT4, sealed::damage_is_an_error),
+        trial("full_pool_lets_writes_wait_for_space", EXT4, full::writes_wait_for_space),
+        trial("full_pool_refuses_writes_and_loses_nothing", EXT4, full::writes_fail_and_nothing_is_lost),
         trial("deleted_files_give_space_back", EXT4, space::deleted_files_give_space_back),
         trial("fstrim_gives_space_back", EXT4, space::fstrim_gives_space_back),
         trial("deleted_volume_gives_space_back", EXT4, space::deleted_volume_gives_space_back),

@@ -24,6 +24,7 @@ pub(super) enum Line {
     Node(NodeLine),
     Volume(Box<VolumeLine>),
     Carcass(CarcassLine),
+    Checksums(ChecksumsLine),
     Change(ChangeLine),
     Fault(FaultLine),
     End(EndLine),
@@ -45,8 +46,20 @@ pub(super) struct PoolLine {
     pub(super) next_volume: u64,
     pub(super) next_carcass: u64,
     pub(super) transaction_id: u64,
+    #[serde(default)]
+    pub(super) size_limit_bytes: u64,
+    #[serde(default)]
+    pub(super) verify_on_read: bool,
     pub(super) compatible: u64,
     pub(super) read_only_compatible: u64,
+}
+
+/// Checksums of data blocks that follow each other.
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct ChecksumsLine {
+    pub(super) block: u64,
+    pub(super) checksums: Vec<u32>,
 }
 
 /// A run of entries: how many, their birth, and the first one's block, 0 for holes.
@@ -149,6 +162,9 @@ pub(super) struct EndLine {
     pub(super) nodes: u64,
     pub(super) volumes: u64,
     pub(super) carcasses: u64,
+    /// Blocks with a checksum.
+    #[serde(default)]
+    pub(super) checksums: u64,
     pub(super) changes: u64,
     pub(super) faults: u64,
 }

@@ -5,15 +5,17 @@
 //! last the superblock. Cut short between, the pool is neither the old one nor the new one: it says so and is refused until
 //! a restore is done again, which may be of another dump.
 
-use std::collections::HashSet;
+use std::collections::{BTreeMap, HashSet};
 use std::io::BufRead;
 
 use rustc_hash::FxHashMap;
 use uuid::Uuid;
 
-use super::lines::{CarcassLine, EndLine, Line, NodeLine, PoolLine, RootLine, VERSION, VolumeLine, wrong};
+use super::lines::{
+    CarcassLine, ChecksumsLine, EndLine, Line, NodeLine, PoolLine, RootLine, VERSION, VolumeLine, wrong,
+};
 use crate::engine::Storage;
-use crate::engine::inspect::{Counts, Faults, Passed, Reached, Reader, pass_unfinished};
+use crate::engine::inspect::{Counts, Faults, GroupChecksums, Passed, Reached, Reader, pass_unfinished};
 use crate::engine::rebuild::{
     FreeBlocks, KnownSpace, NewTables, Writer, begin_unfinished, check_fits, read_known_space, write_journal,
     write_space, write_tables,
@@ -21,8 +23,8 @@ use crate::engine::rebuild::{
 use crate::engine::tree::entry_span;
 use crate::error::{Error, Result};
 use crate::format::{
-    self, AttributeBlockRef, Carcass, ENTRIES_PER_NODE, Entry, Geometry, Node, Place, Record, Root, SUPERBLOCK_COPIES,
-    Slot, Superblock, Unfinished, VolumeRecord, span_blocks,
+    self, AttributeBlockRef, Carcass, ENTRIES_PER_NODE, Entry, Geometry, Node, Place, READ_ONLY_COMPATIBLE_KNOWN,
+    Record, Root, SUPERBLOCK_COPIES, Slot, Superblock, Unfinished, VolumeRecord, span_blocks,
 };
 use crate::units::{BLOCK_BYTES, BLOCK_SIZE, Clock, Generation, Lsn, PoolBlock, VirtualBlock, VolumeId};
 
@@ -64,6 +66,8 @@ struct Plan {
     names: HashSet<String>,
     attributes: Vec<(PoolBlock, Vec<u8>)>,
     carcasses: Vec<Carcass>,
+    /// Checksums of data, by the first block of a run.
+    checksums: BTreeMap<u64, Vec<u32>>,
     changes: Vec<(Lsn, Record)>,
     end: EndLine,
 }
@@ -72,18 +76,22 @@ struct Plan {
 /// start, twice.
 ///
 /// # Errors
-/// [`Error::InvalidInput`] for what is no dump, contradicts itself, or is of another pool; then nothing has changed.
+/// [`Error::InvalidInput`] for what is no dump, contradicts itself, or is of another pool, and [`Error::Incompatible`]; then
+/// nothing has changed.
 /// [`Error::NoSpace`]; [`Error::Io`].
 pub async fn restore_metadata<S: Storage, R: BufRead>(
     storage: &S,
     mut open: impl FnMut() -> Result<R>,
 ) -> Result<RestoreReport> {
     let mut plan = read_plan(open()?)?;
+    if plan.pool.read_only_compatible & !READ_ONLY_COMPATIBLE_KNOWN != 0 {
+        return Err(Error::Incompatible("the dump has features that this build cannot write".into()));
+    }
     let Present { current, newest } = read_present(storage, &plan).await?;
     let known_space = match &current {
         Some((superblock, _)) => {
             let mut reader = Reader::new(storage, superblock.uuid, superblock.geometry);
-            read_known_space(&mut reader, superblock).await
+            read_known_space(&mut reader, superblock, &mut Faults::default()).await
         }
         None => KnownSpace::default(),
     };
@@ -109,8 +117,9 @@ pub async fn restore_metadata<S: Storage, R: BufRead>(
     let take = |pair| free.take(pair, counts, |block| named.get(block) == 0);
     let (volume_table, carcass_table) = write_tables(&new, &mut writer, take).await?;
     let groups_in_use = free.groups_in_use();
+    let checksums = async |group| plan.group_checksums(group);
     let (group_index, used_blocks) =
-        write_space(&mut writer, &uuid, &geometry, groups_in_use, &known_space, &plan.counts).await?;
+        write_space(&mut writer, &uuid, &geometry, groups_in_use, &known_space, &plan.counts, checksums).await?;
     write_journal(&mut writer, &uuid, generation, &geometry, &plan.changes).await?;
     let superblock = Superblock {
         groups_in_use,
@@ -193,6 +202,7 @@ fn read_plan(from: impl BufRead) -> Result<Plan> {
         names: HashSet::new(),
         attributes: Vec::new(),
         carcasses: Vec::new(),
+        checksums: BTreeMap::new(),
         changes: Vec::new(),
         end: EndLine::default(),
     };
@@ -206,6 +216,7 @@ fn read_plan(from: impl BufRead) -> Result<Plan> {
             Line::Node(line) => plan.add_node(&line)?,
             Line::Volume(line) => plan.add_volume(&line)?,
             Line::Carcass(line) => plan.add_carcass(&line)?,
+            Line::Checksums(line) => plan.add_checksums(line)?,
             Line::Change(line) => plan.add_change(line.change()?)?,
             Line::Fault(_) => {}
             Line::End(end) => {
@@ -266,6 +277,9 @@ fn empty_superblock(pool: &PoolLine, geometry: Geometry) -> Superblock {
         next_volume: VolumeId(pool.next_volume),
         next_carcass: pool.next_carcass,
         transaction_id: pool.transaction_id,
+        size_limit_bytes: pool.size_limit_bytes,
+        verify_on_read: pool.verify_on_read,
+        scrub: format::ScrubState::default(),
         volume_count: 0,
         used_blocks: 0,
         group_index: Vec::new(),
@@ -273,6 +287,36 @@ fn empty_superblock(pool: &PoolLine, geometry: Geometry) -> Superblock {
 }
 
 impl Plan {
+    fn add_checksums(&mut self, line: ChecksumsLine) -> Result<()> {
+        let (first, count) = (PoolBlock(line.block), line.checksums.len() as u64);
+        let inside = self
+            .geometry
+            .group_of(first)
+            .is_some_and(|(group, index)| count > 0 && u64::from(index) + count <= self.geometry.group_blocks(group));
+        let overlaps = self.checksums.range(..line.block.saturating_add(count)).next_back();
+        let overlaps = overlaps.is_some_and(|(start, known)| start + known.len() as u64 > line.block);
+        if !inside || overlaps {
+            return Err(wrong(format!("checksums at block {first}: they are outside of a group, or there twice")));
+        }
+        self.end.checksums += count;
+        self.checksums.insert(line.block, line.checksums);
+        Ok(())
+    }
+
+    /// The checksums of a group's blocks.
+    fn group_checksums(&self, group: u64) -> Option<GroupChecksums> {
+        let start = self.geometry.group_start(group).0;
+        let runs = self.checksums.range(start..start + self.geometry.group_blocks(group));
+        let mut found: Option<GroupChecksums> = None;
+        for (first, run) in runs {
+            let found = found.get_or_insert_with(GroupChecksums::none);
+            for (offset, checksum) in run.iter().enumerate() {
+                found.set((first - start) as usize + offset, Some(*checksum));
+            }
+        }
+        found
+    }
+
     /// Builds a node out of its line. Its children have been defined before.
     fn node(&self, line: &NodeLine) -> Result<Node> {
         let what = |why: &str| wrong(format!("node at block {}: {why}", line.block));

@@ -3,16 +3,19 @@
 use std::io::Write;
 
 use super::lines::{
-    CarcassLine, ChangeLine, EndLine, FaultLine, Line, NOTE, NodeLine, PoolLine, Run, VERSION, VolumeLine,
+    CarcassLine, ChangeLine, ChecksumsLine, EndLine, FaultLine, Line, NOTE, NodeLine, PoolLine, Run, VERSION,
+    VolumeLine,
 };
 use crate::engine::Storage;
 use crate::engine::inspect::{
     Counts, Fault, Faults, Progress, Reader, Tables, Tree, Visited, Visitor, Walker, add_stubs, carcass_tree,
     read_superblocks, read_tables,
 };
+use crate::engine::rebuild::{read_group_checksums, read_known_space};
 use crate::engine::tail::read_tail;
 use crate::error::{Error, Result};
-use crate::format::{ENTRIES_PER_NODE, Entry, EntryKind, Root, Superblock, VolumeRecord};
+use crate::format::{ENTRIES_PER_NODE, Entry, EntryKind, GROUP_BLOCKS, Root, Superblock, VolumeRecord};
+use crate::units::PoolBlock;
 
 /// What a dump has left out.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -39,6 +42,30 @@ impl<W: Write> Output<'_, W> {
     fn line(&mut self, line: &Line) -> Result<()> {
         serde_json::to_writer(&mut self.to, line).map_err(std::io::Error::from).map_err(failed)?;
         self.to.write_all(b"\n").map_err(failed)
+    }
+}
+
+impl<W: Write> Output<'_, W> {
+    /// The checksums of a group's blocks, a line for each run of at most 1024.
+    fn checksums(&mut self, start: PoolBlock, known: impl Fn(usize) -> Option<u32>) -> Result<()> {
+        let mut run: Option<ChecksumsLine> = None;
+        for index in 0..GROUP_BLOCKS as usize {
+            match (known(index), &mut run) {
+                (Some(checksum), Some(run)) if run.checksums.len() < 1024 => run.checksums.push(checksum),
+                (found, _) => {
+                    let next = found
+                        .map(|checksum| ChecksumsLine { block: start.0 + index as u64, checksums: vec![checksum] });
+                    self.run(std::mem::replace(&mut run, next))?;
+                }
+            }
+        }
+        self.run(run)
+    }
+
+    fn run(&mut self, run: Option<ChecksumsLine>) -> Result<()> {
+        let Some(run) = run else { return Ok(()) };
+        self.end.checksums += run.checksums.len() as u64;
+        self.line(&Line::Checksums(run))
     }
 }
 
@@ -104,8 +131,29 @@ pub async fn dump_metadata<S: Storage>(
     add_stubs(&superblock, &mut tables, &tail);
     let mut output = Output { to, end: EndLine::default(), used_blocks: superblock.used_blocks, show };
     output.line(&Line::Pool(pool_line(&superblock)))?;
+    let mut told = Faults::default();
+    let known = read_known_space(&mut reader, &superblock, &mut told).await;
+    for group in known.groups() {
+        read_group_checksums(&mut reader, &known, group, &mut told).await;
+    }
+    if told.total() > 0 {
+        // Whose checksums these are is not looked for: nothing is dumped as sealed that may lack some.
+        for volume in &mut tables.volumes {
+            (volume.record.flags.sealed, volume.record.digest) = (false, None);
+        }
+    }
     let mut walker = Walker::new(&mut reader, &mut counts, &mut faults);
     dump_trees(&mut walker, &tables, &mut output).await?;
+    for group in known.groups() {
+        let Some(checksums) = read_group_checksums(&mut reader, &known, group, &mut Faults::default()).await else {
+            continue;
+        };
+        let start = superblock.geometry.group_start(group);
+        let held = |index: usize| counts.get(start.plus(index as u64)) > 0;
+        let known = |index: usize| checksums.get(index).filter(|_| held(index));
+        output.checksums(start, known)?;
+    }
+    faults.extend(told);
     for (lsn, record) in &tail.records {
         output.end.changes += 1;
         output.line(&Line::Change(ChangeLine::of(*lsn, record)))?;
@@ -144,9 +192,18 @@ fn pool_line(superblock: &Superblock) -> PoolLine {
         next_volume: superblock.next_volume.0,
         next_carcass: superblock.next_carcass,
         transaction_id: superblock.transaction_id,
+        size_limit_bytes: superblock.size_limit_bytes,
+        verify_on_read: superblock.verify_on_read,
         compatible: superblock.compatible,
         read_only_compatible: superblock.read_only_compatible,
     }
+}
+
+/// What was sealed was another content than what is left.
+fn unsealed(record: &VolumeRecord) -> VolumeRecord {
+    let mut record = record.clone();
+    (record.flags.sealed, record.digest) = (false, None);
+    record
 }
 
 /// Each volume's nodes, as far as no volume before has them, and then the volume; then carcasses.
@@ -161,8 +218,10 @@ async fn dump_trees<S: Storage, W: Write>(
         let sum = walker.walk(&Tree { entry, level, first: 0, eaten: 0, created_at }, output).await?;
         let record = match sum {
             Some(sum) if sum.whole => record.clone(),
-            Some(sum) => VolumeRecord { own_blocks: sum.own, mapped_blocks: sum.mapped, ..record.clone() },
-            None => VolumeRecord { own_blocks: 0, mapped_blocks: 0, root: Root::empty(entry.birth), ..record.clone() },
+            Some(sum) => VolumeRecord { own_blocks: sum.own, mapped_blocks: sum.mapped, ..unsealed(record) },
+            None => {
+                VolumeRecord { own_blocks: 0, mapped_blocks: 0, root: Root::empty(entry.birth), ..unsealed(record) }
+            }
         };
         output.end.volumes += 1;
         output.line(&Line::Volume(Box::new(VolumeLine::of(&record, volume.attributes.as_ref()))))?;

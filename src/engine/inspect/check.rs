@@ -1,6 +1,7 @@
 //! The check of a pool: everything read, every checksum held against its block, every count against a walk.
 
 use super::attribution::attribute;
+use super::checksums::{Checksummed, Sealed, WITHOUT_CHECKSUM};
 use super::counts::Counts;
 use super::fault::{Fault, Faults};
 use super::reader::Reader;
@@ -35,6 +36,8 @@ pub struct CheckReport {
     pub volumes: u64,
     /// Changes in the journal that no checkpoint holds yet.
     pub journal_records: u64,
+    /// Blocks of pairs that are bad, and the good ones beside them.
+    pub copies: Vec<(PoolBlock, PoolBlock)>,
 }
 
 impl CheckReport {
@@ -89,7 +92,8 @@ pub async fn check_metadata<S: Storage>(storage: &S, show: &mut dyn FnMut(Progre
     let mut faults = Faults::default();
     let (superblock, slot) = read_superblocks(storage, &mut faults).await?;
     let mut reader = Reader::new(storage, superblock.uuid, superblock.geometry);
-    let mut walked = walk_all(&mut reader, &superblock, &mut faults, show).await?;
+    let known = Checksummed::read(&mut reader, &superblock).await;
+    let mut walked = walk_all(&mut reader, &superblock, &known, &mut faults, show).await?;
     let mut space = Space::default();
     let (counts, complete) = (&walked.counts, walked.complete);
     read_space(&mut reader, &superblock, &mut faults, |faults, facts| {
@@ -109,10 +113,18 @@ pub(in crate::engine) struct PinnedState {
     superblock: Superblock,
     slot: Slot,
     groups: Vec<Option<GroupFacts>>,
+    checksummed: Checksummed,
     tail: Tail,
     /// Where the journal breaks off, if it does.
     ended: Result<()>,
     faults: Faults,
+}
+
+impl PinnedState {
+    /// Bad blocks of pairs found so far, and the good ones beside them.
+    pub(in crate::engine) fn copies(&self) -> &[(PoolBlock, PoolBlock)] {
+        self.faults.copies()
+    }
 }
 
 /// Reads superblock, space map and journal. No checkpoint may be written meanwhile. Batches may be appended: up to
@@ -123,6 +135,7 @@ pub(in crate::engine) async fn read_pinned<S: Storage>(storage: &S, durable: Lsn
     let mut reader = Reader::new(storage, superblock.uuid, superblock.geometry);
     let mut groups = Vec::new();
     read_space(&mut reader, &superblock, &mut faults, |_, facts| groups.push(facts)).await;
+    let checksummed = Checksummed::read(&mut reader, &superblock).await;
     let (tail, mut ended) = read_chain(storage, &superblock).await;
     if tail.last >= durable {
         ended = Ok(());
@@ -131,7 +144,7 @@ pub(in crate::engine) async fn read_pinned<S: Storage>(storage: &S, durable: Lsn
         let address = JOURNAL_FIRST.plus(tail.position.append);
         ended = Err(Corrupt { structure: Structure::Batch, address, check }.into());
     }
-    Ok(PinnedState { superblock, slot, groups, tail, ended, faults })
+    Ok(PinnedState { superblock, slot, groups, checksummed, tail, ended, faults })
 }
 
 /// Checks a pinned state. Its nodes and records must not be reused meanwhile.
@@ -140,9 +153,9 @@ pub(in crate::engine) async fn check_pinned<S: Storage>(
     pinned: PinnedState,
     show: &mut dyn FnMut(Progress),
 ) -> Result<CheckReport> {
-    let PinnedState { superblock, slot, groups, tail, ended, mut faults } = pinned;
+    let PinnedState { superblock, slot, groups, checksummed, tail, ended, mut faults } = pinned;
     let mut reader = Reader::new(storage, superblock.uuid, superblock.geometry);
-    let mut walked = walk_all(&mut reader, &superblock, &mut faults, show).await?;
+    let mut walked = walk_all(&mut reader, &superblock, &checksummed, &mut faults, show).await?;
     let mut space = Space::default();
     for facts in groups {
         compare(&superblock.geometry, facts.as_ref(), &walked.counts, walked.complete, &mut faults, &mut space);
@@ -151,6 +164,21 @@ pub(in crate::engine) async fn check_pinned<S: Storage>(
     walked.report.journal_records = tail.records.len() as u64;
     check_journal(&superblock, &walked.tables, &tail, ended, &mut faults);
     finish(&mut reader, walked, &space, faults).await
+}
+
+/// Finds the volumes, and the ranges of them, that map damaged blocks of data. Nodes and records of the newest superblock
+/// must not be reused meanwhile.
+pub(in crate::engine) async fn attribute_data<S: Storage>(storage: &S, damaged: Vec<Corrupt>) -> Result<Vec<Fault>> {
+    let (superblock, _) = read_superblocks(storage, &mut Faults::default()).await?;
+    let mut reader = Reader::new(storage, superblock.uuid, superblock.geometry);
+    let mut counts = Counts::new(superblock.geometry, superblock.groups_in_use);
+    let tables = read_tables(&mut reader, &superblock, &mut counts, &mut Faults::default()).await;
+    let mut faults = Faults::default();
+    for found in damaged {
+        faults.add_found(found, false, None);
+    }
+    attribute(&mut reader, &tables, &mut faults).await?;
+    Ok(faults.into_list())
 }
 
 /// What walking everything gave.
@@ -165,6 +193,7 @@ struct Walked {
 async fn walk_all<S: Storage>(
     reader: &mut Reader<'_, S>,
     superblock: &Superblock,
+    known: &Checksummed,
     faults: &mut Faults,
     show: &mut dyn FnMut(Progress),
 ) -> Result<Walked> {
@@ -173,7 +202,7 @@ async fn walk_all<S: Storage>(
     let mut complete = tables.lost_ids.is_empty() && tables.carcasses_lost == 0;
     let mut shown = Shown::new(superblock.used_blocks, show);
     let mut walker = Walker::new(reader, &mut counts, faults);
-    complete &= walk_trees(&mut walker, &tables, &mut shown).await?;
+    complete &= walk_trees(&mut walker, &tables, known, &mut shown).await?;
     let report = CheckReport {
         nodes: walker.nodes,
         data_blocks: walker.data_blocks,
@@ -194,6 +223,7 @@ async fn finish<S: Storage>(
         used_blocks: space.used_blocks,
         unaccounted_blocks: space.unaccounted_blocks,
         fault_count: faults.total(),
+        copies: faults.copies().to_vec(),
         faults: faults.into_list(),
         ..walked.report
     })
@@ -204,16 +234,29 @@ async fn finish<S: Storage>(
 pub(in crate::engine) async fn walk_trees<S: Storage>(
     walker: &mut Walker<'_, '_, S>,
     tables: &Tables,
+    known: &Checksummed,
     visitor: &mut impl Visitor,
 ) -> Result<bool> {
     let mut complete = true;
     // What carcasses have not given back yet still counts.
     let settled = tables.carcasses.is_empty() && tables.carcasses_lost == 0;
-    for volume in &tables.volumes {
+    for volume in tables.sealed_first() {
         let record = &volume.record;
         complete &= volume.attributes.is_some();
         let (entry, level, created_at) = (record.root.entry, record.root.level, record.created_at);
-        let sum = walker.walk(&Tree { entry, level, first: 0, eaten: 0, created_at }, visitor).await?;
+        let tree = Tree { entry, level, first: 0, eaten: 0, created_at };
+        let sum = if record.flags.sealed {
+            let geometry = walker.reader.geometry;
+            let mut sealed = Sealed { geometry, known, inner: &mut *visitor, without: None, lost: false };
+            let sum = walker.walk(&tree, &mut sealed).await?;
+            if let Some(block) = sealed.without {
+                let of = (record.id, record.name.clone());
+                walker.faults.add_of(&of, Structure::ChecksumPage, block, WITHOUT_CHECKSUM);
+            }
+            sum
+        } else {
+            walker.walk(&tree, visitor).await?
+        };
         let Some(sum) = sum.filter(|sum| sum.whole) else {
             complete = false;
             continue;

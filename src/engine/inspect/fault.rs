@@ -107,6 +107,14 @@ impl Faults {
         }
     }
 
+    /// Adds those of `other`.
+    pub(in crate::engine) fn extend(&mut self, other: Self) {
+        self.total += other.total;
+        let room = FAULTS_MAX.saturating_sub(self.list.len());
+        self.list.extend(other.list.into_iter().take(room));
+        self.copies.extend(other.copies);
+    }
+
     /// Remembers that `bad` is to be what `good` is.
     pub(super) fn add_copy(&mut self, bad: PoolBlock, good: PoolBlock) {
         self.copies.push((bad, good));

@@ -10,6 +10,7 @@
 
 mod attribution;
 mod check;
+mod checksums;
 mod counts;
 mod fault;
 mod reader;
@@ -20,14 +21,13 @@ mod walk;
 
 pub(super) use attribution::attribute;
 pub use check::{CheckReport, Progress, check_metadata};
-pub(super) use check::{Shown, carcass_tree, check_journal, check_pinned, read_pinned, walk_trees};
+pub(super) use check::{Shown, attribute_data, carcass_tree, check_journal, check_pinned, read_pinned, walk_trees};
+pub(super) use checksums::{Checksummed, GroupChecksums, Sealed, read_checksums};
 pub(super) use counts::{Counts, Reached};
 pub(super) use fault::Faults;
 pub use fault::{Fault, Touched, TouchedRange};
 pub(super) use reader::Reader;
-pub(super) use space::{
-    GroupFacts, Space, compare, compare_total, implied, read_checksum_page, read_descriptor, read_index, read_space,
-};
+pub(super) use space::{GroupFacts, Space, compare, compare_total, implied, read_descriptor, read_index, read_space};
 pub(super) use superblocks::{Passed, UNFINISHED, pass_unfinished, read_superblocks};
 pub(super) use tables::{Tables, add_stubs, read_tables};
 pub(super) use walk::{LATE_BIRTH, Tree, Visited, Visitor, Walker};

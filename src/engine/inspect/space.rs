@@ -2,14 +2,15 @@
 
 use rustc_hash::FxHashMap;
 
+use super::checksums::{FREE_WITH_CHECKSUM, read_checksums};
 use super::counts::Counts;
 use super::fault::Faults;
 use super::reader::{Reader, Target};
 use crate::engine::Storage;
 use crate::error::{Check, Structure};
 use crate::format::{
-    self, CHECKSUM_PAGES_PER_GROUP, COUNTS_PER_PAGE, GROUP_BLOCKS, GROUPS_PER_INDEX, GroupDescriptor, GroupIndex,
-    GroupIndexEntry, Place, SUPERBLOCK_COPIES, Slot, Superblock,
+    self, COUNTS_PER_PAGE, GROUP_BLOCKS, GROUPS_PER_INDEX, GroupDescriptor, GroupIndex, GroupIndexEntry, Place,
+    SUPERBLOCK_COPIES, Slot, Superblock,
 };
 use crate::units::PoolBlock;
 
@@ -36,6 +37,8 @@ pub(in crate::engine) struct GroupFacts {
     many: FxHashMap<usize, u32>,
     /// Pages that are damaged.
     bad_pages: u32,
+    /// The first block that has a checksum though it is counted by nothing.
+    free_with_checksum: Option<PoolBlock>,
 }
 
 /// In place of a count: it stands among the others.
@@ -117,6 +120,9 @@ pub(in crate::engine) fn compare(
         } else {
             faults.add(Structure::SpaceMapPage, block, Check::Count { recorded, found });
         }
+    }
+    if let Some(block) = facts.free_with_checksum {
+        faults.add(Structure::ChecksumPage, block, FREE_WITH_CHECKSUM);
     }
     space.damaged |= facts.bad_pages != 0;
     let recorded = u64::from(facts.entry.free_blocks);
@@ -206,7 +212,8 @@ async fn read_group<S: Storage>(
     let number = group / GROUPS_PER_INDEX;
     let slot = superblock.group_index.get(number as usize)?.slot;
     let index = superblock.geometry.index_block(number, slot);
-    let mut facts = GroupFacts { group, entry, index, small: None, many: FxHashMap::default(), bad_pages: 0 };
+    let (small, many) = (None, FxHashMap::default());
+    let mut facts = GroupFacts { group, entry, index, small, many, bad_pages: 0, free_with_checksum: None };
     if entry.empty {
         return Some(facts);
     }
@@ -225,24 +232,12 @@ async fn read_group<S: Storage>(
         }
     }
     facts.small = Some(small);
-    for page in 0..CHECKSUM_PAGES_PER_GROUP {
-        read_checksum_page(reader, &descriptor, page, faults).await;
+    if let Some(checksums) = read_checksums(reader, &descriptor, faults).await {
+        let geometry = &reader.geometry;
+        let mut with_one = (0..GROUP_BLOCKS as usize).filter(|index| checksums.get(*index).is_some());
+        facts.free_with_checksum = with_one
+            .find(|index| facts.count(geometry, *index) == Some(0) || (*index as u64) < geometry.layout_blocks(group))
+            .map(|index| geometry.group_start(group).plus(index as u64));
     }
     Some(facts)
-}
-
-/// Reads a page of data checksums: none where there is none, an error where it is damaged.
-pub(in crate::engine) async fn read_checksum_page<S: Storage>(
-    reader: &mut Reader<'_, S>,
-    descriptor: &GroupDescriptor,
-    page: u32,
-    faults: &mut Faults,
-) -> Option<Result<Vec<u8>, ()>> {
-    let reference = descriptor.checksum_pages.get(page as usize).filter(|reference| reference.present)?;
-    let group = descriptor.group;
-    let address = reader.geometry.checksum_page_block(group, page, reference.slot);
-    let (checksum, place) = (reference.checksum, Place::ChecksumPage { group, page });
-    let structure = Structure::ChecksumPage;
-    let target = Target { address, mirrored: false, checksum, place, structure };
-    Some(reader.verified(&target, faults).await.ok_or(()))
 }

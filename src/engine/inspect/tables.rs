@@ -10,7 +10,7 @@ use super::counts::{Counts, Reached};
 use super::fault::Faults;
 use super::reader::{Reader, Target};
 use crate::engine::Storage;
-use crate::engine::checkpoint::CARCASS_TABLE;
+use crate::engine::carcass_table::CARCASS_TABLE;
 use crate::engine::tail::Tail;
 use crate::engine::tree::entry_span;
 use crate::error::{Check, Structure};
@@ -40,6 +40,15 @@ pub(in crate::engine) struct Tables {
     pub(in crate::engine) carcasses: Vec<Carcass>,
     /// Pages or nodes of the carcass table that are lost: nobody knows what they would have given back.
     pub(in crate::engine) carcasses_lost: u64,
+}
+
+impl Tables {
+    /// The volumes in the order in which they are walked: what is sealed first, because a node is looked at once, and theirs
+    /// must have checksums below.
+    pub(in crate::engine) fn sealed_first(&self) -> impl Iterator<Item = &FoundVolume> {
+        let is_sealed = |volume: &&FoundVolume| volume.record.flags.sealed;
+        self.volumes.iter().filter(is_sealed).chain(self.volumes.iter().filter(move |volume| !is_sealed(volume)))
+    }
 }
 
 /// Gives volumes whose records are lost, and which changes in the journal are about, an empty record: so the changes can

@@ -13,7 +13,7 @@ mod writer;
 
 pub(super) use blocks::FreeBlocks;
 pub(super) use journal::{check_fits, find_place, write_batches, write_journal};
-pub(super) use space::{KnownSpace, read_known_space, write_space};
+pub(super) use space::{KnownSpace, read_group_checksums, read_known_space, write_space};
 pub(super) use superblock::begin_unfinished;
 pub(super) use tables::{NewTables, write_tables};
 pub(super) use writer::Writer;

@@ -4,80 +4,63 @@ use std::collections::BTreeMap;
 
 use super::Writer;
 use crate::engine::Storage;
-use crate::engine::inspect::{Counts, Faults, Reader, implied, read_checksum_page, read_descriptor, read_index};
+use crate::engine::inspect::{
+    Counts, Faults, GroupChecksums, Reader, implied, read_checksums, read_descriptor, read_index,
+};
 use crate::error::Result;
 use crate::format::{
-    self, CHECKSUM_PAGES_PER_GROUP, COUNTS_PER_PAGE, GROUPS_PER_INDEX, Geometry, GroupDescriptor, GroupIndex,
-    GroupIndexEntry, GroupIndexRef, PAGES_PER_GROUP, PageRef, Place, Slot, Superblock,
+    self, COUNTS_PER_PAGE, GROUPS_PER_INDEX, Geometry, GroupDescriptor, GroupIndex, GroupIndexEntry, GroupIndexRef,
+    PAGES_PER_GROUP, PageRef, Place, Slot, Superblock,
 };
-
-/// Of the page that says which blocks have a checksum, the bits for one page of these.
-const BYTES_OF_BITS: usize = COUNTS_PER_PAGE as usize / 8;
 
 /// What of the present space map can be read: it says which slots are current.
 #[derive(Default)]
 pub(in crate::engine) struct KnownSpace {
     indexes: Vec<GroupIndexRef>,
     groups: BTreeMap<u64, (GroupIndexEntry, Option<GroupDescriptor>)>,
-    /// Of groups with damaged pages of data checksums, the page that says which blocks have one, without those of the pages.
-    has_sum: BTreeMap<u64, Vec<u8>>,
+}
+
+impl KnownSpace {
+    /// The groups of which something is known.
+    pub(in crate::engine) fn groups(&self) -> impl Iterator<Item = u64> + '_ {
+        self.groups.keys().copied()
+    }
+}
+
+/// Reads the checksums of a group, as far as they are good.
+pub(in crate::engine) async fn read_group_checksums<S: Storage>(
+    reader: &mut Reader<'_, S>,
+    known: &KnownSpace,
+    group: u64,
+    faults: &mut Faults,
+) -> Option<GroupChecksums> {
+    let (_, descriptor) = known.groups.get(&group)?;
+    read_checksums(reader, descriptor.as_ref()?, faults).await
 }
 
 /// Reads indexes and descriptors, as far as they are good.
 pub(in crate::engine) async fn read_known_space<S: Storage>(
     reader: &mut Reader<'_, S>,
     superblock: &Superblock,
+    faults: &mut Faults,
 ) -> KnownSpace {
-    let mut known = KnownSpace { indexes: superblock.group_index.clone(), ..KnownSpace::default() };
-    let mut faults = Faults::default();
+    let mut known = KnownSpace { indexes: superblock.group_index.clone(), groups: BTreeMap::new() };
     let mut index: Option<GroupIndex> = None;
     for group in 0..superblock.groups_in_use {
         if group.is_multiple_of(GROUPS_PER_INDEX) {
-            index = read_index(reader, superblock, group / GROUPS_PER_INDEX, &mut faults).await;
+            index = read_index(reader, superblock, group / GROUPS_PER_INDEX, faults).await;
         }
         let entry = index.as_ref().and_then(|index| index.entries.get((group % GROUPS_PER_INDEX) as usize)).copied();
         if let Some(entry) = entry {
-            let mut descriptor = read_descriptor(reader, group, entry, &mut faults).await;
-            if let Some(descriptor) = &mut descriptor {
-                let has_sum = drop_bad_sums(reader, descriptor).await;
-                known.has_sum.extend(has_sum.map(|page| (group, page)));
-            }
+            let descriptor = read_descriptor(reader, group, entry, faults).await;
             known.groups.insert(group, (entry, descriptor));
         }
     }
     known
 }
 
-/// Forgets data checksums whose pages are damaged. Answers the page that says which blocks have one, where that changes.
-async fn drop_bad_sums<S: Storage>(reader: &mut Reader<'_, S>, descriptor: &mut GroupDescriptor) -> Option<Vec<u8>> {
-    let mut bad = Vec::new();
-    let mut has_sum = None;
-    for page in 0..CHECKSUM_PAGES_PER_GROUP {
-        let read = read_checksum_page(reader, descriptor, page, &mut Faults::default()).await;
-        match read {
-            Some(Ok(bytes)) if page == PAGES_PER_GROUP => has_sum = Some(bytes),
-            Some(Err(())) => bad.push(page),
-            _ => {}
-        }
-    }
-    let mut has_sum = has_sum.filter(|_| !bad.is_empty());
-    if has_sum.is_none() && !bad.is_empty() {
-        // Nobody knows which blocks have one.
-        descriptor.checksum_pages = GroupDescriptor::new(descriptor.group).checksum_pages;
-    }
-    for page in bad {
-        let bits = page as usize * BYTES_OF_BITS..(page as usize + 1) * BYTES_OF_BITS;
-        if let Some(place) = descriptor.checksum_pages.get_mut(page as usize) {
-            *place = PageRef::ABSENT;
-        }
-        if let Some(bits) = has_sum.as_mut().and_then(|bytes| bytes.get_mut(bits)) {
-            bits.fill(0);
-        }
-    }
-    has_sum
-}
-
-/// Writes pages, descriptors and indexes. Answers what the superblock says of the indexes, and the blocks in use.
+/// Writes pages, descriptors and indexes. Blocks that come free lose their checksums; `checksums` says which the others
+/// have. Answers what the superblock says of the indexes, and the blocks in use.
 pub(in crate::engine) async fn write_space<S: Storage>(
     writer: &mut Writer<'_, S>,
     uuid: &uuid::Uuid,
@@ -85,6 +68,7 @@ pub(in crate::engine) async fn write_space<S: Storage>(
     groups_in_use: u64,
     known: &KnownSpace,
     counts: &Counts,
+    mut checksums: impl AsyncFnMut(u64) -> Option<GroupChecksums>,
 ) -> Result<(Vec<GroupIndexRef>, u64)> {
     let mut references = Vec::new();
     let mut used = 0;
@@ -92,7 +76,8 @@ pub(in crate::engine) async fn write_space<S: Storage>(
         let mut index = GroupIndex::new();
         let first = number * GROUPS_PER_INDEX;
         for group in first..groups_in_use.min(first + GROUPS_PER_INDEX) {
-            let entry = write_group(writer, uuid, geometry, group, known, counts).await?;
+            let checksums = checksums(group).await;
+            let entry = write_group(writer, uuid, geometry, group, known, counts, checksums).await?;
             used += geometry.group_blocks(group) - u64::from(entry.free_blocks);
             if let Some(place) = index.entries.get_mut((group - first) as usize) {
                 *place = entry;
@@ -114,6 +99,7 @@ async fn write_group<S: Storage>(
     group: u64,
     known: &KnownSpace,
     counts: &Counts,
+    mut checksums: Option<GroupChecksums>,
 ) -> Result<GroupIndexEntry> {
     let (entry, descriptor) =
         known.groups.get(&group).map_or((None, None), |(entry, known)| (Some(entry), known.clone()));
@@ -125,6 +111,9 @@ async fn write_group<S: Storage>(
         for (index, number) in numbers.iter_mut().enumerate() {
             *number = number.saturating_add(counts.get(start.plus(index as u64)));
             free_blocks += u32::from(*number == 0);
+            if let (0, Some(checksums)) = (*number, &mut checksums) {
+                checksums.set(page as usize * COUNTS_PER_PAGE as usize + index, None);
+            }
         }
         let Some(reference) = descriptor.pages.get_mut(page as usize) else { continue };
         let slot = if reference.present { reference.slot.other() } else { Slot::A };
@@ -133,13 +122,17 @@ async fn write_group<S: Storage>(
         *reference = PageRef { checksum, slot, present: true };
         writer.put(geometry.page_block(group, page, slot), false, &bytes[..]).await?;
     }
-    if let (Some(bytes), Some(reference)) =
-        (known.has_sum.get(&group), descriptor.checksum_pages.get_mut(PAGES_PER_GROUP as usize))
-    {
-        let slot = reference.slot.other();
-        let checksum = format::checksum(uuid, Place::ChecksumPage { group, page: PAGES_PER_GROUP }, bytes);
+    for (page, reference) in descriptor.checksum_pages.iter_mut().enumerate() {
+        let Some(checksums) = &checksums else {
+            *reference = PageRef::ABSENT;
+            continue;
+        };
+        let page = page as u32;
+        let slot = if reference.present { reference.slot.other() } else { Slot::A };
+        let bytes = format::encode_counts(checksums.page(page));
+        let checksum = format::checksum(uuid, Place::ChecksumPage { group, page }, &bytes[..]);
         *reference = PageRef { checksum, slot, present: true };
-        writer.put(geometry.checksum_page_block(group, PAGES_PER_GROUP, slot), false, bytes).await?;
+        writer.put(geometry.checksum_page_block(group, page, slot), false, &bytes[..]).await?;
     }
     let slot = entry.filter(|entry| !entry.empty).map_or(Slot::A, |entry| entry.slot.other());
     let bytes = descriptor.encode();

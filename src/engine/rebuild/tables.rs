@@ -4,7 +4,7 @@ use uuid::Uuid;
 
 use super::Writer;
 use crate::engine::Storage;
-use crate::engine::checkpoint::CARCASS_TABLE;
+use crate::engine::carcass_table::CARCASS_TABLE;
 use crate::error::Result;
 use crate::format::{
     self, CARCASSES_PER_PAGE, Carcass, ENTRIES_PER_NODE, Entry, Node, Place, Root, VolumeRecord, span_blocks,

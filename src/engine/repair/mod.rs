@@ -20,13 +20,13 @@ use std::collections::BTreeMap;
 use self::rewrite::Rewriter;
 use super::Storage;
 use super::inspect::{
-    Counts, Fault, Faults, GroupFacts, LATE_BIRTH, Progress, Reader, Shown, Space, Tables, TouchedRange, Tree,
-    UNFINISHED, Visited, Visitor, Walker, add_stubs, attribute, carcass_tree, check_journal, compare, compare_total,
-    pass_unfinished, read_space, read_tables, walk_trees,
+    Checksummed, Counts, Fault, Faults, GroupFacts, LATE_BIRTH, Progress, Reader, Sealed, Shown, Space, Tables,
+    TouchedRange, Tree, UNFINISHED, Visited, Visitor, Walker, add_stubs, attribute, carcass_tree, check_journal,
+    compare, compare_total, pass_unfinished, read_space, read_tables, walk_trees,
 };
 use super::rebuild::{
-    FreeBlocks, NewTables, SaveBlocks, Writer, begin_unfinished, find_place, read_known_space, write_batches,
-    write_space, write_tables,
+    FreeBlocks, NewTables, SaveBlocks, Writer, begin_unfinished, find_place, read_group_checksums, read_known_space,
+    write_batches, write_space, write_tables,
 };
 use super::tail::{Tail, read_tail};
 use crate::error::{Error, Result, Structure};
@@ -52,6 +52,8 @@ pub struct RepairReport {
     pub lost_ids: Vec<(u64, u64)>,
     /// Volumes whose records are lost, and which hold what changes in the journal put there.
     pub from_journal: Vec<String>,
+    /// Snapshots that are sealed no longer: some of their blocks have lost their checksums.
+    pub unsealed: Vec<String>,
     /// Changes in the journal that will be made when the pool is opened.
     pub changes_kept: u64,
     /// The first change that is lost, if any is.
@@ -134,9 +136,10 @@ async fn look<S: Storage>(storage: &S, show: &mut dyn FnMut(Progress)) -> Result
     let mut counts = Counts::new(superblock.geometry, superblock.groups_in_use);
     let mut tables = read_tables(&mut reader, &superblock, &mut counts, &mut faults).await;
     let mut complete = tables.lost_ids.is_empty() && tables.carcasses_lost == 0;
+    let known = Checksummed::read(&mut reader, &superblock).await;
     let mut walker = Walker::new(&mut reader, &mut counts, &mut faults);
     let mut shown = Shown::new(superblock.used_blocks, show);
-    complete &= walk_trees(&mut walker, &tables, &mut shown).await?;
+    complete &= walk_trees(&mut walker, &tables, &known, &mut shown).await?;
     let (mut space, mut groups) = (Space::default(), Vec::new());
     read_space(&mut reader, &superblock, &mut faults, |faults, facts| {
         compare(&superblock.geometry, facts.as_ref(), &counts, complete, faults, &mut space);
@@ -175,18 +178,15 @@ async fn rebuild<S: Storage>(
         recorded && named.get(block) == 0
     };
     let mut free = FreeBlocks::new(geometry, superblock.groups_in_use);
-    let has_sums =
-        |structure| matches!(structure, Structure::GroupIndex | Structure::GroupDescriptor | Structure::ChecksumPage);
-    let sums_lost = faults.list().iter().any(|fault| !fault.has_copy && has_sums(fault.found.structure));
     // Second step: nodes without their lost children.
     let mut rewriter = Rewriter::new(superblock.uuid, &mut free, &mut counts, &is_free);
-    let (mut records, carcasses) =
-        rewrite_trees(&mut reader, &superblock, &tables, sums_lost, &mut rewriter, writer).await?;
+    let (mut records, mut carcasses) = rewrite_trees(&mut reader, &superblock, &tables, &mut rewriter, writer).await?;
     report.nodes_rewritten = rewriter.rewritten();
     writer.flush().await?;
     // Third: the counts of what is there now.
     let mut new_counts = Counts::new(geometry, free.groups_in_use().max(superblock.groups_in_use));
-    count_again(&mut reader, &mut records, &carcasses, &tables, &mut new_counts).await?;
+    count_again(&mut reader, &mut records, &mut carcasses, &mut new_counts).await?;
+    report.unsealed = unseal(&mut reader, &superblock, &faults, &mut records).await?;
     for (bad, good) in faults.copies() {
         if let Ok(bytes) = reader.read(*good).await {
             writer.put(*bad, false, &bytes).await?;
@@ -203,10 +203,12 @@ async fn rebuild<S: Storage>(
         Ok((address, mirrored))
     })
     .await?;
-    let known = read_known_space(&mut reader, &superblock).await;
+    let known = read_known_space(&mut reader, &superblock, &mut Faults::default()).await;
     let groups_in_use = free.groups_in_use();
+    let mut told = Faults::default();
+    let checksums = async |group| read_group_checksums(&mut reader, &known, group, &mut told).await;
     let (group_index, used_blocks) =
-        write_space(writer, &superblock.uuid, &geometry, groups_in_use, &known, &new_counts).await?;
+        write_space(writer, &superblock.uuid, &geometry, groups_in_use, &known, &new_counts, checksums).await?;
     let generation = superblock.generation.0.checked_add(1).map(Generation);
     let generation = generation.ok_or_else(|| Error::InvalidInput("the pool has no generation left".into()))?;
     let mut new = Superblock {
@@ -259,7 +261,6 @@ async fn rewrite_trees<S: Storage>(
     reader: &mut Reader<'_, S>,
     superblock: &Superblock,
     tables: &Tables,
-    sums_lost: bool,
     rewriter: &mut Rewriter<'_>,
     writer: &mut Writer<'_, S>,
 ) -> Result<(Vec<VolumeRecord>, Vec<Carcass>)> {
@@ -268,7 +269,7 @@ async fn rewrite_trees<S: Storage>(
     read_tables(reader, superblock, &mut counts, &mut told).await;
     let mut walker = Walker::new(reader, &mut counts, &mut told);
     let mut records = Vec::new();
-    for volume in &tables.volumes {
+    for volume in tables.sealed_first() {
         let mut record = volume.record.clone();
         let (entry, level, created_at) = (record.root.entry, record.root.level, record.created_at);
         let sum = walker.walk(&Tree { entry, level, first: 0, eaten: 0, created_at }, rewriter).await?;
@@ -276,8 +277,8 @@ async fn rewrite_trees<S: Storage>(
             None => Root::empty(entry.birth),
             Some(_) => Root { entry: rewriter.replaced(entry), level },
         };
-        if sums_lost || !sum.is_some_and(|sum| sum.whole) {
-            // What was sealed was another content, or some of its blocks have no checksum any more.
+        if !sum.is_some_and(|sum| sum.whole) {
+            // What was sealed was another content.
             record.flags.sealed = false;
             record.digest = None;
         }
@@ -287,6 +288,7 @@ async fn rewrite_trees<S: Storage>(
         rewriter.write_out(writer).await?;
         records.push(record);
     }
+    records.sort_unstable_by_key(|record| record.id);
     let mut carcasses = Vec::new();
     for carcass in &tables.carcasses {
         if walker.walk(&carcass_tree(carcass), rewriter).await?.is_some() {
@@ -295,6 +297,39 @@ async fn rewrite_trees<S: Storage>(
         rewriter.write_out(writer).await?;
     }
     Ok((records, carcasses))
+}
+
+/// Takes the seals from volumes of which a block has lost its checksum; those of the other blocks stay. Answers their names.
+async fn unseal<S: Storage>(
+    reader: &mut Reader<'_, S>,
+    superblock: &Superblock,
+    faults: &Faults,
+    records: &mut [VolumeRecord],
+) -> Result<Vec<String>> {
+    let may_lack = faults.list().iter().any(|fault| {
+        let structure = fault.found.structure;
+        matches!(structure, Structure::ChecksumPage | Structure::GroupDescriptor | Structure::GroupIndex)
+            && !fault.has_copy
+    });
+    if !may_lack && faults.total() <= faults.list().len() as u64 {
+        return Ok(Vec::new());
+    }
+    let (known, geometry) = (Checksummed::read(reader, superblock).await, superblock.geometry);
+    let mut unsealed = Vec::new();
+    for record in records.iter_mut().filter(|record| record.flags.sealed) {
+        // Each by itself: what is shared with another is looked at again.
+        let (mut counts, mut told) = (Counts::new(geometry, geometry.group_count()), Faults::default());
+        let mut sealed = Sealed { geometry, known: &known, inner: &mut Quiet, without: None, lost: false };
+        let (entry, level, created_at) = (record.root.entry, record.root.level, record.created_at);
+        let tree = Tree { entry, level, first: 0, eaten: 0, created_at };
+        Walker::new(reader, &mut counts, &mut told).walk(&tree, &mut sealed).await?;
+        if sealed.without.is_some() || sealed.lost {
+            record.flags.sealed = false;
+            record.digest = None;
+            unsealed.push(record.name.clone());
+        }
+    }
+    Ok(unsealed)
 }
 
 /// A visitor that wants nothing.
@@ -306,12 +341,12 @@ impl Visitor for Quiet {
     }
 }
 
-/// Walks what is to be the pool, fills in its counts and what the records say of the whole.
+/// Walks what is to be the pool, fills in its counts and what the records say of the whole: with what carcasses have not
+/// given back yet settled already, since nobody knows it of those that are lost.
 async fn count_again<S: Storage>(
     reader: &mut Reader<'_, S>,
     records: &mut [VolumeRecord],
-    carcasses: &[Carcass],
-    tables: &Tables,
+    carcasses: &mut [Carcass],
     counts: &mut Counts,
 ) -> Result<()> {
     for record in records.iter() {
@@ -321,21 +356,20 @@ async fn count_again<S: Storage>(
     }
     let mut told = Faults::default();
     let mut walker = Walker::new(reader, counts, &mut told);
-    let settled = carcasses.is_empty() && tables.carcasses_lost == 0;
     let mut whole = true;
     for record in records {
         let (entry, level, created_at) = (record.root.entry, record.root.level, record.created_at);
         let sum = walker.walk(&Tree { entry, level, first: 0, eaten: 0, created_at }, &mut Quiet).await?;
         whole &= sum.is_some_and(|sum| sum.whole);
-        let before = tables.volumes.iter().find(|volume| volume.record.id == record.id);
-        let is_changed = before.is_none_or(|volume| volume.record.root != record.root);
-        if let Some(sum) = sum
-            && (settled || is_changed)
-        {
+        if let Some(sum) = sum {
             (record.own_blocks, record.mapped_blocks) = (sum.own, sum.mapped);
         }
     }
     for carcass in carcasses {
+        if carcass.account {
+            let cursor = if carcass.counting { 0 } else { carcass.cursor };
+            *carcass = Carcass { account: false, counting: false, cursor, ..*carcass };
+        }
         whole &= walker.walk(&carcass_tree(carcass), &mut Quiet).await?.is_some_and(|sum| sum.whole);
     }
     match told.list().iter().find(|fault| !fault.has_copy && !whole) {

@@ -12,7 +12,7 @@ use rustc_hash::FxHashMap;
 use crate::format::{COUNTS_PER_PAGE, Geometry};
 use crate::units::PoolBlock;
 
-/// A page of the space map: group and page within it.
+/// A page of the space map: group and page within it. Behind the pages of counts stand those of checksums.
 pub(crate) type PageKey = (u64, u32);
 
 const PER_PAGE: usize = COUNTS_PER_PAGE as usize;

@@ -36,6 +36,13 @@ pub enum LoopCommand {
         /// Its new size.
         size_bytes: u64,
     },
+    /// Sets the queue of a device as is best for its volume.
+    Tune {
+        /// N of /dev/loopN.
+        number: u32,
+        /// Its writes wait when the pool is full, each in so many bytes at most.
+        waiting_bytes: Option<u32>,
+    },
     /// [`list`](super::list).
     List {
         /// The pool.
@@ -73,6 +80,10 @@ pub fn execute(command: &LoopCommand) -> Result<Vec<Attached>> {
         LoopCommand::Attach(request) => super::attach(request).map(|attached| vec![attached]),
         LoopCommand::Detach { number } => super::detach(*number).map(|()| Vec::new()),
         LoopCommand::Grow { number, file, size_bytes } => super::grow(*number, file, *size_bytes).map(|()| Vec::new()),
+        LoopCommand::Tune { number, waiting_bytes } => {
+            super::tune(*number, *waiting_bytes);
+            Ok(Vec::new())
+        }
         LoopCommand::List { pool, directory } => super::list(*pool, directory),
     }
 }

@@ -141,7 +141,7 @@ fn superblock_check(change: impl FnOnce(&mut Superblock)) -> Result<(), Check> {
     superblock.geometry = Geometry { pool_blocks: 1 << 20, journal_blocks: 256 };
     superblock.groups_in_use = 1;
     superblock.group_index.truncate(1);
-    (superblock.journal_append, superblock.used_blocks) = (0, 0);
+    (superblock.journal_append, superblock.used_blocks, superblock.scrub.next) = (0, 0, PoolBlock(0));
     superblock.volume_table = Root::empty(Clock(0));
     superblock.carcass_table = Root::empty(Clock(0));
     change(&mut superblock);
@@ -155,6 +155,7 @@ fn superblock_check(change: impl FnOnce(&mut Superblock)) -> Result<(), Check> {
 #[test]
 fn superblock_is_bounded() {
     assert_eq!(superblock_check(|_| {}), Ok(()));
+    assert_out_of_bounds(superblock_check(|block| block.scrub.next.0 = (1 << 20) + 1), "scrub_next");
     assert_out_of_bounds(superblock_check(|block| block.generation.0 = 0), "generation");
     assert_out_of_bounds(superblock_check(|block| block.clock.0 = 1 << 40), "clock");
     // The next one must still be a number.

@@ -89,6 +89,14 @@ pub(in crate::format) fn superblock(random: &mut Rng) -> Superblock {
         next_volume: volume_id(random),
         next_carcass: random.u64(..=1 << 62),
         transaction_id: random.u64(..),
+        size_limit_bytes: random.u64(..),
+        verify_on_read: random.bool(),
+        scrub: ScrubState {
+            next: PoolBlock(random.u64(..geometry.pool_blocks)),
+            faults: random.u64(..1 << 40),
+            begun: random.u64(..),
+            ended: random.u64(..),
+        },
         volume_count: random.u64(..1000),
         used_blocks: random.u64(..POOL_BLOCKS),
         group_index: (0..index_count)

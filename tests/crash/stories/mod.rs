@@ -1,18 +1,37 @@
 //! Rules as stories: what random worlds do not reach, or would not say by name.
 
+mod clients;
 mod order;
+mod replay;
 mod reuse;
+mod sealed;
 mod sharing;
+mod space;
+mod trees;
 
 #[cfg(feature = "canary")]
-pub use order::death_between_the_two_copies_of_a_superblock_leaves_the_former_whole;
-#[cfg(feature = "canary")]
-pub use reuse::{
-    read_in_flight_over_a_free_does_not_see_the_next_owner, request_sent_again_never_lands_on_a_later_one,
-    what_a_carcass_gives_back_waits_for_a_checkpoint,
+pub use order::{
+    death_between_the_two_copies_of_a_superblock_leaves_the_former_whole, death_loses_nothing_that_was_answered,
+    flush_during_a_commit_waits_for_the_batch, leftovers_of_an_aborted_checkpoint_are_never_adopted,
+    redirected_block_is_mapped_when_its_data_has_landed, write_that_lands_during_a_flush_is_not_in_its_batch,
 };
 #[cfg(feature = "canary")]
-pub use sharing::snapshot_waits_for_writes_in_place_from_before_its_tick;
+pub use replay::replay_puts_no_node_on_what_a_later_record_maps;
+#[cfg(feature = "canary")]
+pub use reuse::{
+    block_freed_by_a_record_is_not_reused_before_that_is_durable, block_under_punch_is_not_handed_out,
+    read_in_flight_over_a_free_does_not_see_the_next_owner, request_sent_again_never_lands_on_a_later_one,
+    two_writes_into_one_block_both_stay, what_a_carcass_gives_back_waits_for_a_checkpoint,
+};
+#[cfg(feature = "canary")]
+pub use sealed::{
+    checksum_goes_with_the_content_it_was_taken_of, snapshot_is_called_sealed_after_its_checksums_are_durable,
+};
+#[cfg(feature = "canary")]
+pub use sharing::{
+    block_that_became_exclusive_is_not_overwritten_in_place, snapshot_waits_for_writes_in_place_from_before_its_tick,
+    youngest_blocks_of_a_snapshot_are_not_overwritten,
+};
 
 use fastrand::Rng;
 use plywood::engine::PendingLog;

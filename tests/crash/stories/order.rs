@@ -8,9 +8,9 @@ use crate::engine::{Engine, MIB, at_once, new_pool};
 use crate::log::Log;
 
 /// First byte of the journal.
-const JOURNAL: u64 = 512 * BLOCK_BYTES;
+pub const JOURNAL: u64 = 512 * BLOCK_BYTES;
 
-fn is_superblock(range: &std::ops::Range<u64>) -> bool {
+pub fn is_superblock(range: &std::ops::Range<u64>) -> bool {
     SUPERBLOCK_COPIES.iter().flatten().any(|copy| copy.offset_bytes() == range.start)
 }
 

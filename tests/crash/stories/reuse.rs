@@ -1,11 +1,11 @@
 //! When a freed block may be used again, and who may touch a block at a time (O3, O7, O8).
 
 use crate::action::Call;
-use crate::engine::{Engine, MIB, at_once, new_pool};
+use crate::engine::{Engine, MIB, at_once, at_once_in_blocks, new_pool};
 use crate::log::Log;
 
 /// A pool so full that whatever comes free is used at once, with a volume of `blocks` blocks of its own in it.
-fn full_pool(blocks: u64) -> (Engine, plywood::units::VolumeId, plywood::units::VolumeId) {
+pub fn full_pool(blocks: u64) -> (Engine, plywood::units::VolumeId, plywood::units::VolumeId) {
     let engine = Engine::open(at_once(new_pool()), Log::new(1)).expect("open");
     let (volume, other) = (engine.create(1, 8 * MIB), engine.create(2, 64 * MIB));
     for block in 0..blocks {
@@ -144,29 +144,60 @@ pub fn block_under_punch_is_not_handed_out() {
     }
 }
 
-/// **O8, C9.** Two sectors of one block are written at the same time, both by copying the rest: none of them is lost.
+/// **O8, C9.** Sectors of one block are written at the same time, each by copying the rest of it: none of them is lost.
+/// The block is shared, or not there yet, or the volume's own on a host that writes whole blocks only.
 #[test]
 pub fn two_writes_into_one_block_both_stay() {
-    let engine = Engine::open(at_once(new_pool()), Log::new(1)).expect("open");
-    let volume = engine.create(1, MIB);
-    engine.write(volume, 0, 1).expect("written");
-    engine.snapshot(volume, 2);
-    engine.medium.hold(|call, _| call == Call::Read || call == Call::Write);
-    let begin = |sector: u64, byte: u8| {
+    for (before, is_shared, alignment) in [(1, true, 512), (0, false, 512), (0, false, 4096), (1, false, 4096)] {
+        let medium = if alignment == 512 { at_once(new_pool()) } else { at_once_in_blocks(new_pool()) };
+        let engine = Engine::open(medium, Log::new(1)).expect("open");
+        let volume = engine.create(1, MIB);
+        if before > 0 {
+            engine.write(volume, 0, before).expect("written");
+        }
+        if is_shared {
+            engine.snapshot(volume, 2);
+        }
+        engine.medium.hold(|call, _| call == Call::Read || call == Call::Write);
+        let begin = |sector: u64, byte: u8| {
+            let handle = engine.handle(volume);
+            let memory = plywood::io::IoMemory::from_bytes(&[byte; 512]);
+            engine.begin(async move { handle.write(sector * 512, &memory, false).await.map(drop) })
+        };
+        let writes = [begin(0, 2), begin(1, 3), begin(5, 4)];
+        engine.medium.let_go();
+        engine.turns();
+        assert!(writes.iter().all(|write| matches!(*write.borrow(), Some(Ok(())))));
+        let sectors: Vec<u8> = engine.read_block(volume, 0).chunks(512).map(|sector| sector[0]).collect();
+        assert_eq!(sectors, [2, 3, before, before, before, 4, before, before], "shared {is_shared}, {alignment}");
+    }
+}
+
+/// **O8, C9.** A sector is written by copying the rest of its block, while the block is discarded, or written whole: what
+/// came later is not undone by what was copied before.
+#[test]
+pub fn discard_or_whole_write_beside_a_copied_sector_stays() {
+    for is_discard in [true, false] {
+        let engine = Engine::open(at_once(new_pool()), Log::new(1)).expect("open");
+        let volume = engine.create(1, MIB);
+        engine.write(volume, 0, 1).expect("written");
+        engine.snapshot(volume, 2);
+        engine.medium.hold(|call, _| call == Call::Read || call == Call::Write);
         let handle = engine.handle(volume);
-        let memory = plywood::io::IoMemory::from_bytes(&[byte; 512]);
-        engine.begin(async move { handle.write(sector * 512, &memory, false).await.map(drop) })
-    };
-    let writes = [begin(0, 2), begin(1, 3), begin(5, 4)];
-    engine.medium.let_go();
-    engine.turns();
-    assert!(writes.iter().all(|write| matches!(*write.borrow(), Some(Ok(())))));
-    let handle = engine.handle(volume);
-    let memory = plywood::io::IoMemory::zeroed(4096);
-    let into = memory.clone();
-    engine.finish(async move { handle.read(0, &into).await }).expect("readable");
-    let sectors: Vec<u8> = memory.to_vec().chunks(512).map(|sector| sector[0]).collect();
-    assert_eq!(sectors, [2, 3, 1, 1, 1, 4, 1, 1]);
+        let memory = plywood::io::IoMemory::from_bytes(&[2; 512]);
+        let sector = engine.begin(async move { handle.write(0, &memory, false).await.map(drop) });
+        let later = if is_discard {
+            let handle = engine.handle(volume);
+            engine.begin(async move { handle.discard(0, 4096).await.map(drop) })
+        } else {
+            engine.begin_write(volume, 0, 3)
+        };
+        engine.medium.let_go();
+        engine.turns();
+        assert!(matches!(*sector.borrow(), Some(Ok(()))) && matches!(*later.borrow(), Some(Ok(()))));
+        assert_eq!(engine.read(volume, 0).expect("whole"), if is_discard { 0 } else { 3 });
+        engine.assert_clean();
+    }
 }
 
 /// **O8, N17.** A write is done and its reply not yet handed over. A later write of the same block may not be answered

@@ -8,16 +8,23 @@ use crate::engine::{Engine, MIB, at_once, new_pool};
 use crate::log::Log;
 
 /// **O6, C1.** V and its clone share a block; the clone redirects, not yet recorded, and V overwrites. Power cut: the clone
-/// reads its old block, not V's new data. The same when the clone discards, or is deleted.
+/// reads its old block, not V's new data. The same when the clone discards, is deleted, or is rolled back.
 #[test]
 pub fn block_that_became_exclusive_is_not_overwritten_in_place() {
-    for how in 0..3 {
+    for how in 0..4 {
         let engine = Engine::open(at_once(new_pool()), Log::new(1)).expect("open");
         let volume = engine.create(1, MIB);
         engine.write(volume, 0, 1).expect("written");
         let snapshot = engine.snapshot(volume, 2);
         let clone = engine.clone_of(snapshot, 3);
-        engine.delete(snapshot).expect("deleted");
+        // A snapshot of the clone that does not have the block.
+        let full = engine.snapshot(clone, 4);
+        engine.discard(clone, 0, 1).expect("discarded");
+        let empty = engine.snapshot(clone, 5);
+        engine.roll_back(clone, full).expect("rolled back");
+        for done in [snapshot, full] {
+            engine.delete(done).expect("deleted");
+        }
         engine.settle();
         // Leaves are private, counts durable.
         engine.write(volume, 1, 1).expect("written");
@@ -28,9 +35,13 @@ pub fn block_that_became_exclusive_is_not_overwritten_in_place() {
         match how {
             0 => engine.write(clone, 0, 2).expect("redirected"),
             1 => engine.discard(clone, 0, 1).expect("discarded"),
-            _ => {
+            2 => {
                 let pool = engine.pool.clone();
                 drop(engine.begin(async move { pool.delete_volume(clone).await }));
+            }
+            _ => {
+                let pool = engine.pool.clone();
+                drop(engine.begin(async move { pool.roll_back(clone, empty, None).await }));
             }
         }
         engine.write(volume, 0, 3).expect("written");

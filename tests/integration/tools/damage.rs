@@ -8,8 +8,11 @@ use plywood::engine::{OpenOptions, Pool, PrivateLog, RepairReport, repair_metada
 use plywood::format::{Place, SUPERBLOCK_COPIES};
 use plywood::io::{MemoryImage, MemoryStorage};
 
-use super::sample::{Contents, assert_sound, check, contents, sample};
+use super::sample::{Contents, assert_sound, check, contents, discarded, sample};
 use super::structures::{Block, live_blocks};
+
+/// First index of the carcass table's nodes, as their seeds have it.
+const CARCASS_TABLE: u64 = 1 << 62;
 
 pub fn flip(image: &MemoryImage, block: u64, bit: usize) -> MemoryImage {
     let mut flipped = image.clone();
@@ -142,6 +145,24 @@ fn sound_pool_is_not_touched_by_repair() {
     let (repaired, report) = repair(&image);
     assert_eq!((report.fault_count, report.blocks_written), (0, 0));
     assert_eq!(repaired.written_blocks(), image.written_blocks());
+}
+
+/// What the discarded volume still counts as its own is what a carcass has not given back yet.
+#[test]
+fn carcass_that_is_lost_leaves_its_volume_counted_right() {
+    let image = discarded();
+    let pages: Vec<Block> = live_blocks(&image)
+        .into_iter()
+        .filter(|block| {
+            matches!(block.place, Some(Place::CarcassPage(_) | Place::TableNode { first: CARCASS_TABLE.., .. }))
+        })
+        .collect();
+    assert!(!pages.is_empty(), "the carcass was caught");
+    for Block { block, .. } in pages {
+        let (repaired, report) = repair(&flip(&image, block, 99));
+        assert!(report.fault_count > 0 && report.lost.is_empty(), "{report:?}");
+        assert_sound(&repaired);
+    }
 }
 
 /// A repair that is cut short after any number of writes has made nothing worse: what is repaired then is as good.

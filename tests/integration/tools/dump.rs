@@ -38,6 +38,14 @@ fn dump_restored_and_dumped_is_the_same() {
 }
 
 #[test]
+fn dump_with_features_that_cannot_be_written_is_refused() {
+    let image = sample();
+    let (text, _) = dump(&image);
+    let text = text.replacen("\"read_only_compatible\":0", "\"read_only_compatible\":4", 1);
+    assert!(matches!(restore(&image, &text), Err(Error::Incompatible(_))));
+}
+
+#[test]
 fn destroyed_metadata_comes_back() {
     let image = sample();
     let (text, _) = dump(&image);

@@ -5,4 +5,5 @@ mod damage;
 mod dump;
 mod faults;
 mod sample;
+mod seals;
 mod structures;

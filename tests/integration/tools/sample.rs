@@ -1,4 +1,4 @@
-//! A sample pool in memory: trees of three heights, shared and own nodes, attributes, a carcass half eaten, and changes in
+//! A sample pool in memory: trees of three heights, sealed snapshots, shared and own nodes, attributes, a carcass half eaten, and changes in
 //! the journal that no checkpoint holds.
 
 use std::collections::BTreeMap;
@@ -7,7 +7,7 @@ use std::rc::Rc;
 use async_executor::LocalExecutor;
 use futures_lite::future::block_on;
 use plywood::engine::{
-    CheckReport, CreateOptions, NewClone, NewSnapshot, NewVolume, OpenOptions, Pool, PrivateLog, check_metadata,
+    CheckReport, CreateOptions, NewClone, NewSnapshot, NewVolume, OpenOptions, Pace, Pool, PrivateLog, check_metadata,
 };
 use plywood::error::Result;
 use plywood::io::{IoMemory, MemoryImage, MemoryStorage};
@@ -119,6 +119,9 @@ fn make() -> MemoryImage {
         let clone = pool.volume("clone").unwrap().id;
         write(pool, clone, 6300, 5001).await;
         pool.create_snapshot(low, new_snapshot(7, "low-kept")).await.unwrap();
+        for sealed in ["kept", "low-kept"] {
+            pool.seal(pool.volume(sealed).unwrap().id, Pace::Full).await.unwrap();
+        }
         let long = bytes(9000);
         pool.set_attributes(one, [("long".to_owned(), Some(long))].into()).await.unwrap();
     });
@@ -134,6 +137,22 @@ fn make() -> MemoryImage {
         pool.commit().await.unwrap();
         pool.create_snapshot(one, new_snapshot(8, "late")).await.unwrap();
         write(pool, one, 15_000, 6002).await;
+    });
+    image
+}
+
+/// A pool of which one volume was discarded as a whole a moment ago.
+pub fn discarded() -> MemoryImage {
+    let (image, ()) = with_pool(empty(), true, async |pool| {
+        let volume = pool.create_volume(new_volume(1, "one", 1 << 30)).await.unwrap().id;
+        for leaf in 0..100 {
+            write(pool, volume, leaf * 256, leaf).await;
+        }
+    });
+    let (image, ()) = with_pool(image, false, async |pool| {
+        let handle = pool.open_volume(pool.volume("one").unwrap().id, false).unwrap();
+        drop(handle.discard(0, 1 << 30).await.unwrap());
+        pool.checkpoint().await.unwrap();
     });
     image
 }

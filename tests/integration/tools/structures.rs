@@ -149,6 +149,11 @@ pub fn live_blocks(image: &MemoryImage) -> Vec<Block> {
                 let address = superblock.geometry.page_block(group, page, reference.slot);
                 live.add(address, false, Place::SpaceMapPage { group, page });
             }
+            for (page, reference) in descriptor.checksum_pages.iter().enumerate().filter(|(_, page)| page.present) {
+                let page = page as u32;
+                let address = superblock.geometry.checksum_page_block(group, page, reference.slot);
+                live.add(address, false, Place::ChecksumPage { group, page });
+            }
         }
     }
     let mut blocks: Vec<Block> =
@@ -253,6 +258,7 @@ fn each_structure_is_named_where_its_bit_flips() {
         Structure::GroupIndex,
         Structure::GroupDescriptor,
         Structure::SpaceMapPage,
+        Structure::ChecksumPage,
         Structure::Node,
         Structure::VolumeRecord,
         Structure::Attributes,
