@@ -11,6 +11,7 @@ use std::path::PathBuf;
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
+use crate::engine::Progress;
 use crate::error::Error;
 
 mod figures;
@@ -99,6 +100,8 @@ pub enum Command {
     PoolInfo,
     /// Walks all metadata. Answer: [`Reply::Check`].
     PoolCheck,
+    /// Asks how far the check is that another connection waits for. Answer: [`Reply::Progress`].
+    PoolCheckProgress,
     /// Begins a scrub: checks all metadata, and mends what has a second copy. Answer: [`Reply::Scrub`].
     ScrubBegin,
     /// The next step of the scrub under way, with data. Answer: [`Reply::Scrub`].
@@ -116,8 +119,6 @@ pub enum Command {
         /// Whether to.
         on: bool,
     },
-    /// Asks how far the check is that another connection waits for. Answer: [`Reply::Progress`].
-    PoolCheckProgress,
     /// Makes the pool larger. Answer: [`Reply::Pool`].
     PoolGrow {
         /// The new size.
@@ -387,12 +388,12 @@ pub enum Reply {
     Pool(Box<Pool>),
     /// The result of a check.
     Check(Check),
+    /// How far the check is; none when there is none.
+    Progress(Option<Progress>),
     /// What a part of a scrub found.
     Scrub(Box<Scrub>),
     /// Faults with what they touch.
     Faults(Vec<Fault>),
-    /// How far the check is; none when there is none.
-    Progress(Option<crate::engine::Progress>),
     /// One volume, as it is now.
     Volume(Box<Volume>),
     /// All volumes, by id.

@@ -99,20 +99,20 @@ impl Faults {
         }
     }
 
-    /// Adds those of `other`.
-    pub(in crate::engine) fn extend(&mut self, other: Self) {
-        self.total += other.total;
-        let room = FAULTS_MAX.saturating_sub(self.list.len());
-        self.list.extend(other.list.into_iter().take(room));
-        self.copies.extend(other.copies);
-    }
-
     /// Takes over what was found of one volume's own.
     pub(super) fn add_all_of(&mut self, volume: &(VolumeId, String), found: Self) {
         self.copies.extend(found.copies);
         for fault in found.list {
             self.add_found(fault.found, fault.has_copy, Some(volume));
         }
+    }
+
+    /// Adds those of `other`.
+    pub(in crate::engine) fn extend(&mut self, other: Self) {
+        self.total += other.total;
+        let room = FAULTS_MAX.saturating_sub(self.list.len());
+        self.list.extend(other.list.into_iter().take(room));
+        self.copies.extend(other.copies);
     }
 
     /// Remembers that `bad` is to be what `good` is.
