@@ -168,12 +168,14 @@ pub fn discards_that_copy_shared_leaves_on_a_full_pool_never_wedge_it() {
     }
     let snapshot = engine.snapshot(volume, 3);
     let clone = engine.clone_of(snapshot, 4);
+    let ballast = engine.create(5, MIB);
     engine.fill(other, 8);
     let done = (0..1000).filter(|leaf| is_done(engine.discard(clone, leaf * 256, 1))).count();
     assert!(done < 1000, "none was refused");
     engine.checkpoint().expect("checkpoint");
     engine.write(other, 0, 7).expect("overwritten in place");
     engine.discard(other, 100, 10).expect("discard of what is its own");
+    engine.delete(ballast).expect("deleted");
     let engine = engine.lose_power();
     engine.assert_clean();
     engine.delete(clone).expect("deleted");

@@ -29,11 +29,11 @@ pub fn metadata_read_in_flight_over_a_free_is_not_taken_for_damage() {
     assert!(read.borrow().is_none() && engine.medium.waiting() == 1);
     engine.medium.hold(|_, _| false);
     engine.delete(volume).expect("deleted");
-    for block in (0..300).step_by(2) {
+    for block in (0..100).step_by(2) {
         engine.discard(other, block, 1).expect("discarded");
     }
     engine.checkpoint().expect("checkpoint");
-    let writes: Vec<_> = (0..150).map(|block| engine.begin_write(other, 10_000 + block, 9)).collect();
+    let writes: Vec<_> = (0..50).map(|block| engine.begin_write(other, 10_000 + block, 9)).collect();
     engine.medium.let_go();
     engine.tick();
     let read = read.take().expect("it has ended").expect("no damage");
