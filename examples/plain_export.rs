@@ -1,16 +1,19 @@
 //! A file as a block device over the whole path (loop, FUSE, front, engine process), with no engine behind it.
 //!
 //! ```text
-//! plain_export FILE DIRECTORY auto|uring|classic [--read-only] [--sector-size 512|4096] [--record LOG]
+//! plain_export FILE DIRECTORY auto|uring|classic [--read-only] [--sector-size 512|4096] [--record LOG] [--slow MS]
 //! ```
 //!
 //! `plain_export loop-helper` does one command on loop devices, as JSON on its standard input.
 //!
-//! `--record` appends all that changes FILE to LOG, in the form that `tests/device/recording.rs` reads.
+//! `--record` appends all that changes FILE to LOG, in the form that `tests/device/recording.rs` reads. `--slow` names a file: the
+//! number in it is how many milliseconds every operation waits before it is done, none while the file is not there. An operation
+//! that comes while others still wait, and does not itself, is counted in the file MS.overtaken; MS.waits says how many wait.
 //!
 //! Prints the loop device when it is ready, and the pid of each engine process. What this device reaches is the most that
 //! an engine can reach over the same path. `tools/try-export` runs it under fio and kills its engines. Ends on SIGTERM.
 
+use std::cell::Cell;
 use std::collections::BTreeMap;
 use std::ffi::OsString;
 use std::ops::Range;
@@ -40,7 +43,8 @@ fn main() -> anyhow::Result<()> {
     let arguments: Vec<OsString> = std::env::args_os().skip(1).collect();
     if let Some(link) = EngineLink::inherit()? {
         let file = arguments.get(1).context("the front gives the file")?;
-        return engine(link, Path::new(file), arguments.get(2).map(Path::new));
+        let named = |index: usize| arguments.get(index).filter(|name| !name.is_empty()).map(Path::new);
+        return engine(link, Path::new(file), named(2), named(3));
     }
     if arguments.first().is_some_and(|word| word == "loop-helper") {
         return Ok(helper::serve_one()?);
@@ -58,7 +62,10 @@ fn front(arguments: &[OsString]) -> anyhow::Result<()> {
     let sector_size = sector_size.and_then(|word| word.to_str()).unwrap_or("4096").parse()?;
     let read_only = rest.iter().any(|word| word == "--read-only");
     let mut words = vec!["engine".into(), file.clone()];
-    words.extend(rest.iter().position(|word| word == "--record").and_then(|at| rest.get(at + 1)).cloned());
+    for option in ["--record", "--slow"] {
+        let value = rest.iter().position(|word| word == option).and_then(|at| rest.get(at + 1));
+        words.push(value.cloned().unwrap_or_default());
+    }
     let engine = EngineCommand { program: std::env::current_exe()?, arguments: words, descriptors: Vec::new() };
     let directory = PathBuf::from(directory);
     let mut options = FrontOptions::new("plain", POOL, directory.clone(), engine);
@@ -117,7 +124,7 @@ fn front(arguments: &[OsString]) -> anyhow::Result<()> {
     }
 }
 
-fn engine(mut link: EngineLink, file: &Path, log: Option<&Path>) -> anyhow::Result<()> {
+fn engine(mut link: EngineLink, file: &Path, log: Option<&Path>, slow: Option<&Path>) -> anyhow::Result<()> {
     let reactor = Reactor::new(ReactorOptions::default())?;
     // Waits until the predecessor's last I/O has ended, and only then looks at the queues.
     let wait = Duration::from_secs(10);
@@ -130,7 +137,9 @@ fn engine(mut link: EngineLink, file: &Path, log: Option<&Path>) -> anyhow::Resu
     let area = PayloadArea::new(mapping.clone(), 0..mapping.len());
     reactor.register_payload(&area)?;
     let executor = Rc::new(LocalExecutor::new());
-    let storage = Recorder { storage, log: log.map(Log::open).transpose()? };
+    let slow =
+        slow.map(|file| Rc::new(Slow { reactor: reactor.clone(), file: file.to_owned(), waiting: Cell::new(0) }));
+    let storage = Recorder { storage, log: log.map(Log::open).transpose()?, slow };
     let volumes = PlainVolumes(BTreeMap::from([(VOLUME, PlainDevice::new(storage))]));
     let payloads = area.memory(0..area.len());
     let server = Server::new(link.queues()?, payloads, volumes, Rc::clone(&executor));
@@ -154,6 +163,42 @@ fn engine(mut link: EngineLink, file: &Path, log: Option<&Path>) -> anyhow::Resu
 struct Recorder {
     storage: FileStorage,
     log: Option<Log>,
+    slow: Option<Rc<Slow>>,
+}
+
+/// What makes a disk slow, and tells when somebody overtakes what waits.
+struct Slow {
+    reactor: Reactor,
+    file: PathBuf,
+    waiting: Cell<u64>,
+}
+
+impl Slow {
+    async fn wait(&self) -> std::io::Result<()> {
+        let text = std::fs::read_to_string(&self.file).unwrap_or_default();
+        let Ok(milliseconds) = text.trim().parse() else {
+            if self.waiting.get() > 0 {
+                let mut overtaken = self.file.clone().into_os_string();
+                overtaken.push(".overtaken");
+                let mut file = std::fs::OpenOptions::new().create(true).append(true).open(overtaken)?;
+                std::io::Write::write_all(&mut file, b"overtaken\n")?;
+            }
+            return Ok(());
+        };
+        self.waiting.set(self.waiting.get() + 1);
+        std::fs::write(self.file.with_extension("waits"), self.waiting.get().to_string())?;
+        let slept = self.reactor.sleep(Duration::from_millis(milliseconds)).await;
+        self.waiting.set(self.waiting.get() - 1);
+        slept
+    }
+}
+
+/// Waits where the disk is slow.
+async fn wait(slow: Option<Rc<Slow>>) -> std::io::Result<()> {
+    match slow {
+        Some(slow) => slow.wait().await,
+        None => Ok(()),
+    }
 }
 
 /// Entries: kind, offset, length, and what a flush covers, as little-endian u64; the bytes of a write follow.
@@ -206,21 +251,27 @@ impl Storage for Recorder {
     }
 
     fn read(&self, offset: u64, into: &IoMemory) -> impl Future<Output = std::io::Result<()>> + 'static {
-        self.storage.read(offset, into)
+        let (slow, storage, into) = (self.slow.clone(), self.storage.clone(), into.clone());
+        async move {
+            wait(slow).await?;
+            storage.read(offset, &into).await
+        }
     }
 
     fn write(&self, offset: u64, from: &IoMemory) -> impl Future<Output = std::io::Result<()>> + 'static {
-        let (done, log, from) = (self.storage.write(offset, from), self.log.clone(), from.clone());
+        let (slow, storage, log, from) = (self.slow.clone(), self.storage.clone(), self.log.clone(), from.clone());
         async move {
-            done.await?;
+            wait(slow).await?;
+            storage.write(offset, &from).await?;
             log.map_or(Ok(()), |log| log.append_write(WRITE, offset, &from))
         }
     }
 
     fn write_durable(&self, offset: u64, from: &IoMemory) -> impl Future<Output = std::io::Result<()>> + 'static {
-        let (done, log, from) = (self.storage.write_durable(offset, from), self.log.clone(), from.clone());
+        let (slow, storage, log, from) = (self.slow.clone(), self.storage.clone(), self.log.clone(), from.clone());
         async move {
-            done.await?;
+            wait(slow).await?;
+            storage.write_durable(offset, &from).await?;
             log.map_or(Ok(()), |log| log.append_write(DURABLE_WRITE, offset, &from))
         }
     }

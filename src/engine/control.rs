@@ -7,6 +7,7 @@ use std::collections::BTreeMap;
 use uuid::Uuid;
 
 use super::Storage;
+use super::growth::Use;
 use super::info::VolumeInfo;
 use super::pool::{Pool, to_memory};
 use super::space::Run;
@@ -171,7 +172,7 @@ impl<S: Storage> Pool<S> {
 
     /// Deletes a volume. Its blocks come back in the background.
     pub async fn delete_volume(&self, id: VolumeId) -> Result<()> {
-        let promise = self.promise(1, 64).await?;
+        let promise = self.promise_for(Use::Release, 1, 64).await?;
         let lsn = {
             let mut state = self.inner.state.borrow_mut();
             let volume = state.volume(id)?;

@@ -1,6 +1,7 @@
 //! Discarding and zeroing.
 
 use super::patience::Waited;
+use super::growth::Use;
 use super::volume::{Held, VolumeHandle};
 use super::write::{Lacking, MAP_RECORD_BYTES};
 use super::{Memory, Storage};
@@ -88,8 +89,13 @@ impl<S: Storage> VolumeHandle<S> {
         let (start, end) = clearing.unmapped;
         if start < end {
             const BLOCKS: u64 = 2;
-            let Some(promise) = pool.try_promise(BLOCKS, BLOCKS as usize * MAP_RECORD_BYTES)? else {
-                return Ok(Some((Lacking::Promise, BLOCKS)));
+            let copies = {
+                let _stay = pool.enter();
+                pool.attempt(|state| state.unmap_copies(self.id, start, end)).await?
+            };
+            let wanted = if copies { Use::Metadata } else { Use::Release };
+            let Some(promise) = pool.try_promise_for(wanted, BLOCKS, BLOCKS as usize * MAP_RECORD_BYTES)? else {
+                return Ok(Some((Lacking::Promise(wanted), BLOCKS)));
             };
             self.unmap_held(start, end).await?;
             drop(promise);

@@ -17,10 +17,15 @@ pub(super) const PREPARED_BLOCKS: u64 = 2048;
 const PREPARE_TRIES: usize = 4096;
 /// Blocks prepared in one step (8 MiB).
 const STEP_BLOCKS: u32 = 2048;
+/// Metadata blocks that only such changes may take as give room back. Others leave them, or a full pool could come to
+/// refuse the very deletion that would help; what these take comes back with the next checkpoint.
+const RELEASE_BLOCKS: u64 = 48;
 /// What blocks are wanted for.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(super) enum Use {
     Metadata,
+    /// Metadata of a change that gives back no less than it takes: deleting, and discarding what is not shared.
+    Release,
     Data,
     /// Data whose old blocks come free by it.
     Redirect,
@@ -42,7 +47,7 @@ impl<S: Storage> Pool<S> {
     /// `NoSpace` when nothing helps.
     pub(super) async fn make_room(&self, blocks: u64, wanted: Use, alongside: u64) -> Result<()> {
         let inner = &self.inner;
-        let metadata = wanted == Use::Metadata;
+        let metadata = matches!(wanted, Use::Metadata | Use::Release);
         loop {
             {
                 let mut state = inner.state.borrow_mut();
@@ -418,10 +423,16 @@ impl<S: Storage> Pool<S> {
 }
 
 impl State {
+    /// Whether `blocks` metadata blocks may be promised for a change.
+    pub(super) fn has_metadata(&self, blocks: u64, wanted: Use) -> bool {
+        let kept = if wanted == Use::Release { 0 } else { RELEASE_BLOCKS };
+        self.allocator.fresh() >= self.administration_blocks() + self.metadata_promised + kept + blocks
+    }
+
     fn has_room(&self, blocks: u64, wanted: Use, alongside: u64) -> bool {
         let (free, fresh) = (self.allocator.free(), self.allocator.fresh());
         let reserve = match wanted {
-            Use::Metadata => return fresh >= self.administration_blocks() + self.metadata_promised + blocks,
+            Use::Metadata | Use::Release => return self.has_metadata(blocks, wanted),
             Use::Data => self.data_reserve_blocks(),
             Use::Redirect => self.lending_reserve_blocks(),
         };

@@ -353,6 +353,36 @@ impl State {
         self.check_metadata(needed)
     }
 
+    /// Whether unmapping `start..end` copies a node that others hold too: then it takes room for good.
+    pub(super) fn unmap_copies(&mut self, volume: VolumeId, start: u64, end: u64) -> Try<bool> {
+        let key = TreeKey::Volume(volume);
+        for block in [start, end - 1] {
+            let Root { mut entry, mut level } = self.root(key);
+            if block >= span_blocks(level) {
+                continue;
+            }
+            loop {
+                let first = block & !(span_blocks(level) - 1);
+                let goes_whole = start <= first && first + span_blocks(level) <= end;
+                if entry.kind != EntryKind::Node || goes_whole {
+                    break;
+                }
+                if self.check_own(entry, key, level, block, false)?.1 {
+                    return Ok(true);
+                }
+                if level == 0 {
+                    break;
+                }
+                let Some(node) = self.cache.node(entry.address) else {
+                    return Err(Self::need_node(entry, key, level, block));
+                };
+                entry = node.entry(entry_index(block, level));
+                level -= 1;
+            }
+        }
+        Ok(false)
+    }
+
     #[expect(clippy::too_many_arguments, reason = "one recursive step: a node, where it is, and what of it goes")]
     fn check_unmap_in(
         &mut self,

@@ -102,8 +102,8 @@ pub(super) enum Lacking {
         /// As many come free by the write.
         refills: bool,
     },
-    /// Room for a change of the mapping.
-    Promise,
+    /// Room for a change of the mapping; for what it may be taken.
+    Promise(Use),
 }
 
 /// How a write is to be planned.
@@ -127,8 +127,13 @@ impl<S: Storage> Pool<S> {
     /// Waits until the pending log and the metadata reserve have room for a change of up to `blocks` blocks, and the
     /// dirty nodes are within their bound. Nothing may be held.
     pub(super) async fn promise(&self, blocks: u64, records_bytes: usize) -> Result<Promise<S>> {
+        self.promise_for(Use::Metadata, blocks, records_bytes).await
+    }
+
+    /// The same for a change of which it is known whether it gives room back.
+    pub(super) async fn promise_for(&self, wanted: Use, blocks: u64, records_bytes: usize) -> Result<Promise<S>> {
         loop {
-            if let Some(promise) = self.try_promise(blocks, records_bytes)? {
+            if let Some(promise) = self.try_promise_for(wanted, blocks, records_bytes)? {
                 return Ok(promise);
             }
             let listener = self.inner.signals.space.listen();
@@ -148,11 +153,11 @@ impl<S: Storage> Pool<S> {
                 // The one that is running will do.
                 Wanting::Checkpoint { due: false } => {}
                 Wanting::Metadata => {
-                    self.make_room(metadata_blocks(blocks), Use::Metadata, 0).await?;
+                    self.make_room(metadata_blocks(blocks), wanted, 0).await?;
                     continue;
                 }
             }
-            if self.try_promise(blocks, records_bytes)?.is_none() {
+            if self.try_promise_for(wanted, blocks, records_bytes)?.is_none() {
                 listener.await;
             }
         }
@@ -160,12 +165,17 @@ impl<S: Storage> Pool<S> {
 
     /// The promise, if there is room at the moment.
     pub(super) fn try_promise(&self, blocks: u64, records_bytes: usize) -> Result<Option<Promise<S>>> {
+        self.try_promise_for(Use::Metadata, blocks, records_bytes)
+    }
+
+    /// The same for a change of which it is known whether it gives room back.
+    pub(super) fn try_promise_for(&self, wanted: Use, blocks: u64, records_bytes: usize) -> Result<Option<Promise<S>>> {
         let metadata_blocks = metadata_blocks(blocks);
         let mut state = self.inner.state.borrow_mut();
         state.check_writable()?;
         let fits = state.log_free() >= records_bytes
             && !state.cache.is_full()
-            && state.allocator.fresh() >= state.administration_blocks() + state.metadata_promised + metadata_blocks;
+            && state.has_metadata(metadata_blocks, wanted);
         if !fits {
             return Ok(None);
         }
@@ -255,7 +265,9 @@ impl<S: Storage> VolumeHandle<S> {
         refusals: &mut u32,
     ) -> Result<Option<Promise<S>>> {
         match lacking {
-            Lacking::Promise => self.pool.promise(blocks, blocks as usize * MAP_RECORD_BYTES).await.map(Some),
+            Lacking::Promise(wanted) => {
+                self.pool.promise_for(wanted, blocks, blocks as usize * MAP_RECORD_BYTES).await.map(Some)
+            }
             Lacking::Space { missing, refills } => {
                 *refusals += 1;
                 // Room was made each time, and others were faster: under load a large write may lose many times
@@ -298,7 +310,7 @@ impl<S: Storage> VolumeHandle<S> {
         let Plan { steps, more_own } = match planned {
             Ok(plan) => plan,
             Err(Unplanned::Refused(error)) => return Err(error),
-            Err(Unplanned::Promise | Unplanned::Need(_)) => return Ok(Some(Lacking::Promise)),
+            Err(Unplanned::Promise | Unplanned::Need(_)) => return Ok(Some(Lacking::Promise(Use::Metadata))),
             Err(Unplanned::Space { missing, refills }) => return Ok(Some(Lacking::Space { missing, refills })),
         };
         let outcome = self.carry_out(&steps, from, offset).await;

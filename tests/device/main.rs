@@ -5,6 +5,7 @@
 //! devices and its `fuse.enable_uring`.
 
 mod containers;
+mod fence;
 mod fio;
 mod full;
 mod growth;
@@ -85,6 +86,9 @@ fn main() {
         trial("engine_killed_under_fio_over_classic_fuse", EXT4, || kill::under_fio(Transport::Classic)),
         trial("engine_killed_under_mounted_ext4", EXT4, || kill::under_ext4(Transport::Auto)),
         trial("engines_killed_at_random_moments", EXT4, storm::kills_at_random_moments),
+        trial("successor_waits_for_the_last_io_of_the_dead", EXT4, || {
+            fence::successor_waits_for_the_dead(Transport::Auto);
+        }),
         trial("front_killed_loses_nothing_acknowledged", EXT4, succession::front_killed),
         trial("engine_is_upgraded_under_load", EXT4, succession::upgraded_under_load),
         trial("nobody_opens_the_pool_before_the_successor", EXT4, succession::nobody_slips_in),

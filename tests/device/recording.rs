@@ -2,6 +2,7 @@
 //!
 //! `examples/plain_export --record` stands between the disk and its users and writes the log.
 
+use std::ffi::OsStr;
 use std::fs::{self, File};
 use std::io::{BufRead, BufReader};
 use std::os::unix::fs::FileExt;
@@ -28,6 +29,14 @@ impl RecordedDisk {
     /// # Panics
     /// When the example is not built, or does not serve.
     pub fn start(folder: &Path, size_bytes: u64) -> Self {
+        Self::start_with(folder, size_bytes, &[])
+    }
+
+    /// The same, with further options.
+    ///
+    /// # Panics
+    /// As [`start`](Self::start).
+    pub fn start_with(folder: &Path, size_bytes: u64, options: &[&OsStr]) -> Self {
         let (image, log) = (folder.join("disk"), folder.join("log"));
         File::create(&image).and_then(|file| file.set_len(size_bytes)).expect("an image");
         let program = binary().with_file_name("examples").join("plain_export");
@@ -36,6 +45,7 @@ impl RecordedDisk {
         fs::create_dir(&mount).expect("a folder");
         let mut server = Command::new(program)
             .args([image.as_os_str(), mount.as_os_str(), "auto".as_ref(), "--record".as_ref(), log.as_os_str()])
+            .args(options)
             .stdin(Stdio::null())
             .stdout(Stdio::piped())
             .stderr(Stdio::null())
@@ -72,10 +82,16 @@ impl RecordedDisk {
 
 impl Drop for RecordedDisk {
     fn drop(&mut self) {
-        if !matches!(self.server.try_wait(), Ok(Some(_))) {
+        // One that is asked while its device is still open must be asked again.
+        for _ in 0..100 {
+            if matches!(self.server.try_wait(), Ok(Some(_))) {
+                return;
+            }
             self.terminate();
-            let _ = self.server.wait();
+            std::thread::sleep(Duration::from_millis(200));
         }
+        let _ = self.server.kill();
+        let _ = self.server.wait();
     }
 }
 

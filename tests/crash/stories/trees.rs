@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 
 use plywood::units::{BLOCK_BYTES, VolumeId};
 
-use super::order::JOURNAL;
+use super::order::{JOURNAL, is_superblock};
 use crate::action::Call;
 use crate::engine::{Engine, MIB, at_once, new_pool, pool_of};
 use crate::log::Log;
@@ -17,28 +17,28 @@ use crate::log::Log;
 pub fn metadata_read_in_flight_over_a_free_is_not_taken_for_damage() {
     let engine = Engine::on(new_pool());
     let (volume, other) = (engine.create(1, MIB), engine.create(2, 64 * MIB));
-    let set = |value: u8| {
-        let pool = engine.pool.clone();
-        let changes = BTreeMap::from([("key".to_owned(), Some(vec![value; 20_000]))]);
-        engine.finish(async move { pool.set_attributes(volume, changes).await }).expect("set");
-    };
-    set(1);
+    let pool = engine.pool.clone();
+    let changes = BTreeMap::from([("key".to_owned(), Some(vec![1; 20_000]))]);
+    engine.finish(async move { pool.set_attributes(volume, changes).await }).expect("set");
+    // There is no room but where something comes free, and that is in single blocks.
+    engine.fill(other, 8);
     engine.checkpoint().expect("checkpoint");
     let pool = engine.pool.clone();
     engine.medium.hold(|call, range| call == Call::Read && range.end - range.start == BLOCK_BYTES);
     let read = engine.begin(async move { pool.attributes(volume).await });
     assert!(read.borrow().is_none() && engine.medium.waiting() == 1);
     engine.medium.hold(|_, _| false);
-    // The same call reads them, too: whoever changes them finds them in another way.
-    let pool = engine.pool.clone();
-    engine.finish(async move { pool.delete_volume(volume).await }).expect("deleted");
+    engine.delete(volume).expect("deleted");
+    for block in (0..100).step_by(2) {
+        engine.discard(other, block, 1).expect("discarded");
+    }
     engine.checkpoint().expect("checkpoint");
-    let writes: Vec<_> = (0..1500).map(|block| engine.begin_write(other, block, 9)).collect();
+    let writes: Vec<_> = (0..50).map(|block| engine.begin_write(other, 10_000 + block, 9)).collect();
     engine.medium.let_go();
-    engine.turns();
+    engine.tick();
     let read = read.take().expect("it has ended").expect("no damage");
     assert_eq!(read["key"], vec![1; 20_000]);
-    assert!(writes.iter().any(|write| matches!(*write.borrow(), Some(Ok(())))));
+    assert!(writes.iter().all(|write| matches!(*write.borrow(), Some(Ok(())))));
 }
 
 /// **H1.** A leaf is copied whose blocks are counted in as many pages as it maps blocks: none of these is read to write.
@@ -51,6 +51,8 @@ pub fn first_write_to_a_clone_reads_no_page_of_what_it_shares() {
         for part in 0..4 {
             engine.zero(ballast, (4 * block + part) * MIB, MIB).expect("there is room");
         }
+        // Its window of neighbouring blocks is taken back.
+        engine.checkpoint().expect("checkpoint");
     }
     let snapshot = engine.snapshot(volume, 3);
     let clone = engine.clone_of(snapshot, 4);
@@ -86,7 +88,8 @@ pub fn dirty_nodes_have_a_bound_and_so_has_replay() {
     assert!(read <= 2 * 340, "replay read {read} nodes");
 }
 
-/// **H7.** A tebibyte is discarded, with everything cold: one record, one carcass, and nothing is read but the path. A death
+/// **H7.** A tebibyte is discarded, with everything cold: one record, a
+/// carcass for each subtree of 64 GiB, and nothing is read but the path. A death
 /// right after, and the rest is given back all the same.
 #[test]
 pub fn discard_of_a_tebibyte_is_one_record_and_reads_nothing() {
@@ -105,7 +108,7 @@ pub fn discard_of_a_tebibyte_is_one_record_and_reads_nothing() {
     let (info, after) = (engine.pool.info(), engine.pool.counters());
     assert_eq!(info.last_lsn.0, lsn.0 + 1);
     assert!(after.nodes_read - before.nodes_read <= 4, "{} nodes read", after.nodes_read - before.nodes_read);
-    assert!((1..=2).contains(&info.carcasses), "{} carcasses", info.carcasses);
+    assert_eq!(info.carcasses, 16);
     assert_eq!(engine.read(volume, 520_000).expect("readable"), 0);
     let left = engine.medium.process_death(&mut fastrand::Rng::with_seed(3));
     drop(engine);
@@ -117,8 +120,7 @@ pub fn discard_of_a_tebibyte_is_one_record_and_reads_nothing() {
 }
 
 /// **H8.** A checkpoint writes its nodes; one of them changes meanwhile, its sibling does not. The image is that of its
-/// instant; afterwards the changed parent knows where the sibling stands and what its checksum is, and nothing is written to
-/// one address twice.
+/// instant; afterwards the changed parent knows where the sibling stands and what its checksum is.
 #[test]
 pub fn node_changed_while_it_is_written_is_whole_in_both() {
     for is_flushed in [false, true] {
@@ -260,42 +262,46 @@ pub fn trees_of_two_heights_are_compared_and_rolled_back() {
 pub fn checkpoint_writes_its_nodes_in_long_runs() {
     let engine = Engine::on(pool_of(64 * MIB));
     let volume = engine.create(1, 1024 * MIB);
-    for leaf in 0..200 {
-        engine.write(volume, leaf * 37 % 200 * 256, 1).expect("written");
+    // Not so many that a checkpoint comes by itself.
+    for leaf in 0..150 {
+        engine.write(volume, leaf * 37 % 150 * 256, 1).expect("written");
     }
     let (calls, nodes) = (engine.medium.calls(Call::Write), engine.pool.counters().nodes_written);
     engine.checkpoint().expect("checkpoint");
     let (calls, nodes) = (engine.medium.calls(Call::Write) - calls, engine.pool.counters().nodes_written - nodes);
-    assert!(nodes >= 200 && calls * 8 <= nodes, "{nodes} nodes in {calls} calls");
+    assert!(nodes >= 150 && calls * 8 <= nodes, "{nodes} nodes in {calls} calls");
 }
 
-/// **M13.** A plan touches more nodes than the cache may hold, several at a time, while nodes become dirty and are written.
-/// Each is made again from the root when something was missing, none makes the others start again for ever.
+/// **M13.** A plan needs more nodes than the cache may keep beside what is dirty or being written. It is made again from the
+/// root whenever one was missing, and none drops what another has just read: all come to an end.
 #[test]
-pub fn plans_end_in_a_cache_smaller_than_what_they_touch() {
-    let medium = at_once(pool_of(64 * MIB));
-    let engine = Engine::open_with(medium, Log::new(1), 1 << 14).expect("open");
-    let volume = engine.create(1, 4096 * MIB);
-    let blocks = 6 * 256;
-    let begin = |round: u8| {
-        let handle = engine.handle(volume);
-        let memory = plywood::io::IoMemory::from_bytes(&vec![round; (blocks * BLOCK_BYTES) as usize]);
-        let at = u64::from(round) * 65_536 + 100;
-        engine.begin(async move { handle.write(at * BLOCK_BYTES, &memory, false).await.map(drop) })
+pub fn plans_end_in_a_cache_full_of_what_cannot_be_dropped() {
+    // 64 nodes: that is the least.
+    let engine = Engine::open_with(at_once(pool_of(64 * MIB)), Log::new(1), 1 << 14).expect("open");
+    let (volume, busy) = (engine.create(1, 64 * MIB), engine.create(2, 4096 * MIB));
+    let blocks = 7 * 256;
+    engine.write_bytes(volume, 100 * BLOCK_BYTES, &vec![1; (blocks * BLOCK_BYTES) as usize]).expect("written");
+    engine.snapshot(volume, 3);
+    engine.checkpoint().expect("checkpoint");
+    engine.pool.drop_caches();
+    engine.medium.hold(|call, range| call == Call::WriteDurable && is_superblock(range));
+    let dirty: Vec<_> = (0..100).map(|leaf| engine.begin_write(busy, leaf * 256, 2)).collect();
+    assert!(dirty.iter().any(|write| write.borrow().is_none()), "there was room for all");
+    let read = |byte: u8| {
+        let handle = engine.pool.open_volume(volume, true).expect("open");
+        let memory = plywood::io::IoMemory::zeroed((blocks * BLOCK_BYTES) as usize);
+        let into = memory.clone();
+        let outcome = engine.begin(async move { handle.read(100 * BLOCK_BYTES, &into).await });
+        assert!(matches!(*outcome.borrow(), Some(Ok(()))), "a read of eight leaves never ends");
+        assert!(memory.to_vec().iter().all(|found| *found == byte));
     };
-    for _ in 0..2 {
-        let writes: Vec<_> = (1..6).map(begin).collect();
-        for _ in 0..5 {
-            engine.tick();
-        }
-        assert!(writes.iter().all(|write| matches!(*write.borrow(), Some(Ok(())))), "a plan never ends");
-        engine.snapshot(volume, 50 + u128::from(engine.pool.info().clock.0));
-    }
-    let engine = engine.lose_power();
-    for round in 1..6u8 {
-        for block in [100, 355, 356, 1600, 1635] {
-            assert_eq!(engine.read(volume, u64::from(round) * 65_536 + block).expect("readable"), round);
-        }
-    }
+    read(1);
+    engine.medium.let_go();
+    engine.tick();
+    assert!(dirty.iter().all(|write| matches!(*write.borrow(), Some(Ok(())))), "a write never ends");
+    // All of it is shared: as many nodes are copied as are read.
+    engine.write_bytes(volume, 100 * BLOCK_BYTES, &vec![3; (blocks * BLOCK_BYTES) as usize]).expect("written");
+    engine.pool.drop_caches();
+    read(3);
     engine.assert_clean();
 }
