@@ -47,6 +47,9 @@ pub enum Error {
         /// The host's answer.
         source: Arc<io::Error>,
     },
+    /// Restoring or repairing the pool was cut short.
+    #[error("{0}")]
+    Unfinished(String),
     /// A metadata write or an fsync failed earlier: nothing is written any more until the pool is opened anew.
     #[error("pool is poisoned since a write of its metadata failed ({0}); reopen it")]
     Poisoned(String),
@@ -65,7 +68,7 @@ impl Error {
     /// The errno that an export answers for this error.
     pub fn errno(&self) -> i32 {
         match self {
-            Self::Corrupt(_) | Self::Poisoned(_) | Self::Incompatible(_) => libc::EIO,
+            Self::Corrupt(_) | Self::Poisoned(_) | Self::Incompatible(_) | Self::Unfinished(_) => libc::EIO,
             Self::NoSpace(_) => libc::ENOSPC,
             Self::NotFound(_) => libc::ENOENT,
             Self::AlreadyExists(_) => libc::EEXIST,

@@ -184,6 +184,7 @@ fn use_pool(session: &mut Session, storage: &FuzzStorage, rest: &mut Fields<'_>,
     }
     scrub(session, &pool, rest.byte());
     let _ = call!(session, pool, |pool| pool.settle());
+    let _ = call!(session, pool, |pool| pool.trim());
     let _ = call!(session, pool, |pool| pool.enlarge(POOL_BYTES));
     let after = is_clean(session, &pool);
     for _ in 0..4 {

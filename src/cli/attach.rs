@@ -37,10 +37,10 @@ pub struct DetachArguments {
 /// # Errors
 /// What the daemon answers.
 pub fn attach(context: &Context, arguments: AttachArguments) -> Result<()> {
-    let client = context.daemon_client()?;
     let devices = match arguments.name {
         Some(name) => {
             let name = name.text()?;
+            let client = context.daemon_client_for(&name)?;
             let attachment = client.attach(&name, arguments.read_only)?;
             // Whoever asks for the device itself keeps it, though it was attached for a mount before.
             if client.attributes(&name)?.contains_key(attributes::ATTACHED_BY) {
@@ -48,7 +48,7 @@ pub fn attach(context: &Context, arguments: AttachArguments) -> Result<()> {
             }
             vec![attachment]
         }
-        None => match client.call(Command::AttachAll)? {
+        None => match context.daemon_client()?.call(Command::AttachAll)? {
             Reply::Attached(devices) => devices,
             reply => bail!("unexpected answer {reply:?}"),
         },

@@ -5,6 +5,7 @@ use anyhow::Result;
 use super::Usage;
 use super::output::Waiting;
 use crate::daemon::{self, Client, FoundPool};
+use crate::error::Error;
 
 /// The options that all commands share.
 #[derive(Clone, Debug, clap::Args)]
@@ -29,12 +30,38 @@ impl Context {
         Ok(daemon::find_pool(named)?)
     }
 
+    /// As [`find_pool`](Self::find_pool), also one of which a restore or repair was not finished.
+    ///
+    /// # Errors
+    /// As [`find_pool`](Self::find_pool).
+    pub fn find_unfinished_pool(&self) -> Result<FoundPool> {
+        match (self.find_pool(), &self.pool) {
+            (Err(error), Some(named)) if matches!(error.downcast_ref(), Some(Error::Unfinished(_))) => {
+                Ok(daemon::find_unfinished(named)?)
+            }
+            (found, _) => found,
+        }
+    }
+
     /// A client of the pool: through its daemon when it is in use, on the file otherwise.
     ///
     /// # Errors
     /// When no pool is named, or there is none.
     pub fn client(&self) -> Result<Client> {
         Ok(Client::open(&self.find_pool()?)?)
+    }
+
+    /// A client of the pool's daemon, which is started when it does not run and the pool has a volume of that name.
+    ///
+    /// # Errors
+    /// As [`daemon_client`](Self::daemon_client), and when there is no such volume.
+    pub fn daemon_client_for(&self, volume: &str) -> Result<Client> {
+        let found = self.find_pool()?;
+        if daemon::running(&found)?.is_none() {
+            // Nothing is started, to stay, for a name that does not exist.
+            Client::open(&found)?.volume(volume)?;
+        }
+        self.daemon_client()
     }
 
     /// A client of the pool's daemon, which is started when it does not run.

@@ -59,7 +59,7 @@ pub struct Mounted {
 pub fn mount(context: &Context, arguments: &MountArguments) -> Result<()> {
     let name = arguments.name.text()?;
     require_directory(&arguments.directory)?;
-    let client = context.daemon_client()?;
+    let client = context.daemon_client_for(&name)?;
     let mounted = mount_volume(&client, &name, &arguments.directory, arguments.read_only)?;
     if context.json {
         let value = serde_json::json!({

@@ -56,7 +56,7 @@ pub fn repair(context: &Context, arguments: &RepairArguments) -> Result<()> {
     if let Some(saved) = &arguments.undo {
         return undo(context, saved, arguments.yes);
     }
-    let found = context.find_pool()?;
+    let found = context.find_unfinished_pool()?;
     let to = if let Some(output) = &arguments.output {
         RepairTo::New(output.clone())
     } else {
@@ -72,7 +72,7 @@ pub fn repair(context: &Context, arguments: &RepairArguments) -> Result<()> {
 }
 
 fn undo(context: &Context, saved: &Path, yes: bool) -> Result<()> {
-    let (path, uuid) = match (context.find_pool(), &context.pool) {
+    let (path, uuid) = match (context.find_unfinished_pool(), &context.pool) {
         (Ok(found), _) => (found.path, Some(found.uuid)),
         (Err(error), Some(named)) if is_damaged(&error) => (PathBuf::from(named), None),
         (Err(error), _) => return Err(error),
@@ -188,7 +188,7 @@ pub fn dump(context: &Context, output: Option<&Path>) -> Result<()> {
 /// What it is refused for.
 pub fn restore(context: &Context, dump: &Path, yes: bool) -> Result<()> {
     // The superblocks may be what is to be restored.
-    let path = match (context.find_pool(), &context.pool) {
+    let path = match (context.find_unfinished_pool(), &context.pool) {
         (Ok(found), _) => found.path,
         (Err(error), Some(named)) if is_damaged(&error) => PathBuf::from(named),
         (Err(error), _) => return Err(error),
@@ -196,6 +196,9 @@ pub fn restore(context: &Context, dump: &Path, yes: bool) -> Result<()> {
     let question = format!("Replace all metadata of {}? Data written since the dump is lost.", path.display());
     output::confirm(&question, yes)?;
     let report = restore_pool(&path, dump)?;
+    if context.json {
+        return Ok(output::json("restore", &report)?);
+    }
     let RestoreReport { name, nodes, volumes, faults, .. } = report;
     output::line(&format!("pool {name}: {volumes} volumes, {nodes} nodes restored"))?;
     if faults > 0 {
@@ -213,7 +216,7 @@ fn report(context: &Context, check: &Check) -> Result<()> {
         }
         let Check { used_blocks, nodes, volumes, fault_count, unaccounted_blocks, journal_records, .. } = check;
         if *journal_records > 0 {
-            output::line(&format!("{journal_records} changes in the journal, to be made when the pool is opened"))?;
+            output::line(&format!("{journal_records} changes in the journal, which no checkpoint holds yet"))?;
         }
         if *unaccounted_blocks > 0 {
             output::line(&format!("{unaccounted_blocks} blocks in use are held by what is lost"))?;

@@ -181,6 +181,7 @@ fn serve(path: &Path, arguments: &EngineArguments, mut link: EngineLink) -> Resu
         medium: storage,
         path: found.path,
         devices: RefCell::new(BTreeMap::new()),
+        checking: Cell::new(None),
         daemon: Some(facts),
     };
     // Of each device a quarter of a queue may wait for space, as its own queue is set; some entries stay for all others.

@@ -1,7 +1,7 @@
 //! What a command means on an open pool. The same code serves the engine process and a command that works on the file
 //! directly; block devices are the daemon's own business and come on top (see `devices`).
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::time::SystemTime;
@@ -10,7 +10,9 @@ use super::filesystem::{self, FileSystem};
 use super::protocol::{self, Attachment, Attributes, Bytes, Command, DIFF_RANGES, Diff, Hello, Keep, Range, Reply};
 use super::scrub;
 use super::size_words;
-use crate::engine::{ChangedRange, Memory, NewClone, NewSnapshot, NewVolume, Pace, Pool, Storage, VolumeInfo};
+use crate::engine::{
+    ChangedRange, Memory, NewClone, NewSnapshot, NewVolume, Pace, Pool, Progress, Storage, VolumeInfo,
+};
 use crate::error::{Error, Result};
 use crate::format::{ATTRIBUTES_BYTES_MAX, Geometry, check_name};
 use crate::io::FileStorage;
@@ -26,6 +28,8 @@ pub struct Control<S: Medium> {
     pub path: PathBuf,
     /// What is a block device at the moment.
     pub devices: RefCell<BTreeMap<VolumeId, Attachment>>,
+    /// How far a check of it is that is under way.
+    pub checking: Cell<Option<Progress>>,
     /// The processes that serve it; none for a command that works on the file directly.
     pub daemon: Option<DaemonFacts>,
 }
@@ -74,7 +78,12 @@ pub async fn execute<S: Medium>(control: &Control<S>, command: Command) -> Resul
     match command {
         Command::Hello => hello(control),
         Command::PoolInfo => Ok(Reply::Pool(Box::new(pool_info(control)))),
-        Command::PoolCheck => Ok(Reply::Check(pool.check().await?.into())),
+        Command::PoolCheck => {
+            let checked = pool.check_showing(&mut |at| control.checking.set(Some(at))).await;
+            control.checking.set(None);
+            Ok(Reply::Check(checked?.into()))
+        }
+        Command::PoolCheckProgress => Ok(Reply::Progress(control.checking.get())),
         Command::ScrubBegin => scrub::begin(pool).await,
         Command::ScrubStep { blocks } => scrub::step(pool, blocks).await,
         Command::ScrubTouched { damaged } => scrub::touched(pool, damaged).await,

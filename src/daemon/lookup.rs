@@ -1,5 +1,6 @@
 //! Which pool a name or a path means, and whether a daemon serves it. Reads only.
 
+use std::cell::Cell;
 use std::fs::{self, File};
 use std::io;
 use std::os::unix::fs::{FileExt, FileTypeExt};
@@ -11,7 +12,7 @@ use uuid::Uuid;
 
 use super::{Client, places};
 use crate::error::{Error, Result};
-use crate::format::{SUPERBLOCK_COPIES, Superblock, choose_superblock};
+use crate::format::{SUPERBLOCK_COPIES, Superblock, Unfinished, choose_superblock};
 use crate::units::{BLOCK_BYTES, BLOCK_SIZE, PoolBlock};
 
 /// How long a daemon may take to say its name.
@@ -26,6 +27,8 @@ pub struct FoundPool {
     pub uuid: Uuid,
     /// Its name.
     pub name: String,
+    /// Work on its metadata that was cut short: it can be finished, and nothing else can be done with the pool.
+    pub unfinished: Option<Unfinished>,
 }
 
 /// Finds a pool. What has a `/` is a path; else it is the name of a pool in use, of an entry of
@@ -34,6 +37,18 @@ pub struct FoundPool {
 /// # Errors
 /// [`Error::NotFound`], and those of [`identify`].
 pub fn find_pool(named: &str) -> Result<FoundPool> {
+    find(named, identify)
+}
+
+/// As [`find_pool`], also a pool of which work on its metadata was not finished.
+///
+/// # Errors
+/// As [`find_pool`].
+pub fn find_unfinished(named: &str) -> Result<FoundPool> {
+    find(named, identify_any)
+}
+
+fn find(named: &str, identify: fn(&Path) -> Result<FoundPool>) -> Result<FoundPool> {
     if !named.contains('/') {
         if let Some(path) = daemon_paths().into_iter().find(|(name, _)| name == named).map(|(_, path)| path) {
             return identify(&path);
@@ -95,8 +110,16 @@ pub fn daemon_socket(pool: Uuid) -> Result<Option<PathBuf>> {
 ///
 /// # Errors
 /// [`Error::NotFound`]; [`Error::InvalidInput`] for what is no pool, or a pool cut short; [`Error::Incompatible`] for a
-/// newer format; [`Error::Corrupt`]; [`Error::Io`].
+/// newer format; [`Error::Unfinished`]; [`Error::Corrupt`]; [`Error::Io`].
 pub fn identify(path: &Path) -> Result<FoundPool> {
+    let found = identify_any(path)?;
+    match found.unfinished {
+        None => Ok(found),
+        Some(what) => Err(Error::Unfinished(format!("{}: {}", path.display(), Error::from(what)))),
+    }
+}
+
+fn identify_any(path: &Path) -> Result<FoundPool> {
     let shown = path.display();
     let failed = |error: io::Error| match error.kind() {
         io::ErrorKind::NotFound => {
@@ -114,7 +137,7 @@ pub fn identify(path: &Path) -> Result<FoundPool> {
     }
     let file = File::open(&path).map_err(failed)?;
     let size_bytes = rustix::fs::seek(&file, rustix::fs::SeekFrom::End(0)).map_err(|error| failed(error.into()))?;
-    let superblock = read_superblock(&file, size_bytes).map_err(|error| match error {
+    let (superblock, unfinished) = read_superblock(&file, size_bytes).map_err(|error| match error {
         Error::InvalidInput(_) => Error::InvalidInput(format!("{shown} is not a plywood pool; give another file")),
         Error::Incompatible(reason) => Error::Incompatible(format!("{shown}: {reason}")),
         error => error,
@@ -125,19 +148,27 @@ pub fn identify(path: &Path) -> Result<FoundPool> {
             "{shown} is truncated: the pool has {needed} bytes, the file {size_bytes}; restore it from a copy"
         )));
     }
-    Ok(FoundPool { path, uuid: superblock.uuid, name: superblock.name })
+    Ok(FoundPool { path, uuid: superblock.uuid, name: superblock.name, unfinished })
 }
 
-fn read_superblock(file: &File, size_bytes: u64) -> Result<Superblock> {
+fn read_superblock(file: &File, size_bytes: u64) -> Result<(Superblock, Option<Unfinished>)> {
+    let unfinished = Cell::new(None);
     let read = |address: PoolBlock| {
         let mut block = vec![0; BLOCK_SIZE];
         if address.offset_bytes() + BLOCK_BYTES <= size_bytes {
             let what = || format!("reading block {address}");
             file.read_exact_at(&mut block, address.offset_bytes()).map_err(|error| Error::io(what(), error))?;
         }
+        if let Some((what, superblock)) = Superblock::decode_unfinished(&block) {
+            unfinished.set(Some((superblock, Some(what))));
+        }
         Superblock::decode(&block)
     };
-    choose_superblock(SUPERBLOCK_COPIES.map(|slot| slot.map(read))).map(|(superblock, ..)| superblock)
+    let chosen = choose_superblock(SUPERBLOCK_COPIES.map(|slot| slot.map(read)));
+    match (chosen, unfinished.take()) {
+        (Err(Error::Unfinished(_)), Some(found)) => Ok(found),
+        (chosen, _) => chosen.map(|(superblock, ..)| (superblock, None)),
+    }
 }
 
 #[cfg(test)]

@@ -54,6 +54,7 @@ impl Offline {
             medium: storage,
             path: path.to_owned(),
             devices: RefCell::new(BTreeMap::new()),
+            checking: Cell::new(None),
             daemon: None,
         };
         Ok(Self { control: Rc::new(control), executor, reactor, background, changed: Cell::new(false) })

@@ -11,6 +11,7 @@ use std::path::PathBuf;
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
+use crate::engine::Progress;
 use crate::error::Error;
 
 mod figures;
@@ -99,6 +100,8 @@ pub enum Command {
     PoolInfo,
     /// Walks all metadata. Answer: [`Reply::Check`].
     PoolCheck,
+    /// Asks how far the check is that another connection waits for. Answer: [`Reply::Progress`].
+    PoolCheckProgress,
     /// Begins a scrub: checks all metadata, and mends what has a second copy. Answer: [`Reply::Scrub`].
     ScrubBegin,
     /// The next step of the scrub under way, with data. Answer: [`Reply::Scrub`].
@@ -306,7 +309,7 @@ impl Command {
         match self {
             Self::Hello => "hello".into(),
             Self::PoolInfo => "pool info".into(),
-            Self::PoolCheck => "pool check".into(),
+            Self::PoolCheck | Self::PoolCheckProgress => "pool check".into(),
             Self::ScrubBegin => "pool scrub".into(),
             Self::ScrubStep { .. } => "pool scrub, next step".into(),
             Self::ScrubTouched { .. } => "pool scrub, what is touched".into(),
@@ -354,6 +357,7 @@ impl Command {
             Self::Hello
                 | Self::PoolInfo
                 | Self::PoolCheck
+                | Self::PoolCheckProgress
                 | Self::VolumeList
                 | Self::VolumeInfo { .. }
                 | Self::AttachList
@@ -384,6 +388,8 @@ pub enum Reply {
     Pool(Box<Pool>),
     /// The result of a check.
     Check(Check),
+    /// How far the check is; none when there is none.
+    Progress(Option<Progress>),
     /// What a part of a scrub found.
     Scrub(Box<Scrub>),
     /// Faults with what they touch.
@@ -535,6 +541,8 @@ pub enum Kind {
     InvalidInput,
     /// [`Error::Io`].
     Io,
+    /// [`Error::Unfinished`].
+    Unfinished,
     /// [`Error::Poisoned`].
     Poisoned,
 }
@@ -568,6 +576,7 @@ impl From<Error> for Failure {
             Error::ReadOnly(_) => Kind::ReadOnly,
             Error::InvalidInput(_) => Kind::InvalidInput,
             Error::Io { .. } => Kind::Io,
+            Error::Unfinished(_) => Kind::Unfinished,
             Error::Poisoned(_) => Kind::Poisoned,
         };
         Self { kind, message: error.to_string() }
@@ -603,45 +612,4 @@ pub fn receive<T: for<'de> Deserialize<'de>>(from: &mut impl BufRead, limit_byte
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn message_sent_is_received() {
-        let request = Request {
-            version: VERSION,
-            command: Command::AttributesSet {
-                name: "a\nb".into(),
-                changes: [("key".to_owned(), Some(Bytes(vec![0, 10, 255]))), ("other".to_owned(), None)].into(),
-            },
-        };
-        let mut line = Vec::new();
-        send(&mut line, &request).unwrap();
-        assert_eq!(line.iter().filter(|byte| **byte == b'\n').count(), 1, "a message is one line");
-        let received: Option<Request> = receive(&mut line.as_slice(), REQUEST_BYTES).unwrap();
-        assert_eq!(received, Some(request));
-    }
-
-    #[test]
-    fn long_message_is_refused_without_reading_it_whole() {
-        let line = vec![b'x'; 4096];
-        let error = receive::<Request>(&mut line.as_slice(), 100).unwrap_err();
-        assert_eq!(error.to_string(), "message is too long");
-    }
-
-    #[test]
-    fn cut_or_foreign_message_is_refused() {
-        assert!(receive::<Request>(&mut b"{\"version\":1".as_slice(), 100).is_err());
-        assert!(receive::<Request>(&mut b"[]\n".as_slice(), 100).is_err());
-        assert!(receive::<Request>(&mut b"{\"version\":1,\"command\":{\"command\":\"x\"}}\n".as_slice(), 100).is_err());
-        assert_eq!(receive::<Request>(&mut b"".as_slice(), 100).unwrap(), None);
-    }
-
-    #[test]
-    fn errors_keep_kind_and_message() {
-        let failure = Failure::from(Error::NotFound("no volume named x".into()));
-        assert_eq!(failure, Failure::new(Kind::NotFound, "no volume named x"));
-        let text = serde_json::to_string(&Outcome::Failed(failure)).unwrap();
-        assert_eq!(text, r#"{"failed":{"kind":"not-found","message":"no volume named x"}}"#);
-    }
-}
+mod tests;

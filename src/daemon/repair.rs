@@ -1,7 +1,9 @@
 //! Repairing a pool file: a copy of it, or in place with what is written over saved to a file first.
 //!
 //! The file of saved blocks: 16 bytes of magic, the pool's uuid, and then for each block its number (8 bytes, little-endian)
-//! and its 4096 bytes, in the order in which they were written over. Putting it back goes from the end to the start.
+//! and its 4096 bytes, in the order in which they were written over. Putting it back goes from the end to the start, and each
+//! copy of a superblock waits until what comes before it is durable: the first and last of them say that the pool is
+//! unfinished. So undoing that is cut short can be begun again, too.
 
 use std::fs::{self, File};
 use std::io::{self, Write};
@@ -18,6 +20,7 @@ use super::metadata::refuse_in_use;
 use super::offline::reactor;
 use crate::engine::{Progress, RepairReport, SavedBlock, repair_metadata};
 use crate::error::{Error, Result};
+use crate::format::{SUPERBLOCK_COPIES, Unfinished};
 use crate::io::{FileStorage, OpenOptions, block_on};
 use crate::units::{BLOCK_SIZE, PoolBlock};
 
@@ -53,7 +56,11 @@ pub fn repair_pool(pool: &FoundPool, to: &RepairTo, show: &mut dyn FnMut(Progres
             copied
         }
         RepairTo::InPlace(saved) => {
-            let mut file = SavedFile::create(saved, pool.uuid)?;
+            let mut file = match File::options().read(true).append(true).open(saved) {
+                // What the repair that was cut short has saved goes on being saved: undoing puts back all of it.
+                Ok(file) if pool.unfinished == Some(Unfinished::Repair) => SavedFile::go_on(file, saved, pool.uuid)?,
+                _ => SavedFile::create(saved, pool.uuid)?,
+            };
             let report = repair(&pool.path, Some(&mut file), show);
             if file.is_empty() {
                 let _ = fs::remove_file(saved);
@@ -130,6 +137,14 @@ impl SavedFile {
         Ok(Self { file, path: path.to_owned(), blocks: 0 })
     }
 
+    /// Goes on with a file of blocks of the same pool.
+    fn go_on(file: File, path: &Path, pool: Uuid) -> Result<Self> {
+        let blocks = read_head(&file, path, Some(pool))?;
+        let cut = file.set_len(HEAD_BYTES + blocks * ENTRY_BYTES);
+        cut.map_err(|error| Error::io(format!("{}: saving blocks", path.display()), error))?;
+        Ok(Self { file, path: path.to_owned(), blocks })
+    }
+
     fn is_empty(&self) -> bool {
         self.blocks == 0
     }
@@ -153,9 +168,19 @@ impl SavedFile {
 /// # Errors
 /// [`Error::InvalidInput`] for a file that is none of saved blocks, or of another pool; [`Error::Busy`]; [`Error::Io`].
 pub fn undo_repair(path: &Path, pool: Option<Uuid>, saved: &Path) -> Result<u64> {
-    let shown = saved.display();
-    let failed = |error| Error::io(format!("{shown}: reading saved blocks"), error);
+    let failed = |error| Error::io(format!("{}: reading saved blocks", saved.display()), error);
     let file = File::open(saved).map_err(failed)?;
+    let entries = read_head(&file, saved, pool)?;
+    let (executor, reactor) = (LocalExecutor::new(), reactor()?);
+    let storage = FileStorage::open(&reactor, path, OpenOptions::default())?;
+    block_on(&executor, &reactor, &(), put_back(&storage, &file, entries))
+        .map_err(|error| Error::io("io_uring", error))?
+}
+
+/// Reads whose blocks were saved. Answers how many.
+fn read_head(file: &File, path: &Path, pool: Option<Uuid>) -> Result<u64> {
+    let shown = path.display();
+    let failed = |error| Error::io(format!("{shown}: reading saved blocks"), error);
     let mut head = [0; HEAD_BYTES as usize];
     let len = file.metadata().map_err(failed)?.len();
     if len < HEAD_BYTES {
@@ -166,12 +191,8 @@ pub fn undo_repair(path: &Path, pool: Option<Uuid>, saved: &Path) -> Result<u64>
     if magic != MAGIC || pool.is_some_and(|pool| pool.as_bytes() != uuid) {
         return Err(Error::InvalidInput(format!("{shown} holds no saved blocks of this pool")));
     }
-    let (executor, reactor) = (LocalExecutor::new(), reactor()?);
-    let storage = FileStorage::open(&reactor, path, OpenOptions::default())?;
     // An entry that was cut short belongs to a block that was not written any more.
-    let entries = (len - HEAD_BYTES) / ENTRY_BYTES;
-    block_on(&executor, &reactor, &(), put_back(&storage, &file, entries))
-        .map_err(|error| Error::io("io_uring", error))?
+    Ok((len - HEAD_BYTES) / ENTRY_BYTES)
 }
 
 async fn put_back(storage: &FileStorage, file: &File, entries: u64) -> Result<u64> {
@@ -187,7 +208,13 @@ async fn put_back(storage: &FileStorage, file: &File, entries: u64) -> Result<u6
         }
         let memory = storage.allocate(BLOCK_SIZE);
         memory.write(0, content);
-        let written = storage.write(address.offset_bytes(), &memory).await;
+        let offset = address.offset_bytes();
+        let written = if SUPERBLOCK_COPIES.into_iter().flatten().any(|copy| copy == address) {
+            storage.flush().await.map_err(|error| Error::io("flush of the pool", error))?;
+            storage.write_durable(offset, &memory).await
+        } else {
+            storage.write(offset, &memory).await
+        };
         written.map_err(|error| Error::io(format!("write of pool block {address}"), error))?;
     }
     storage.flush().await.map_err(|error| Error::io("flush of the pool", error))?;

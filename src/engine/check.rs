@@ -11,7 +11,7 @@
 use std::rc::Rc;
 
 use super::Storage;
-use super::inspect::{self, CheckReport};
+use super::inspect::{self, CheckReport, Progress};
 use super::pool::Pool;
 use super::state::State;
 use crate::error::{Error, Result};
@@ -121,12 +121,20 @@ impl<S: Storage> Pool<S> {
     /// `Busy` when another check begins or the pool needs the blocks that the check keeps back; what keeps a checkpoint
     /// from being written. What is damaged is reported, not an error.
     pub async fn check(&self) -> Result<CheckReport> {
-        self.check_pinned(false).await.map(|(report, _)| report)
+        self.check_showing(&mut |_| ()).await
+    }
+
+    /// As [`check`](Self::check). `show` is told how far the walk is.
+    ///
+    /// # Errors
+    /// As [`check`](Self::check).
+    pub async fn check_showing(&self, show: &mut dyn FnMut(Progress)) -> Result<CheckReport> {
+        self.check_pinned(false, show).await.map(|(report, _)| report)
     }
 
     /// Checks as [`check`](Self::check) does; with `mend`, what is bad of a pair is written anew from the other block. Answers
     /// how many were.
-    pub(super) async fn check_pinned(&self, mend: bool) -> Result<(CheckReport, u64)> {
+    pub(super) async fn check_pinned(&self, mend: bool, show: &mut dyn FnMut(Progress)) -> Result<(CheckReport, u64)> {
         let inner = &self.inner;
         self.commit().await?;
         let pin = Pin::new(self);
@@ -136,14 +144,15 @@ impl<S: Storage> Pool<S> {
         inner.last_checkpoint.set(Some(inner.checkpoints_begun.get() + 1));
         let hold = Hold(self.clone());
         self.checkpoint().await?;
-        let pinned = inspect::read_pinned(&inner.storage).await;
+        let durable = inner.state.borrow().journal.durable();
+        let pinned = inspect::read_pinned(&inner.storage, durable).await;
         let mut mended = 0;
         if let (true, Ok(pinned)) = (mend, &pinned) {
             // Slots are written over by the next checkpoint but one: while it is held back.
             mended += self.mend(&pin, pinned.copies()).await?;
         }
         drop(hold);
-        let report = inspect::check_pinned(&inner.storage, pinned?).await?;
+        let report = inspect::check_pinned(&inner.storage, pinned?, show).await?;
         if mend && let Some(rest) = report.copies.get(mended as usize..) {
             mended += self.mend(&pin, rest).await?;
         }

@@ -50,7 +50,7 @@ impl<S: Storage> Pool<S> {
     /// # Errors
     /// As [`check`](Self::check).
     pub async fn scrub_metadata(&self, now: u64) -> Result<ScrubbedMetadata> {
-        let (report, mended) = self.check_pinned(true).await?;
+        let (report, mended) = self.check_pinned(true, &mut |_| ()).await?;
         let mut state = self.inner.state.borrow_mut();
         let next = state.geometry.first_group();
         let faults = report.fault_count.saturating_sub(mended);

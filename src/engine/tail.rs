@@ -28,6 +28,16 @@ type Batch = (format::BatchHeader, Vec<u8>, u64);
 
 /// Follows the chain of batches from the superblock's position. What was found up to the damage comes with the error.
 pub(super) async fn read_tail<S: Storage>(storage: &S, superblock: &Superblock) -> (Tail, Result<()>) {
+    let (tail, ended) = read_chain(storage, superblock).await;
+    if ended.is_err() {
+        return (tail, ended);
+    }
+    let ended = check_end(storage, superblock, &tail).await;
+    (tail, ended)
+}
+
+/// The same, without looking for what would prove that the chain went on.
+pub(super) async fn read_chain<S: Storage>(storage: &S, superblock: &Superblock) -> (Tail, Result<()>) {
     let position = JournalPosition { append: superblock.journal_append, chain: superblock.journal_chain, total: 0 };
     let mut tail = Tail { records: Vec::new(), position, last: superblock.lsn, batches: Vec::new() };
     let mut expected: Option<Lsn> = None;
@@ -37,12 +47,10 @@ pub(super) async fn read_tail<S: Storage>(storage: &S, superblock: &Superblock) 
                 Ok(next) => expected = Some(next),
                 Err(error) => return (tail, Err(error)),
             },
-            Ok(None) => break,
+            Ok(None) => return (tail, Ok(())),
             Err(error) => return (tail, Err(error)),
         }
     }
-    let ended = check_end(storage, superblock, &tail).await;
-    (tail, ended)
 }
 
 impl Tail {

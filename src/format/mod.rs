@@ -24,6 +24,7 @@ mod superblock;
 mod superblock_choice;
 #[cfg(test)]
 mod tests;
+mod unfinished;
 mod volume_name;
 mod volume_record;
 
@@ -49,6 +50,7 @@ pub use superblock::{
     Superblock,
 };
 pub use superblock_choice::choose_superblock;
+pub use unfinished::Unfinished;
 pub use volume_name::{VOLUME_NAME_BYTES_MAX, check_name};
 pub use volume_record::{
     ACCOUNT_SPANS_MAX, ATTRIBUTE_BLOCKS_MAX, AccountSpan, AttributeBlockRef, OnFull, OriginRef, VolumeFlags,

@@ -13,6 +13,7 @@ use super::geometry::{GROUP_INDEXES_MAX, GROUPS_PER_INDEX, Geometry, JOURNAL_FIR
 use super::layout::{at_most, padded, raw, raw_struct, text, zero};
 use super::little_endian::{U16, U32, U64, U128};
 use super::node::VOLUME_BLOCKS_MAX;
+use super::unfinished::Unfinished;
 use crate::error::{Check, Corrupt, Error, Structure};
 use crate::units::{BLOCK_SIZE, Clock, Generation, Lsn, PoolBlock, VolumeId};
 
@@ -21,7 +22,7 @@ pub const FORMAT_VERSION: u32 = 1;
 /// Longest name of a pool in bytes.
 pub const POOL_NAME_BYTES_MAX: usize = 64;
 /// Incompatible features that this build knows. A pool with another is refused.
-pub const INCOMPATIBLE_KNOWN: u64 = 0;
+pub const INCOMPATIBLE_KNOWN: u64 = Unfinished::FEATURES;
 /// Features that this build can keep when it writes. A pool with another may only be read.
 pub const READ_ONLY_COMPATIBLE_KNOWN: u64 = 0;
 
@@ -239,8 +240,23 @@ impl Superblock {
     ///
     /// # Errors
     /// [`Error::Corrupt`], with the address left at block 0 for the caller to set ([`Check::Magic`] for a block that is
-    /// no superblock at all); [`Error::Incompatible`] for a sound one of a newer version or with an unknown feature.
+    /// no superblock at all); [`Error::Incompatible`] for a sound one of a newer version or with an unknown feature;
+    /// [`Error::Unfinished`] for one that stands for work cut short.
     pub fn decode(bytes: &[u8]) -> Result<Self, Error> {
+        let superblock = Self::decode_any(bytes)?;
+        match Unfinished::of(superblock.incompatible) {
+            Some(what) => Err(what.into()),
+            None => Ok(superblock),
+        }
+    }
+
+    /// Reads a copy that says that work was begun: which, and what the pool is.
+    pub fn decode_unfinished(bytes: &[u8]) -> Option<(Unfinished, Self)> {
+        let superblock = Self::decode_any(bytes).ok()?;
+        Unfinished::of(superblock.incompatible).map(|what| (what, superblock))
+    }
+
+    fn decode_any(bytes: &[u8]) -> Result<Self, Error> {
         let corrupt = |check| Corrupt { structure: Structure::Superblock, address: PoolBlock(0), check };
         let raw: &RawSuperblock = raw(bytes).map_err(corrupt)?;
         check_envelope(raw).map_err(corrupt)?;

@@ -14,14 +14,16 @@ use crate::error::{Check, Corrupt, Error, Structure};
 ///
 /// # Errors
 /// [`Error::InvalidInput`] when no copy even has the magic: not a pool. [`Error::Incompatible`] as soon as one sound copy
-/// says so, because it may be the newest. Else [`Error::Corrupt`] with the place of the first bad copy (or the
+/// says so, because it may be the newest; [`Error::Unfinished`] likewise. Else [`Error::Corrupt`] with the place of the first bad copy (or the
 /// [`Error::Io`] that hid it) when none is good, or when good ones contradict each other.
 #[expect(clippy::needless_pass_by_value, reason = "what was read is used up by the choice; nobody chooses twice")]
 pub fn choose_superblock(
     copies: [[Result<Superblock, Error>; 2]; 2],
 ) -> Result<(Superblock, Slot, [[bool; 2]; 2]), Error> {
-    if let Some(error) = errors(&copies).find(|error| matches!(error, Error::Incompatible(_))) {
-        return Err(error.clone());
+    let refusing = |refuses: fn(&Error) -> bool| errors(&copies).find(|error| refuses(error)).cloned();
+    let newer = refusing(|error| matches!(error, Error::Incompatible(_)));
+    if let Some(error) = newer.or_else(|| refusing(|error| matches!(error, Error::Unfinished(_)))) {
+        return Err(error);
     }
     let Some(newest) = copies.iter().flatten().flatten().max_by_key(|superblock| superblock.generation) else {
         return Err(no_superblock(&copies));

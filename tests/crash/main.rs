@@ -52,6 +52,9 @@ fn from_environment(name: &str) -> Option<u64> {
     Some(text.parse().unwrap_or_else(|error| panic!("{name}={text}: {error}")))
 }
 
+/// States after which a long run says how far it is.
+const TELL_EVERY: u64 = 100_000;
+
 /// One world from its creation over several crashes.
 fn run_world(seed: u64) -> Result<Met, String> {
     let mut world = World::new(seed);
@@ -89,7 +92,14 @@ fn crash_at_any_moment_leaves_what_was_promised() {
             let repeat = Repeat(seed);
             let outcome = std::panic::catch_unwind(|| run_world(seed));
             match outcome {
-                Ok(Ok(met)) => sum.lock().expect("no world panics while it adds").merge(&met),
+                Ok(Ok(met)) => {
+                    let mut sum = sum.lock().expect("no world panics while it adds");
+                    let before = sum.states / TELL_EVERY;
+                    sum.merge(&met);
+                    if sum.states / TELL_EVERY > before {
+                        println!("{} crash states after {:.0} s", sum.states, start.elapsed().as_secs_f64());
+                    }
+                }
                 Ok(Err(error)) => {
                     failed.store(true, Ordering::Relaxed);
                     panic!("{error}");

@@ -1,6 +1,8 @@
 //! The engine's public API on a pool in a file, opened anew for each step: what one step made, the next finds, whether
 //! the pool was closed between them or only committed.
 
+#[path = "../support/damage/mod.rs"]
+mod damage;
 mod file_pool;
 #[path = "../support/golden.rs"]
 mod golden;

@@ -47,7 +47,7 @@ pub fn run(context: &Context, arguments: &RunArguments) -> Result<ExitCode> {
     runtime::check()?;
     let image = arguments.image.text()?;
     let name = arguments.name.as_ref().map(Name::text).transpose()?;
-    let client = context.daemon_client()?;
+    let client = context.daemon_client_for(&image)?;
     let snapshot = client.volume(&image)?;
     ensure!(snapshot.snapshot, "{image} is a volume, not an image; make a snapshot of it first");
     let found = client.attributes(&image)?;

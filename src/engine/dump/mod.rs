@@ -8,6 +8,5 @@ mod lines;
 mod restore;
 mod write;
 
-pub(super) use restore::write_superblock;
 pub use restore::{RestoreReport, restore_metadata};
 pub use write::{DumpReport, dump_metadata};

@@ -2,8 +2,8 @@
 //!
 //! The first pass reads everything and holds it against itself: what it refuses has changed nothing. The second writes the
 //! nodes to the blocks that the dump names, then come records, tables and space map, the changes of the journal, and at
-//! last the superblock. Cut short between, the pool is neither the old one nor the new one, and restoring is to be done
-//! again.
+//! last the superblock. Cut short between, the pool is neither the old one nor the new one: it says so and is refused until
+//! a restore is done again, which may be of another dump.
 
 use std::collections::{BTreeMap, HashSet};
 use std::io::BufRead;
@@ -15,16 +15,16 @@ use super::lines::{
     CarcassLine, ChecksumsLine, EndLine, Line, NodeLine, PoolLine, RootLine, VERSION, VolumeLine, wrong,
 };
 use crate::engine::Storage;
-use crate::engine::inspect::{Counts, Faults, GroupChecksums, Reached, Reader, read_superblocks};
-use crate::engine::pool::to_memory;
+use crate::engine::inspect::{Counts, Faults, GroupChecksums, Passed, Reached, Reader, pass_unfinished};
 use crate::engine::rebuild::{
-    FreeBlocks, KnownSpace, NewTables, Writer, check_fits, read_known_space, write_journal, write_space, write_tables,
+    FreeBlocks, KnownSpace, NewTables, Writer, begin_unfinished, check_fits, read_known_space, write_journal,
+    write_space, write_tables,
 };
 use crate::engine::tree::entry_span;
 use crate::error::{Error, Result};
 use crate::format::{
     self, AttributeBlockRef, Carcass, ENTRIES_PER_NODE, Entry, Geometry, Node, Place, READ_ONLY_COMPATIBLE_KNOWN,
-    Record, Root, SUPERBLOCK_COPIES, Slot, Superblock, VolumeRecord, span_blocks,
+    Record, Root, SUPERBLOCK_COPIES, Slot, Superblock, Unfinished, VolumeRecord, span_blocks,
 };
 use crate::units::{BLOCK_BYTES, BLOCK_SIZE, Clock, Generation, Lsn, PoolBlock, VirtualBlock, VolumeId};
 
@@ -32,7 +32,7 @@ use crate::units::{BLOCK_BYTES, BLOCK_SIZE, Clock, Generation, Lsn, PoolBlock, V
 const LINE_BYTES: u64 = 4 << 20;
 
 /// What was restored.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, serde::Serialize)]
 pub struct RestoreReport {
     /// The pool.
     pub uuid: Uuid,
@@ -87,18 +87,25 @@ pub async fn restore_metadata<S: Storage, R: BufRead>(
     if plan.pool.read_only_compatible & !READ_ONLY_COMPATIBLE_KNOWN != 0 {
         return Err(Error::Incompatible("the dump has features that this build cannot write".into()));
     }
-    let present = read_present(storage, &plan).await?;
-    let known_space = match &present {
+    let Present { current, newest } = read_present(storage, &plan).await?;
+    let known_space = match &current {
         Some((superblock, _)) => {
             let mut reader = Reader::new(storage, superblock.uuid, superblock.geometry);
             read_known_space(&mut reader, superblock, &mut Faults::default()).await
         }
         None => KnownSpace::default(),
     };
-    let (before, slot) = present.map_or((0, Slot::A), |(superblock, slot)| (superblock.generation.0, slot.other()));
-    let generation = Generation(before.checked_add(1).ok_or_else(|| wrong("the pool has no generation left"))?);
+    let current = current.as_ref();
+    let slot = current.map_or(Slot::A, |(_, slot)| slot.other());
+    let generation = Generation(newest.0 + 1);
     check_fits(&plan.geometry, &plan.changes)?;
+    let described = Superblock { generation, ..empty_superblock(&plan.pool, plan.geometry) };
+    if Superblock::decode(&described.encode()).is_err() {
+        return Err(wrong("the pool has no generation left"));
+    }
     let mut writer = Writer::new(storage, None);
+    let current = current.map(|(superblock, _)| superblock);
+    begin_unfinished(storage, &mut writer, &described, current, slot, Unfinished::Restore).await?;
     write_nodes(&mut writer, &plan, open()?).await?;
     for (address, bytes) in &plan.attributes {
         writer.put(*address, false, bytes).await?;
@@ -114,36 +121,18 @@ pub async fn restore_metadata<S: Storage, R: BufRead>(
     let (group_index, used_blocks) =
         write_space(&mut writer, &uuid, &geometry, groups_in_use, &known_space, &plan.counts, checksums).await?;
     write_journal(&mut writer, &uuid, generation, &geometry, &plan.changes).await?;
-    writer.flush().await?;
     let superblock = Superblock {
-        uuid,
-        name: plan.pool.name.clone(),
-        read_only_compatible: plan.pool.read_only_compatible,
-        compatible: plan.pool.compatible,
-        incompatible: 0,
-        generation,
-        clock,
-        lsn: Lsn(plan.pool.lsn),
-        geometry,
         groups_in_use,
-        journal_append: 0,
-        journal_chain: 0,
-        session: 0,
-        host_id: Uuid::nil(),
-        heartbeat: 0,
         volume_table,
         carcass_table,
-        next_volume: VolumeId(plan.pool.next_volume),
-        next_carcass: plan.pool.next_carcass,
-        transaction_id: plan.pool.transaction_id,
-        size_limit_bytes: plan.pool.size_limit_bytes,
-        verify_on_read: plan.pool.verify_on_read,
-        scrub: format::ScrubState::default(),
         volume_count: plan.records.len() as u64,
         used_blocks,
         group_index,
+        ..described
     };
-    write_superblock(storage, &superblock, slot).await?;
+    for address in SUPERBLOCK_COPIES[slot.index()] {
+        writer.put_durable(address, &superblock.encode()).await?;
+    }
     Ok(RestoreReport {
         uuid,
         name: plan.pool.name,
@@ -153,32 +142,28 @@ pub async fn restore_metadata<S: Storage, R: BufRead>(
     })
 }
 
-/// Writes both copies of a slot.
-pub(in crate::engine) async fn write_superblock<S: Storage>(
-    storage: &S,
-    superblock: &Superblock,
-    slot: Slot,
-) -> Result<()> {
-    let memory = to_memory(storage, &superblock.encode());
-    for address in SUPERBLOCK_COPIES[slot.index()] {
-        let written = storage.write_durable(address.offset_bytes(), &memory).await;
-        written.map_err(|error| Error::io("write of the superblock", error))?;
-    }
-    Ok(())
+/// What the file holds.
+struct Present {
+    /// The superblock that counts and its slot, when there is one.
+    current: Option<(Superblock, Slot)>,
+    /// The highest generation of any copy.
+    newest: Generation,
 }
 
-/// The superblock that is there, when one can be read.
-async fn read_present<S: Storage>(storage: &S, plan: &Plan) -> Result<Option<(Superblock, Slot)>> {
+/// Reads the superblocks that are there, as far as they can be read.
+async fn read_present<S: Storage>(storage: &S, plan: &Plan) -> Result<Present> {
     if storage.size_bytes() < plan.geometry.pool_blocks.saturating_mul(BLOCK_BYTES) {
         return Err(wrong(format!("the pool has {} blocks, and the file is smaller", plan.geometry.pool_blocks)));
     }
-    match read_superblocks(storage, &mut Faults::default()).await {
-        Ok((superblock, _)) if superblock.uuid != plan.pool.uuid => {
-            Err(wrong(format!("it is of pool {}, and the file holds pool {}", plan.pool.uuid, superblock.uuid)))
-        }
-        Ok(present) => Ok(Some(present)),
+    let Passed { chosen, pools, newest, .. } = pass_unfinished(storage, &mut Faults::default()).await?;
+    let uuid = plan.pool.uuid;
+    if let Some(other) = pools.first().filter(|_| !pools.contains(&uuid)) {
+        return Err(wrong(format!("it is of pool {uuid}, and the file holds pool {other}")));
+    }
+    match chosen {
+        Ok(current) => Ok(Present { current: Some(current), newest }),
         Err(error @ Error::Incompatible(_)) => Err(error),
-        Err(_) => Ok(None),
+        Err(_) => Ok(Present { current: None, newest }),
     }
 }
 
@@ -260,7 +245,18 @@ fn check_pool(pool: &PoolLine) -> Result<Geometry> {
     }
     let bytes = |blocks: u64| blocks.checked_mul(BLOCK_BYTES).ok_or_else(|| wrong("a size is too large"));
     let geometry = Geometry::new(bytes(pool.pool_blocks)?, bytes(pool.journal_blocks)?)?;
-    let superblock = Superblock {
+    if pool.name.len() > format::POOL_NAME_BYTES_MAX || pool.groups_in_use > geometry.group_count() {
+        return Err(wrong("a field of the pool is out of bounds"));
+    }
+    // Whatever its decoder refuses would be damage on disk.
+    Superblock::decode(&empty_superblock(pool, geometry).encode())
+        .map_err(|error| wrong(format!("the pool: {error}")))?;
+    Ok(geometry)
+}
+
+/// What the superblock says before anything has been restored.
+fn empty_superblock(pool: &PoolLine, geometry: Geometry) -> Superblock {
+    Superblock {
         uuid: pool.uuid,
         name: pool.name.clone(),
         read_only_compatible: pool.read_only_compatible,
@@ -287,13 +283,7 @@ fn check_pool(pool: &PoolLine) -> Result<Geometry> {
         volume_count: 0,
         used_blocks: 0,
         group_index: Vec::new(),
-    };
-    if pool.name.len() > format::POOL_NAME_BYTES_MAX || pool.groups_in_use > geometry.group_count() {
-        return Err(wrong("a field of the pool is out of bounds"));
     }
-    // Whatever its decoder refuses would be damage on disk.
-    Superblock::decode(&superblock.encode()).map_err(|error| wrong(format!("the pool: {error}")))?;
-    Ok(geometry)
 }
 
 impl Plan {

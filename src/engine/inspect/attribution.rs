@@ -9,7 +9,7 @@ use super::counts::Counts;
 use super::fault::{Fault, Faults, Touched, TouchedRange};
 use super::reader::{Reader, Target};
 use super::tables::Tables;
-use super::walk::{Tree, Visited, Visitor, Walker};
+use super::walk::{DATA_AND_METADATA, LATE_BIRTH, Tree, Visited, Visitor, Walker};
 use crate::engine::Storage;
 use crate::engine::tree::entry_span;
 use crate::error::{Result, Structure};
@@ -23,8 +23,18 @@ const RANGES_MAX: usize = 64;
 /// Marked nodes followed at most, over all volumes.
 const STEPS_MAX: u64 = 1 << 22;
 
-/// Faults by block: first block, end, number of the fault.
-struct Places(Vec<(u64, u64, usize)>);
+/// Faults by block.
+struct Places(Vec<FaultyBlocks>);
+
+#[derive(PartialEq, Eq, PartialOrd, Ord)]
+struct FaultyBlocks {
+    first: u64,
+    end: u64,
+    /// Its number in the list.
+    fault: usize,
+    /// Whether a reference that finds a good node there has nothing to do with it.
+    spares_good: bool,
+}
 
 impl Places {
     fn of(faults: &[Fault]) -> Self {
@@ -37,7 +47,13 @@ impl Places {
             })
             .map(|(number, fault)| {
                 let first = fault.found.address.0;
-                (first, first.saturating_add(fault.blocks), number)
+                let is_lost = !fault.has_copy && ![LATE_BIRTH, DATA_AND_METADATA].contains(&fault.found.check);
+                FaultyBlocks {
+                    first,
+                    end: first.saturating_add(fault.blocks),
+                    fault: number,
+                    spares_good: is_lost && fault.found.structure == Structure::Node,
+                }
             })
             .collect();
         places.sort_unstable();
@@ -45,11 +61,11 @@ impl Places {
     }
 
     /// Faults at what `entry` points at.
-    fn at(&self, entry: Entry) -> impl Iterator<Item = usize> + '_ {
+    fn at(&self, entry: Entry) -> impl Iterator<Item = &FaultyBlocks> + '_ {
         let (first, last) = (entry.address.0, entry.address.0 + u64::from(entry.mirrored));
         // Faults at one block are few, and runs do not overlap: what ends before is passed over by the search.
-        let from = self.0.partition_point(|(_, end, _)| *end <= first);
-        self.0[from..].iter().take_while(move |(start, ..)| *start <= last).map(|(.., number)| *number)
+        let from = self.0.partition_point(|blocks| blocks.end <= first);
+        self.0[from..].iter().take_while(move |blocks| blocks.first <= last)
     }
 
     fn has(&self, entry: Entry) -> bool {
@@ -125,8 +141,13 @@ async fn follow<S: Storage>(
         if entry.kind == EntryKind::Hole {
             continue;
         }
-        for number in places.at(entry) {
-            add_range(found.entry(number).or_default(), first, span);
+        for blocks in places.at(entry) {
+            let is_spared = blocks.spares_good
+                && entry.kind == EntryKind::Node
+                && read_node(reader, entry, level, first).await.is_some();
+            if !is_spared {
+                add_range(found.entry(blocks.fault).or_default(), first, span);
+            }
         }
         if entry.kind != EntryKind::Node || !marked.contains(&entry.address.0) {
             continue;

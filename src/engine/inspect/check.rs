@@ -9,11 +9,13 @@ use super::space::{GroupFacts, Space, compare, compare_total, read_space};
 use super::superblocks::read_superblocks;
 use super::tables::{Tables, read_tables};
 use super::walk::{Tree, Visited, Visitor, Walker};
-use crate::engine::Storage;
-use crate::engine::tail::{Tail, read_tail};
+use crate::engine::tail::{Tail, read_chain, read_tail};
+use crate::engine::{Storage, bounds};
 use crate::error::{Check, Corrupt, Result, Structure};
-use crate::format::{Carcass, Record, Superblock};
-use crate::units::PoolBlock;
+use crate::format::{Carcass, Geometry, JOURNAL_FIRST, Record, Slot, Superblock};
+use crate::units::{Lsn, PoolBlock, VolumeId};
+use rustc_hash::FxHashMap;
+use serde::{Deserialize, Serialize};
 
 /// What a check found.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -46,7 +48,7 @@ impl CheckReport {
 }
 
 /// How far a walk has come.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Progress {
     /// Blocks reached, data and metadata.
     pub reached_blocks: u64,
@@ -88,7 +90,7 @@ impl Visitor for Shown<'_> {
 /// report.
 pub async fn check_metadata<S: Storage>(storage: &S, show: &mut dyn FnMut(Progress)) -> Result<CheckReport> {
     let mut faults = Faults::default();
-    let (superblock, _) = read_superblocks(storage, &mut faults).await?;
+    let (superblock, slot) = read_superblocks(storage, &mut faults).await?;
     let mut reader = Reader::new(storage, superblock.uuid, superblock.geometry);
     let known = Checksummed::read(&mut reader, &superblock).await;
     let mut walked = walk_all(&mut reader, &superblock, &known, &mut faults, show).await?;
@@ -98,19 +100,23 @@ pub async fn check_metadata<S: Storage>(storage: &S, show: &mut dyn FnMut(Progre
         compare(&superblock.geometry, facts.as_ref(), counts, complete, faults, &mut space);
     })
     .await;
-    compare_total(&superblock, &space, &mut faults);
+    compare_total(&superblock, slot, &space, &mut faults);
     let (tail, ended) = read_tail(storage, &superblock).await;
     walked.report.journal_records = tail.records.len() as u64;
     check_journal(&superblock, &walked.tables, &tail, ended, &mut faults);
     finish(&mut reader, walked, &space, faults).await
 }
 
-/// A state of a pool in use that stays as it is on the medium while it is checked: its superblock, and its space map as it
-/// was read before the next checkpoint but one writes over it.
+/// A state of a pool in use that stays as it is on the medium while it is checked: its superblock, its space map as it was
+/// read before the next checkpoint but one writes over it, and the journal as it was then.
 pub(in crate::engine) struct PinnedState {
     superblock: Superblock,
+    slot: Slot,
     groups: Vec<Option<GroupFacts>>,
     checksummed: Checksummed,
+    tail: Tail,
+    /// Where the journal breaks off, if it does.
+    ended: Result<()>,
     faults: Faults,
 }
 
@@ -121,27 +127,42 @@ impl PinnedState {
     }
 }
 
-/// Reads superblock and space map. No checkpoint may be written meanwhile.
-pub(in crate::engine) async fn read_pinned<S: Storage>(storage: &S) -> Result<PinnedState> {
+/// Reads superblock, space map and journal. No checkpoint may be written meanwhile. Batches may be appended: up to
+/// `durable`, which every change was when this was called, the journal is held to; what follows may be half written.
+pub(in crate::engine) async fn read_pinned<S: Storage>(storage: &S, durable: Lsn) -> Result<PinnedState> {
     let mut faults = Faults::default();
-    let (superblock, _) = read_superblocks(storage, &mut faults).await?;
+    let (superblock, slot) = read_superblocks(storage, &mut faults).await?;
     let mut reader = Reader::new(storage, superblock.uuid, superblock.geometry);
     let mut groups = Vec::new();
     read_space(&mut reader, &superblock, &mut faults, |_, facts| groups.push(facts)).await;
     let checksummed = Checksummed::read(&mut reader, &superblock).await;
-    Ok(PinnedState { superblock, groups, checksummed, faults })
+    let (tail, mut ended) = read_chain(storage, &superblock).await;
+    if tail.last >= durable {
+        ended = Ok(());
+    } else if ended.is_ok() {
+        let check = Check::JournalGap(tail.last.next().0);
+        let address = JOURNAL_FIRST.plus(tail.position.append);
+        ended = Err(Corrupt { structure: Structure::Batch, address, check }.into());
+    }
+    Ok(PinnedState { superblock, slot, groups, checksummed, tail, ended, faults })
 }
 
-/// Checks a pinned state. Its nodes and records must not be reused meanwhile. The journal is not looked at: opening did.
-pub(in crate::engine) async fn check_pinned<S: Storage>(storage: &S, pinned: PinnedState) -> Result<CheckReport> {
-    let PinnedState { superblock, groups, checksummed, mut faults } = pinned;
+/// Checks a pinned state. Its nodes and records must not be reused meanwhile.
+pub(in crate::engine) async fn check_pinned<S: Storage>(
+    storage: &S,
+    pinned: PinnedState,
+    show: &mut dyn FnMut(Progress),
+) -> Result<CheckReport> {
+    let PinnedState { superblock, slot, groups, checksummed, tail, ended, mut faults } = pinned;
     let mut reader = Reader::new(storage, superblock.uuid, superblock.geometry);
-    let walked = walk_all(&mut reader, &superblock, &checksummed, &mut faults, &mut |_| ()).await?;
+    let mut walked = walk_all(&mut reader, &superblock, &checksummed, &mut faults, show).await?;
     let mut space = Space::default();
     for facts in groups {
         compare(&superblock.geometry, facts.as_ref(), &walked.counts, walked.complete, &mut faults, &mut space);
     }
-    compare_total(&superblock, &space, &mut faults);
+    compare_total(&superblock, slot, &space, &mut faults);
+    walked.report.journal_records = tail.records.len() as u64;
+    check_journal(&superblock, &walked.tables, &tail, ended, &mut faults);
     finish(&mut reader, walked, &space, faults).await
 }
 
@@ -275,42 +296,68 @@ pub(in crate::engine) fn check_journal(
     faults: &mut Faults,
 ) -> usize {
     faults.add_journal(tail, ended);
-    let mut possible = tail.records.len();
-    let mut known: std::collections::HashSet<u64> = tables.volumes.iter().map(|found| found.record.id.0).collect();
+    let mut known: FxHashMap<u64, String> =
+        tables.volumes.iter().map(|found| (found.record.id.0, found.record.name.clone())).collect();
     let lost = |id: u64| tables.lost_ids.iter().any(|range| range.contains(&id));
     for (position, (lsn, record)) in tail.records.iter().enumerate() {
-        let before = faults.total();
-        let mut outside = None;
-        record.named_blocks(|address, count| {
-            let end = address.0.checked_add(count).is_none_or(|end| end > superblock.geometry.pool_blocks);
-            if end || superblock.geometry.group_of(address).is_none() {
-                outside = Some(address);
-            }
-        });
-        if let Some(address) = outside {
-            let check = Check::OutOfBounds { field: "pool_block", value: address.0 };
-            faults.add(Structure::Record, address, check);
-        }
-        for id in named_volumes(record) {
-            if !known.contains(&id) && !lost(id) {
-                tracing::warn!("change {lsn} is about volume {id}, which there is none of");
-                faults.add(Structure::Record, PoolBlock(0), Check::OutOfBounds { field: "volume", value: id });
-            }
+        if let Some((address, check)) = impossible(&superblock.geometry, &known, &lost, record) {
+            tracing::warn!("change {lsn} cannot be made: {check}");
+            let ids = named_volumes(record);
+            let new_name = match record {
+                Record::VolumeCreated(new) | Record::VolumeShared { created: new, .. } => Some(&new.name),
+                _ => None,
+            };
+            let touched = known.iter().find(|(id, name)| ids.contains(id) || Some(*name) == new_name);
+            let touched = touched.map(|(id, name)| (VolumeId(*id), name.clone()));
+            faults.add_found(Corrupt { structure: Structure::Record, address, check }, false, touched.as_ref());
+            return position;
         }
         match record {
-            Record::VolumeCreated(created) | Record::VolumeShared { created, .. } => {
-                known.insert(created.id.0);
+            Record::VolumeCreated(new) | Record::VolumeChanged(new) | Record::VolumeShared { created: new, .. } => {
+                known.insert(new.id.0, new.name.clone());
             }
             Record::VolumeDeleted { volume } => {
                 known.remove(&volume.0);
             }
             _ => {}
         }
-        if faults.total() > before {
-            possible = possible.min(position);
-        }
     }
-    possible
+    tail.records.len()
+}
+
+/// What keeps a change from being made after those before it, and the block that it is about. What opening refuses is all
+/// here.
+fn impossible(
+    geometry: &Geometry,
+    known: &FxHashMap<u64, String>,
+    lost: &impl Fn(u64) -> bool,
+    record: &Record,
+) -> Option<(PoolBlock, Check)> {
+    let mut outside = None;
+    record.named_blocks(|address, count| {
+        if !bounds::holds(geometry, address, count) {
+            outside = Some((address, Check::OutOfBounds { field: "pool_block", value: address.0 }));
+        }
+    });
+    if outside.is_some() {
+        return outside;
+    }
+    let unknown = named_volumes(record).into_iter().find(|id| !known.contains_key(id) && !lost(*id));
+    if let Some(value) = unknown {
+        return Some((PoolBlock(0), Check::OutOfBounds { field: "volume", value }));
+    }
+    let named = |name: &String, own: Option<u64>| known.iter().any(|(id, other)| other == name && Some(*id) != own);
+    let why = match record {
+        Record::VolumeCreated(new) | Record::VolumeShared { created: new, .. }
+            if known.contains_key(&new.id.0) || named(&new.name, None) =>
+        {
+            "a new volume is there already"
+        }
+        Record::VolumeChanged(new) if named(&new.name, Some(new.id.0)) => "two volumes have one name",
+        Record::VolumeRolledBack { volume, snapshot, .. } if volume == snapshot => "a volume is rolled back to itself",
+        _ => return None,
+    };
+    Some((PoolBlock(0), Check::Inconsistent(why)))
 }
 
 /// Volumes that must be there for a change to be made.

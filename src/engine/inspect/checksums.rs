@@ -186,7 +186,8 @@ impl<V: Visitor> Visitor for Sealed<'_, V> {
     fn node(&mut self, visited: &Visited) -> Result<()> {
         for index in (0..ENTRIES_PER_NODE).filter(|_| visited.level == 0) {
             let entry = visited.node.entry(index);
-            if entry.kind == EntryKind::Block {
+            // What is lost is told as that.
+            if entry.kind == EntryKind::Block && !visited.lost.contains(index) {
                 match self.known.has(&self.geometry, entry.address) {
                     Has::One => {}
                     Has::None => self.without = self.without.or(Some(entry.address)),

@@ -99,6 +99,14 @@ impl Faults {
         }
     }
 
+    /// Takes over what was found of one volume's own.
+    pub(super) fn add_all_of(&mut self, volume: &(VolumeId, String), found: Self) {
+        self.copies.extend(found.copies);
+        for fault in found.list {
+            self.add_found(fault.found, fault.has_copy, Some(volume));
+        }
+    }
+
     /// Adds those of `other`.
     pub(in crate::engine) fn extend(&mut self, other: Self) {
         self.total += other.total;

@@ -28,6 +28,6 @@ pub(super) use fault::Faults;
 pub use fault::{Fault, Touched, TouchedRange};
 pub(super) use reader::Reader;
 pub(super) use space::{GroupFacts, Space, compare, compare_total, implied, read_descriptor, read_index, read_space};
-pub(super) use superblocks::read_superblocks;
+pub(super) use superblocks::{Passed, UNFINISHED, pass_unfinished, read_superblocks};
 pub(super) use tables::{Tables, add_stubs, read_tables};
-pub(super) use walk::{Tree, Visited, Visitor, Walker};
+pub(super) use walk::{LATE_BIRTH, Tree, Visited, Visitor, Walker};

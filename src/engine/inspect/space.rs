@@ -9,8 +9,8 @@ use super::reader::{Reader, Target};
 use crate::engine::Storage;
 use crate::error::{Check, Structure};
 use crate::format::{
-    self, COUNTS_PER_PAGE, GROUP_BLOCKS, GROUPS_PER_INDEX, GroupDescriptor, GroupIndex, GroupIndexEntry, Place, Slot,
-    Superblock,
+    self, COUNTS_PER_PAGE, GROUP_BLOCKS, GROUPS_PER_INDEX, GroupDescriptor, GroupIndex, GroupIndexEntry, Place,
+    SUPERBLOCK_COPIES, Slot, Superblock,
 };
 use crate::units::PoolBlock;
 
@@ -29,6 +29,8 @@ pub(in crate::engine) struct Space {
 pub(in crate::engine) struct GroupFacts {
     group: u64,
     entry: GroupIndexEntry,
+    /// The index block that has the entry.
+    index: PoolBlock,
     /// Counts that fit a byte; none where the group is empty.
     small: Option<Box<[u8]>>,
     /// The others.
@@ -79,7 +81,7 @@ pub(in crate::engine) async fn read_space<S: Storage>(
         }
         let entry = index.as_ref().and_then(|index| index.entries.get((group % GROUPS_PER_INDEX) as usize)).copied();
         let facts = match entry {
-            Some(entry) => read_group(reader, group, entry, faults).await,
+            Some(entry) => read_group(reader, superblock, group, entry, faults).await,
             None => None,
         };
         each(faults, facts);
@@ -125,16 +127,16 @@ pub(in crate::engine) fn compare(
     space.damaged |= facts.bad_pages != 0;
     let recorded = u64::from(facts.entry.free_blocks);
     if !facts.entry.empty && facts.bad_pages == 0 && recorded != free {
-        let address = geometry.index_block(group / GROUPS_PER_INDEX, Slot::A);
-        faults.add(Structure::GroupIndex, address, Check::Total { field: "free_blocks", recorded, found: free });
+        faults.add(Structure::GroupIndex, facts.index, Check::Total { field: "free_blocks", recorded, found: free });
     }
 }
 
 /// What the superblock says of the whole.
-pub(in crate::engine) fn compare_total(superblock: &Superblock, space: &Space, faults: &mut Faults) {
+pub(in crate::engine) fn compare_total(superblock: &Superblock, slot: Slot, space: &Space, faults: &mut Faults) {
     let (recorded, found) = (superblock.used_blocks, space.used_blocks);
     if !space.damaged && recorded != found {
-        faults.add(Structure::Superblock, PoolBlock(0), Check::Total { field: "used_blocks", recorded, found });
+        let address = SUPERBLOCK_COPIES[slot.index()][0];
+        faults.add(Structure::Superblock, address, Check::Total { field: "used_blocks", recorded, found });
     }
 }
 
@@ -202,12 +204,16 @@ pub(in crate::engine) async fn read_counts<S: Storage>(
 
 async fn read_group<S: Storage>(
     reader: &mut Reader<'_, S>,
+    superblock: &Superblock,
     group: u64,
     entry: GroupIndexEntry,
     faults: &mut Faults,
 ) -> Option<GroupFacts> {
+    let number = group / GROUPS_PER_INDEX;
+    let slot = superblock.group_index.get(number as usize)?.slot;
+    let index = superblock.geometry.index_block(number, slot);
     let (small, many) = (None, FxHashMap::default());
-    let mut facts = GroupFacts { group, entry, small, many, bad_pages: 0, free_with_checksum: None };
+    let mut facts = GroupFacts { group, entry, index, small, many, bad_pages: 0, free_with_checksum: None };
     if entry.empty {
         return Some(facts);
     }

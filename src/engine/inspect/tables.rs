@@ -229,6 +229,23 @@ async fn read_record<S: Storage>(
     faults: &mut Faults,
     names: &mut HashSet<String>,
 ) -> Option<VolumeRecord> {
+    let mut found = Faults::default();
+    let record = read_counted_record(reader, superblock, id, entry, counts, &mut found, names).await;
+    // Of a record that cannot be read, only the number is known.
+    let name = record.as_ref().map_or_else(|| format!("(id {id})"), |record| record.name.clone());
+    faults.add_all_of(&(id, name), found);
+    record
+}
+
+async fn read_counted_record<S: Storage>(
+    reader: &mut Reader<'_, S>,
+    superblock: &Superblock,
+    id: VolumeId,
+    entry: Entry,
+    counts: &mut Counts,
+    faults: &mut Faults,
+    names: &mut HashSet<String>,
+) -> Option<VolumeRecord> {
     let structure = Structure::VolumeRecord;
     if !count(entry, structure, counts, faults) {
         return None;
@@ -262,9 +279,7 @@ async fn read_attributes<S: Storage>(
         let place = Place::Attributes { volume: VolumeId(0), index: index as u32 };
         let mut found = Faults::default();
         let read = reader.verified(&target(entry, place, structure), &mut found).await;
-        for fault in found.into_list() {
-            faults.add_of(&volume, structure, block.address, fault.found.check);
-        }
+        faults.add_all_of(&volume, found);
         bytes = bytes.zip(read).map(|(mut bytes, read)| {
             bytes.extend(read);
             bytes

@@ -2,9 +2,13 @@
 //!
 //! What cannot be read is a fault and is left out; a [`Visitor`] gets every node that can be, with the children that it has
 //! lost. A reference to a node that was walked before is only held against the node's checksum, which names its place: so a
-//! wrong reference is found, and nothing is walked twice.
+//! wrong reference is found, and nothing is walked twice. The wrong one may come first: what it did not find is looked for
+//! again by the next.
+//!
+//! A node that was born later than the one above it is walked as though it had been born with that one: who may be
+//! overwritten in place is decided by birth, and an older birth is never wrong about that.
 
-use rustc_hash::{FxHashMap, FxHashSet};
+use rustc_hash::FxHashMap;
 
 use super::counts::{Counts, Reached};
 use super::fault::Faults;
@@ -29,7 +33,7 @@ pub(in crate::engine) trait Visitor {
 
 /// A node that is visited, for the first and only time.
 pub(in crate::engine) struct Visited {
-    /// What points at it.
+    /// What points at it, born no later than the node above.
     pub(in crate::engine) entry: Entry,
     pub(in crate::engine) level: u8,
     pub(in crate::engine) first: u64,
@@ -85,6 +89,14 @@ impl Subtree {
     }
 }
 
+/// How a node was looked for that was not found.
+#[derive(Clone, Copy, PartialEq, Eq)]
+struct Tried {
+    checksum: u32,
+    level: u8,
+    first: u64,
+}
+
 /// What is remembered of an inner node.
 struct Memo {
     checksum: u32,
@@ -102,6 +114,13 @@ struct Frame {
     fresh: bool,
 }
 
+enum Known {
+    Unknown,
+    Sum(Subtree),
+    /// It stands at another place of a tree: this reference is wrong.
+    Elsewhere,
+}
+
 enum Entered {
     /// A leaf, something known, or (none) something lost.
     Done(Option<Subtree>),
@@ -113,8 +132,8 @@ pub(in crate::engine) struct Walker<'w, 'r, S: Storage> {
     pub(in crate::engine) reader: &'w mut Reader<'r, S>,
     pub(in crate::engine) counts: &'w mut Counts,
     pub(in crate::engine) faults: &'w mut Faults,
-    /// Nodes that cannot be read.
-    lost: FxHashSet<u64>,
+    /// Nodes that cannot be read, and how they were looked for; none for those that hold data as well.
+    lost: FxHashMap<u64, Option<Tried>>,
     memos: FxHashMap<u64, Memo>,
     pub(in crate::engine) nodes: u64,
     pub(in crate::engine) data_blocks: u64,
@@ -126,7 +145,7 @@ impl<'w, 'r, S: Storage> Walker<'w, 'r, S> {
         counts: &'w mut Counts,
         faults: &'w mut Faults,
     ) -> Self {
-        let (lost, memos) = (FxHashSet::default(), FxHashMap::default());
+        let (lost, memos) = (FxHashMap::default(), FxHashMap::default());
         Self { reader, counts, faults, lost, memos, nodes: 0, data_blocks: 0 }
     }
 
@@ -160,9 +179,11 @@ impl<'w, 'r, S: Storage> Walker<'w, 'r, S> {
                 frame.visited.missing.insert(index);
                 continue;
             }
-            if fresh && child.birth > frame.visited.entry.birth {
+            let above = frame.visited.entry.birth;
+            if fresh && child.birth > above {
                 self.faults.add(Structure::Node, child.address, LATE_BIRTH);
             }
+            let child = Entry { birth: child.birth.min(above), ..child };
             match self.enter(tree, child, level - 1, first, fresh, visitor).await? {
                 Entered::Inside(below) => path.push(below),
                 Entered::Done(Some(sum)) => frame.sum.add(sum),
@@ -193,7 +214,7 @@ impl<'w, 'r, S: Storage> Walker<'w, 'r, S> {
             Reached::Again => false,
             Reached::Otherwise => {
                 self.faults.add(Structure::Node, address, DATA_AND_METADATA);
-                self.lost.insert(address.0);
+                self.lost.insert(address.0, None);
                 false
             }
             Reached::Outside => {
@@ -201,14 +222,22 @@ impl<'w, 'r, S: Storage> Walker<'w, 'r, S> {
                 return Ok(Entered::Done(None));
             }
         };
-        if self.lost.contains(&address.0) {
-            return Ok(Entered::Done(None));
-        }
-        if fresh && entry.mirrored {
+        let tried = Tried { checksum: entry.checksum, level, first };
+        let fresh = match self.lost.get(&address.0) {
+            None => fresh,
+            Some(Some(before)) if *before != tried && counted => {
+                self.lost.remove(&address.0);
+                true
+            }
+            Some(_) => return Ok(Entered::Done(None)),
+        };
+        if fresh && entry.mirrored && (reached == Reached::First || self.counts.get(address.plus(1)) == 0) {
             self.counts.add(address.plus(1), true);
         }
-        if let Some(sum) = self.known(tree, entry, level, first) {
-            return Ok(Entered::Done(Some(sum)));
+        match self.known(tree, entry, level, first) {
+            Known::Unknown => {}
+            Known::Sum(sum) => return Ok(Entered::Done(Some(sum))),
+            Known::Elsewhere => return Ok(Entered::Done(None)),
         }
         let place = Place::Node { level, first: VirtualBlock(first) };
         let target =
@@ -220,7 +249,7 @@ impl<'w, 'r, S: Storage> Walker<'w, 'r, S> {
         };
         let Some(bytes) = bytes else {
             if fresh {
-                self.lost.insert(address.0);
+                self.lost.insert(address.0, Some(tried));
             } else {
                 // The node itself was found good by another's entry: it is this one that is wrong.
                 self.faults.add(Structure::Node, address, OTHER_NODE);
@@ -233,7 +262,7 @@ impl<'w, 'r, S: Storage> Walker<'w, 'r, S> {
                 if fresh {
                     self.faults.add(Structure::Node, address, check);
                 }
-                self.lost.insert(address.0);
+                self.lost.insert(address.0, Some(tried));
                 return Ok(Entered::Done(None));
             }
         };
@@ -252,25 +281,21 @@ impl<'w, 'r, S: Storage> Walker<'w, 'r, S> {
     }
 
     /// What an inner node that was walked before maps, where that is known for this tree too.
-    fn known(&mut self, tree: &Tree, entry: Entry, level: u8, first: u64) -> Option<Subtree> {
-        if level == 0 {
-            return None;
-        }
-        let memo = self.memos.get(&entry.address.0)?;
-        if memo.checksum != entry.checksum {
-            return None;
-        }
+    fn known(&mut self, tree: &Tree, entry: Entry, level: u8, first: u64) -> Known {
+        let memo = self.memos.get(&entry.address.0).filter(|_| level > 0);
+        let Some(memo) = memo.filter(|memo| memo.checksum == entry.checksum) else { return Known::Unknown };
         if memo.first != first {
-            self.faults.add(Structure::Node, entry.address, Check::Inconsistent("it is reached at two places"));
-            return Some(memo.sum);
+            // It was found good where it was reached first.
+            self.faults.add(Structure::Node, entry.address, TWO_PLACES);
+            return Known::Elsewhere;
         }
         // Nothing under a node is younger than it.
         let own = match memo.created_at == tree.created_at {
             true => memo.sum.own,
             false if entry.birth < tree.created_at => 0,
-            false => return None,
+            false => return Known::Unknown,
         };
-        Some(Subtree { own, ..memo.sum })
+        Known::Sum(Subtree { own, ..memo.sum })
     }
 
     /// Counts what a leaf maps.
@@ -320,8 +345,9 @@ impl<'w, 'r, S: Storage> Walker<'w, 'r, S> {
     }
 }
 
-const LATE_BIRTH: Check = Check::Inconsistent("it was born later than the node above it");
-const DATA_AND_METADATA: Check = Check::Inconsistent("it is both data and metadata");
+pub(in crate::engine) const LATE_BIRTH: Check = Check::Inconsistent("it was born later than the node above it");
+const TWO_PLACES: Check = Check::Inconsistent("it is reached at two places");
+pub(super) const DATA_AND_METADATA: Check = Check::Inconsistent("it is both data and metadata");
 const OTHER_NODE: Check = Check::Inconsistent("an entry that points at it says that it is another node");
 
 fn outside(address: PoolBlock) -> Check {

@@ -45,6 +45,47 @@ pub(in crate::engine) fn check_fits(geometry: &Geometry, records: &[(Lsn, Record
     )))
 }
 
+/// Where in the ring a chain of these changes has room beside what is `taken` (first block and length, in order); none where
+/// it has not.
+pub(in crate::engine) fn find_place(
+    geometry: &Geometry,
+    records: &[(Lsn, Record)],
+    taken: &[(u64, u64)],
+) -> Option<u64> {
+    let all = batches(&Uuid::nil(), Generation(1), records);
+    let needed: u64 = all.iter().map(|batch| (batch.len() / BLOCK_SIZE) as u64).sum();
+    let mut taken: Vec<(u64, u64)> = taken.to_vec();
+    taken.sort_unstable();
+    taken.push((geometry.journal_blocks, 0));
+    let mut at = 0;
+    for (first, blocks) in taken {
+        if first.saturating_sub(at) >= needed {
+            return Some(at);
+        }
+        at = at.max(first + blocks);
+    }
+    None
+}
+
+/// Writes the changes as batches from block `at` of the ring on. Answers first block and length of each.
+pub(in crate::engine) async fn write_batches<S: Storage>(
+    writer: &mut Writer<'_, S>,
+    uuid: &Uuid,
+    generation: Generation,
+    mut at: u64,
+    records: &[(Lsn, Record)],
+) -> Result<Vec<(u64, u64)>> {
+    let mut written = Vec::new();
+    for batch in batches(uuid, generation, records) {
+        written.push((at, (batch.len() / BLOCK_SIZE) as u64));
+        for block in batch.chunks(BLOCK_SIZE) {
+            writer.put(JOURNAL_FIRST.plus(at), false, block).await?;
+            at += 1;
+        }
+    }
+    Ok(written)
+}
+
 /// Writes the changes to the start of the ring, and zeros to the rest of it, so that nothing there is taken for more of them.
 pub(in crate::engine) async fn write_journal<S: Storage>(
     writer: &mut Writer<'_, S>,
@@ -53,14 +94,8 @@ pub(in crate::engine) async fn write_journal<S: Storage>(
     geometry: &Geometry,
     records: &[(Lsn, Record)],
 ) -> Result<()> {
-    let mut at = 0;
-    for batch in batches(uuid, generation, records) {
-        for block in batch.chunks(BLOCK_SIZE) {
-            writer.put(JOURNAL_FIRST.plus(at), false, block).await?;
-            at += 1;
-        }
-    }
-    for at in at..geometry.journal_blocks {
+    let written = write_batches(writer, uuid, generation, 0, records).await?;
+    for at in written.last().map_or(0, |(first, blocks)| first + blocks)..geometry.journal_blocks {
         writer.put(JOURNAL_FIRST.plus(at), false, &[0; BLOCK_SIZE]).await?;
     }
     Ok(())

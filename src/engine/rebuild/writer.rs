@@ -1,8 +1,8 @@
 //! Writes of blocks, in order, each of whose old content can be saved before.
 
+use crate::engine::pool::to_memory;
 use crate::engine::{Memory, Storage};
 use crate::error::{Error, Result};
-use crate::format::{SUPERBLOCK_COPIES, Slot};
 use crate::units::{BLOCK_SIZE, PoolBlock};
 
 /// Blocks gathered before they are saved and written.
@@ -42,9 +42,14 @@ impl<'a, S: Storage> Writer<'a, S> {
         self.storage.flush().await.map_err(|error| Error::io("flush of metadata", error))
     }
 
-    /// Has a slot of the superblock saved, which is about to be written.
-    pub(in crate::engine) async fn save_superblock(&mut self, slot: Slot) -> Result<()> {
-        self.save(&SUPERBLOCK_COPIES[slot.index()]).await
+    /// Writes a block at once, before and after what is durable then.
+    pub(in crate::engine) async fn put_durable(&mut self, address: PoolBlock, bytes: &[u8]) -> Result<()> {
+        self.flush().await?;
+        self.save(&[address]).await?;
+        let written = self.storage.write_durable(address.offset_bytes(), &to_memory(self.storage, bytes)).await;
+        written.map_err(|error| Error::io(format!("write of the superblock at pool block {address}"), error))?;
+        self.written += 1;
+        Ok(())
     }
 
     async fn save(&mut self, blocks: &[PoolBlock]) -> Result<()> {

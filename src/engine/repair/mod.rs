@@ -7,9 +7,11 @@
 //!    break in the journal nothing is left that could be taken for more of it.
 //! 5. The new superblock.
 //!
-//! Until the last step the pool's present superblock leads to nothing that was written over, but for blocks that were bad
-//! (and, where changes in the journal cannot be made, the journal): cut short, a repair has made nothing worse, and can be
-//! begun again. The journal's good changes stay, and are made when the pool is opened.
+//! Until the last step the pool's present superblock leads to nothing that was written over, but for blocks that were bad:
+//! cut short, a repair has made nothing worse. The pool says then that it is unfinished, and the repair can be begun again.
+//! The journal's good changes stay, and are made when the pool is opened. Where changes in it cannot be made, the others are
+//! written to another place in the ring (only in a ring without room for them, over the old ones), and what is behind
+//! them goes when the new superblock is durable in one copy.
 
 mod rewrite;
 
@@ -17,19 +19,20 @@ use std::collections::BTreeMap;
 
 use self::rewrite::Rewriter;
 use super::Storage;
-use super::dump::write_superblock;
 use super::inspect::{
-    Checksummed, Counts, Fault, Faults, GroupFacts, Progress, Reader, Sealed, Shown, Space, Tables, TouchedRange, Tree,
-    Visited, Visitor, Walker, add_stubs, attribute, carcass_tree, check_journal, compare, compare_total, read_space,
-    read_superblocks, read_tables, walk_trees,
+    Checksummed, Counts, Fault, Faults, GroupFacts, LATE_BIRTH, Progress, Reader, Sealed, Shown, Space, Tables,
+    TouchedRange, Tree, UNFINISHED, Visited, Visitor, Walker, add_stubs, attribute, carcass_tree, check_journal,
+    compare, compare_total, pass_unfinished, read_space, read_tables, walk_trees,
 };
 use super::rebuild::{
-    FreeBlocks, NewTables, SaveBlocks, Writer, read_group_checksums, read_known_space, write_journal, write_space,
-    write_tables,
+    FreeBlocks, NewTables, SaveBlocks, Writer, begin_unfinished, find_place, read_group_checksums, read_known_space,
+    write_batches, write_space, write_tables,
 };
 use super::tail::{Tail, read_tail};
 use crate::error::{Error, Result, Structure};
-use crate::format::{Carcass, JOURNAL_FIRST, Record, Root, Slot, Superblock, VolumeRecord};
+use crate::format::{
+    Carcass, JOURNAL_FIRST, Record, Root, SUPERBLOCK_COPIES, Slot, Superblock, Unfinished, VolumeRecord,
+};
 use crate::units::{BLOCK_SIZE, Generation, Lsn, PoolBlock, VolumeId};
 
 /// What a repair did.
@@ -97,7 +100,8 @@ struct Found {
 ///
 /// # Errors
 /// [`Error::InvalidInput`], [`Error::Incompatible`] and [`Error::Corrupt`] when there is no superblock to begin with;
-/// [`Error::NoSpace`] when not enough blocks are free for new nodes; [`Error::Io`].
+/// [`Error::NoSpace`] when not enough blocks are free for new nodes; [`Error::Unfinished`] where a restore was not finished;
+/// [`Error::Io`].
 pub async fn repair_metadata<'a, S: Storage>(
     storage: &'a S,
     save: Option<SaveBlocks<'a>>,
@@ -117,7 +121,14 @@ pub async fn repair_metadata<'a, S: Storage>(
 
 async fn look<S: Storage>(storage: &S, show: &mut dyn FnMut(Progress)) -> Result<Found> {
     let mut faults = Faults::default();
-    let (superblock, slot) = read_superblocks(storage, &mut faults).await?;
+    let passed = pass_unfinished(storage, &mut faults).await?;
+    if passed.unfinished == Some(Unfinished::Restore) {
+        return Err(Unfinished::Restore.into());
+    }
+    let (superblock, slot) = passed.chosen?;
+    if passed.unfinished.is_some() && faults.total() == 0 {
+        faults.add(Structure::Superblock, SUPERBLOCK_COPIES[slot.other().index()][0], UNFINISHED);
+    }
     if superblock.is_read_only() {
         return Err(Error::Incompatible("the pool has features that this build cannot write".into()));
     }
@@ -135,7 +146,7 @@ async fn look<S: Storage>(storage: &S, show: &mut dyn FnMut(Progress)) -> Result
         groups.push(facts);
     })
     .await;
-    compare_total(&superblock, &space, &mut faults);
+    compare_total(&superblock, slot, &space, &mut faults);
     let (tail, ended) = read_tail(storage, &superblock).await;
     let is_journal_whole = ended.is_ok();
     let possible = check_journal(&superblock, &tables, &tail, ended, &mut faults);
@@ -152,6 +163,7 @@ async fn rebuild<S: Storage>(
 ) -> Result<()> {
     let Found { superblock, slot, tables, tail, is_journal_whole, possible, mut counts, groups, faults } = found;
     let geometry = superblock.geometry;
+    begin_unfinished(storage, writer, &superblock, Some(&superblock), slot.other(), Unfinished::Repair).await?;
     let mut reader = Reader::new(storage, superblock.uuid, geometry);
     let named = named_blocks(&superblock, &tail, possible);
     let is_free = |block: PoolBlock| {
@@ -209,16 +221,19 @@ async fn rebuild<S: Storage>(
         group_index,
         ..superblock.clone()
     };
+    let mut kept = tail.batches.clone();
     if possible < tail.records.len() {
         let changes = tail.records.get(..possible).unwrap_or_default();
-        write_journal(writer, &new.uuid, generation, &geometry, changes).await?;
-        (new.journal_append, new.journal_chain) = (0, 0);
-    } else if !is_journal_whole {
-        clear_behind(&mut reader, writer, &superblock, &tail).await?;
+        let place = find_place(&geometry, changes, &tail.batches).unwrap_or(0);
+        kept = write_batches(writer, &new.uuid, generation, place, changes).await?;
+        (new.journal_append, new.journal_chain) = (place, 0);
     }
-    writer.flush().await?;
-    writer.save_superblock(slot.other()).await?;
-    write_superblock(storage, &new, slot.other()).await?;
+    let [first, second] = SUPERBLOCK_COPIES[slot.other().index()];
+    writer.put_durable(first, &new.encode()).await?;
+    if possible < tail.records.len() || !is_journal_whole {
+        clear_behind(&mut reader, writer, &kept).await?;
+    }
+    writer.put_durable(second, &new.encode()).await?;
     report.changes_kept = possible as u64;
     let is_cut = possible < tail.records.len() || !is_journal_whole;
     let next = tail.records.get(possible).map_or(tail.last.next(), |(lsn, _)| *lsn);
@@ -368,11 +383,10 @@ async fn count_again<S: Storage>(
 async fn clear_behind<S: Storage>(
     reader: &mut Reader<'_, S>,
     writer: &mut Writer<'_, S>,
-    superblock: &Superblock,
-    tail: &Tail,
+    kept: &[(u64, u64)],
 ) -> Result<()> {
-    for at in 0..superblock.geometry.journal_blocks {
-        if tail.batches.iter().any(|(first, blocks)| (*first..first + blocks).contains(&at)) {
+    for at in 0..reader.geometry.journal_blocks {
+        if kept.iter().any(|(first, blocks)| (*first..first + blocks).contains(&at)) {
             continue;
         }
         let address = JOURNAL_FIRST.plus(at);
@@ -389,7 +403,8 @@ fn tell(tables: &Tables, faults: Faults, changes: &[(Lsn, Record)], report: &mut
     report.faults = faults.into_list();
     let mut lost: BTreeMap<VolumeId, LostRanges> = BTreeMap::new();
     for fault in &report.faults {
-        if fault.has_copy || !matches!(fault.found.structure, Structure::Node | Structure::Data) {
+        let is_loss = !fault.has_copy && fault.found.check != LATE_BIRTH;
+        if !is_loss || !matches!(fault.found.structure, Structure::Node | Structure::Data) {
             continue;
         }
         for touched in &fault.touched {

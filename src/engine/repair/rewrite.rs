@@ -1,4 +1,5 @@
-//! Nodes without the children that they have lost, at new places, and the nodes above them.
+//! Nodes without the children that they have lost, and with no child younger than they are, at new places, and the nodes
+//! above them.
 
 use rustc_hash::FxHashMap;
 use uuid::Uuid;
@@ -10,7 +11,7 @@ use crate::error::Result;
 use crate::format::{self, ENTRIES_PER_NODE, Entry, EntryKind, Place};
 use crate::units::{PoolBlock, VirtualBlock};
 
-/// Writes every node anew that has lost something below it.
+/// Writes every node anew that has lost something below it, or where something below it was born too late.
 pub(super) struct Rewriter<'a> {
     uuid: Uuid,
     free: &'a mut FreeBlocks,
@@ -67,6 +68,9 @@ impl Visitor for Rewriter<'_> {
             } else {
                 entry
             };
+            // An older birth has a block redirected where it could have been overwritten: that is never wrong.
+            let is_late = new.kind != EntryKind::Hole && new.birth > visited.entry.birth;
+            let new = if is_late { Entry { birth: visited.entry.birth, ..new } } else { new };
             if new != entry {
                 node.set(index, new);
                 changed = true;

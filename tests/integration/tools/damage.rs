@@ -173,7 +173,7 @@ fn repair_cut_short_and_begun_again_loses_no_more() {
     let flipped = flip(&image, leaf.expect("a leaf").block, 100);
     let (repaired, report) = repair(&flipped);
     let expected = contents(&repaired);
-    let mut cut = 0;
+    let (mut cut, mut was_done) = (0, false);
     for after in 0..400 {
         let storage = MemoryStorage::from_image(flipped.clone());
         let mut left = after;
@@ -192,7 +192,9 @@ fn repair_cut_short_and_begun_again_loses_no_more() {
         cut += 1;
         let (again, second) = repair(&storage.snapshot_image());
         assert_eq!(contents(&again), expected);
-        assert_eq!(second.lost, report.lost);
+        // At last only the second copy of the new superblock is missing: what is lost is lost.
+        was_done |= second.lost.is_empty();
+        assert!(was_done && second.lost.is_empty() || second.lost == report.lost, "{:?}", second.lost);
     }
     assert!(cut >= 2, "it was cut short {cut} times");
 }
