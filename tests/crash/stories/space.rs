@@ -64,10 +64,10 @@ pub fn checkpoint_never_meets_a_full_host() {
     assert!(groups[1] > 0 && groups[2] > 0, "with and without the second group: {groups:?}");
 }
 
-/// **N11.** On a fragmented pool there are no pairs any more. Nodes are written single then, and the second block of a pair
-/// is counted as long as the first: it is neither handed out nor lost.
+/// **N11.** On a fragmented pool pairs are rare. The second block of a pair is counted as long as the first: it is neither
+/// handed out nor lost, while nodes move from pair to pair until there is no room.
 #[test]
-pub fn pairs_on_a_fragmented_pool_give_way_to_single_nodes() {
+pub fn pairs_on_a_fragmented_pool_are_counted_to_the_last() {
     let engine = Engine::on(new_pool());
     let (volume, other) = (engine.create(1, 64 * MIB), engine.create(2, 64 * MIB));
     let blocks = engine.fill(volume, 1);
