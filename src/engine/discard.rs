@@ -1,7 +1,7 @@
 //! Discarding and zeroing.
 
-use super::patience::Waited;
 use super::growth::Use;
+use super::patience::Waited;
 use super::volume::{Held, VolumeHandle};
 use super::write::{Lacking, MAP_RECORD_BYTES};
 use super::{Memory, Storage};

@@ -173,9 +173,8 @@ impl<S: Storage> Pool<S> {
         let metadata_blocks = metadata_blocks(blocks);
         let mut state = self.inner.state.borrow_mut();
         state.check_writable()?;
-        let fits = state.log_free() >= records_bytes
-            && !state.cache.is_full()
-            && state.has_metadata(metadata_blocks, wanted);
+        let fits =
+            state.log_free() >= records_bytes && !state.cache.is_full() && state.has_metadata(metadata_blocks, wanted);
         if !fits {
             return Ok(None);
         }
