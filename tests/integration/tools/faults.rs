@@ -214,9 +214,8 @@ fn absent(structure: &str, check: &str) -> Option<&'static str> {
         (_, "Count") => "counts are those of the space map",
         ("Superblock" | "GroupIndex" | "VolumeRecord", "Total") => return None,
         (_, "Total") => "it keeps no number about others",
-        ("SpaceMapPage" | "ChecksumPage", "Reserved" | "OutOfBounds" | "Undefined" | "Inconsistent") => {
-            "any number can stand in it"
-        }
+        ("SpaceMapPage" | "ChecksumPage", "Reserved" | "OutOfBounds" | "Undefined") => "any number can stand in it",
+        ("SpaceMapPage", "Inconsistent") => "its numbers are counts: Count",
         ("Attributes" | "Batch", "Undefined") => "it has no field with defined values",
         ("GroupIndex" | "GroupDescriptor", "Inconsistent") => "no two of its fields say the same",
         ("Record", "Checksum" | "Unreadable") => "records are covered by their batch",

@@ -1,5 +1,6 @@
 //! Faults of the space map: group indexes, descriptors, pages of counts and of checksums.
 
+use std::collections::BTreeSet;
 use std::io;
 
 use plywood::error::Check::{self, Count, Magic, OutOfBounds, Reserved, Total, Undefined};
@@ -89,7 +90,78 @@ pub const FAULTS: &[Fault] = &[
         let found = plywood::format::checksum(&pool.superblock.uuid, place, &pool.block(page)?);
         Ok(Made::one(ChecksumPage, page, Check::Checksum { expected: 0x1234, found }))
     }),
+    fault("checksum-page-inconsistent-number", ChecksumPage, "Inconsistent", |pool| {
+        let (page, block, index) = without_checksum(pool, |_| true)?;
+        pool.change(page, |bytes| put(bytes, index as usize % 1024 * 4, 0x1234, 4))?;
+        let check = Check::Inconsistent("a block that has no checksum has a number in place of one");
+        Ok(Made::one(ChecksumPage, block, check))
+    }),
+    fault("checksum-page-inconsistent-free", ChecksumPage, "Inconsistent", |pool| {
+        let (_, block, index) = without_checksum(pool, |count| count == 0)?;
+        let bits = bits(pool, block)?;
+        pool.change(bits, |bytes| bytes[index as usize / 8] |= 1 << (index % 8))?;
+        Ok(Made::one(ChecksumPage, block, Check::Inconsistent("a free block has a checksum")))
+    }),
+    fault("checksum-page-inconsistent-sealed", ChecksumPage, "Inconsistent", |pool| {
+        let sealed =
+            pool.records.iter().filter(|(_, record)| record.flags.sealed).map(|(_, record)| record.name.clone());
+        let sealed: BTreeSet<String> = sealed.collect();
+        for block in with_checksum(pool)? {
+            let names = pool.mapped_by(block)?;
+            let mut touched = names.intersection(&sealed);
+            let (Some(name), None) = (touched.next(), touched.next()) else { continue };
+            let (group, index) = pool.superblock.geometry.group_of(block).ok_or_else(|| invalid("in no group"))?;
+            let wanted = Place::ChecksumPage { group, page: index / 1024 };
+            let (page, bits) = (pool.first(|place| *place == wanted)?, bits(pool, block)?);
+            pool.change(page, |bytes| put(bytes, index as usize % 1024 * 4, 0, 4))?;
+            pool.change(bits, |bytes| bytes[index as usize / 8] &= !(1 << (index % 8)))?;
+            let check = Check::Inconsistent("a block of a sealed snapshot has no checksum");
+            return Ok(Made::one(ChecksumPage, block, check).touching([name.clone()]));
+        }
+        Err(invalid("no block is in one sealed snapshot only"))
+    }),
 ];
+
+/// The page that says which blocks of a block's group have a checksum.
+fn bits(pool: &Anatomy<'_>, block: PoolBlock) -> io::Result<PoolBlock> {
+    let (group, _) = pool.superblock.geometry.group_of(block).ok_or_else(|| invalid("in no group"))?;
+    pool.first(|place| *place == Place::ChecksumPage { group, page: 32 })
+}
+
+/// Blocks with a checksum, in the first page that has any.
+fn with_checksum(pool: &Anatomy<'_>) -> io::Result<Vec<PoolBlock>> {
+    let mut found = Vec::new();
+    for (address, part) in &pool.parts {
+        if let Place::ChecksumPage { group, page } = part.place
+            && page < 32
+        {
+            let (numbers, start) = (pool.block(*address)?, pool.superblock.geometry.group_start(group));
+            let has_one = (0..1024).filter(|index| numbers[4 * index..4 * index + 4] != [0; 4]);
+            found.extend(has_one.map(|index| start.plus(u64::from(page) * 1024 + index as u64)));
+        }
+    }
+    Ok(found)
+}
+
+/// A page of checksums, and a block of it that has none and whose count is `wanted`, with its index in the group.
+fn without_checksum(pool: &Anatomy<'_>, wanted: impl Fn(u32) -> bool) -> io::Result<(PoolBlock, PoolBlock, u32)> {
+    for (address, part) in &pool.parts {
+        if let Place::ChecksumPage { group, page } = part.place
+            && page < 32
+        {
+            let numbers = pool.block(*address)?;
+            for at in (0..1024).filter(|at| numbers[4 * at..4 * at + 4] == [0; 4]) {
+                let index = page * 1024 + at as u32;
+                let block = pool.superblock.geometry.group_start(group).plus(index.into());
+                let is_data = u64::from(index) >= pool.superblock.geometry.layout_blocks(group);
+                if is_data && pool.count(block).is_ok_and(|(.., count)| wanted(count)) {
+                    return Ok((*address, block, index));
+                }
+            }
+        }
+    }
+    Err(invalid("nothing is sealed in this pool"))
+}
 
 fn index(pool: &Anatomy<'_>) -> io::Result<PoolBlock> {
     pool.first(|place| matches!(place, Place::GroupIndex(_)))
