@@ -85,6 +85,11 @@ impl<S: Storage> Pool<S> {
         pool.load_tables(&superblock).await?;
         let (tail, ended) = read_tail(&pool.inner.storage, &superblock).await;
         ended?;
+        if !is_broken(Canary::ReplayNotFlushed) {
+            // The superblock found may stand in a cache only, written by one who died. Replay prepares blocks for its nodes,
+            // which makes zeros of what is free in it; the one before it, which a power cut may bring back, still leads there.
+            pool.inner.storage.flush().await.map_err(|error| Error::io("flush of what was found", error))?;
+        }
         pool.replay(tail, &published).await?;
         if !is_broken(Canary::ReplayNotFlushed) {
             pool.inner.storage.flush().await.map_err(|error| Error::io("flush of what was replayed", error))?;
