@@ -34,6 +34,11 @@ pub fn at_once(left: Left) -> Medium {
     Medium::at_once(left, 7, 512, JOURNAL_BYTES, u64::MAX)
 }
 
+/// A medium that answers no more after so many operations.
+pub fn stopping(left: Left, stop_after: u64) -> Medium {
+    Medium::at_once(left, 7, 512, JOURNAL_BYTES, stop_after)
+}
+
 /// A medium that writes no less than a block.
 pub fn at_once_in_blocks(left: Left) -> Medium {
     Medium::at_once(left, 7, 4096, JOURNAL_BYTES, u64::MAX)

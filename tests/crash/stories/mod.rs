@@ -33,16 +33,18 @@ pub use sharing::{
     youngest_blocks_of_a_snapshot_are_not_overwritten,
 };
 
+use async_executor::LocalExecutor;
 use fastrand::Rng;
-use plywood::engine::PendingLog;
+use plywood::engine::{OpenOptions, PendingLog, Pool};
 use plywood::error::Error;
 use plywood::format::{self, EntryKind, Node, Place, SUPERBLOCK_COPIES, Superblock, VolumeRecord};
 use plywood::units::{BLOCK_BYTES, PoolBlock, VirtualBlock, VolumeId};
 
 use crate::action::{Call, Fault};
-use crate::engine::{Engine, MIB, at_once, new_pool};
+use crate::engine::{Engine, MIB, at_once, new_pool, stopping};
 use crate::image::Image;
 use crate::log::Log;
+use crate::verify::run;
 
 /// **A5, poisoning.** A flush fails, and what it was to make durable is lost though later flushes work. Whoever asks again
 /// must not be told that all is well, and no successor may go on from the memory of this one.
@@ -131,6 +133,50 @@ pub fn superblock_found_after_a_death_is_durable_before_its_free_blocks_are_used
     for block in 0..256 {
         let found = last.read(first, block).expect("readable");
         assert!(found <= 1, "block {block} of one volume shows {found}, which was written to another");
+    }
+}
+
+/// **O9, C7.** The same, and the power goes while the next engine opens: at each of its operations. Replay makes zeros of
+/// blocks that are free by the superblock it found.
+#[test]
+pub fn superblock_found_after_a_death_is_durable_before_replay_writes() {
+    let mut random = Rng::with_seed(3);
+    let log = Log::new(1);
+    let engine = Engine::open(at_once(new_pool()), log.clone()).expect("open");
+    let (first, second) = (engine.create(1, MIB), engine.create(2, 64 * MIB));
+    for block in 0..256 {
+        engine.write(first, block, 1).expect("written");
+    }
+    engine.checkpoint().expect("checkpoint");
+    let handle = engine.pool.open_volume(first, false).expect("open");
+    let discard = async move { handle.discard(0, MIB).await.map(drop) };
+    engine.finish(discard).expect("discard");
+    engine.medium.withhold_superblocks();
+    engine.checkpoint().expect("checkpoint");
+    // Something to be replayed, so that room is made for its nodes.
+    engine.write(second, 5, 2).expect("written");
+    let left = engine.medium.process_death(&mut random);
+    drop(engine);
+    let is_superblock = |at: u64| SUPERBLOCK_COPIES.iter().flatten().any(|copy| copy.offset_bytes() == at);
+    let mut former = None;
+    for stop_after in 0.. {
+        let medium = stopping(left.clone(), stop_after);
+        let (storage, successor) = (medium.clone(), log.copy());
+        let opening = async move { Pool::open(storage, Box::new(successor), OpenOptions::default()).await.map(drop) };
+        let is_open = run(&LocalExecutor::new(), || None, opening).is_some();
+        let lost_power = medium.power_cut_keeping(|range| !is_superblock(range.start));
+        let last = Engine::open(at_once(lost_power), Log::new(3)).expect("open after the loss of power");
+        // By the former superblock the volume is as it was before the discard, by the later one it is empty.
+        let generation = last.pool.info().generation;
+        let expected = u8::from(generation == *former.get_or_insert(generation));
+        for block in 0..256 {
+            let found = last.read(first, block).expect("readable");
+            assert_eq!(found, expected, "cut after {stop_after} operations: block {block} at {generation:?}");
+        }
+        if is_open {
+            assert!(Some(generation) != former, "what was opened is durable");
+            return;
+        }
     }
 }
 
