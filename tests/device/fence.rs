@@ -11,7 +11,7 @@ use crate::support::command::{run, wait_until};
 use crate::support::machine::scratch;
 use crate::support::pool::{TestPool, Transport};
 
-const KILLS: u32 = 4;
+const KILLS: u32 = 3;
 /// How long the dead engine's last operations take.
 const SLOW_MS: u64 = 1500;
 
@@ -24,8 +24,8 @@ pub fn successor_waits_for_the_dead(transport: Transport) {
     pool.done("volume create raw --size 256M --sector-size 4096");
     let device = pool.attach("raw");
     // So that no space has to be prepared.
-    run("dd", ["if=/dev/zero", &format!("of={device}"), "bs=1M", "count=96", "oflag=direct"]).expect();
-    let mut writer = Verify { file: &device, size_mib: 96, rate_iops: 2000 }.start();
+    run("dd", ["if=/dev/zero", &format!("of={device}"), "bs=1M", "count=224", "oflag=direct"]).expect();
+    let mut writer = Verify { file: &device, size_mib: 224, rate_iops: 2000 }.start();
     for kill in 0..KILLS {
         std::thread::sleep(Duration::from_millis(900));
         assert!(writer.is_running(), "fio ended before kill {kill}: {:?}", writer.finish());
