@@ -167,7 +167,7 @@ fn read_superblock(file: &File, size_bytes: u64) -> Result<(Superblock, Option<U
     let chosen = choose_superblock(SUPERBLOCK_COPIES.map(|slot| slot.map(read)));
     match (chosen, unfinished.take()) {
         (Err(Error::Unfinished(_)), Some(found)) => Ok(found),
-        (chosen, _) => chosen.map(|(superblock, ..)| (superblock, None)),
+        (chosen, _) => chosen.map(|chosen| (chosen.superblock, None)),
     }
 }
 

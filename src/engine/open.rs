@@ -24,8 +24,8 @@ use super::{Counters, PendingLog, Storage};
 use crate::canary::{Canary, is_broken};
 use crate::error::{Check, Corrupt, Error, Result, Structure};
 use crate::format::{
-    self, ENTRIES_PER_NODE, Entry, EntryKind, Node, Place, Record, Root, SUPERBLOCK_COPIES, Slot, Superblock,
-    VolumeRecord,
+    self, ChosenSuperblock, ENTRIES_PER_NODE, Entry, EntryKind, Node, Place, Record, Root, SUPERBLOCK_COPIES, Slot,
+    Superblock, VolumeRecord,
 };
 use crate::units::{BLOCK_SIZE, Lsn, PoolBlock, VolumeId};
 
@@ -53,7 +53,7 @@ impl<S: Storage> Pool<S> {
         if log.is_poisoned() {
             return Err(Error::Poisoned("the engine before this one stopped; start the pool anew".into()));
         }
-        let (superblock, slot, stale) = read_superblock(&storage).await?;
+        let ChosenSuperblock { superblock, slot, anew } = read_superblock(&storage).await?;
         if storage.size_bytes() < superblock.geometry.pool_blocks * BLOCK_SIZE as u64 {
             return Err(Error::InvalidInput(format!(
                 "the pool is cut short: it has {} bytes of {}",
@@ -64,15 +64,10 @@ impl<S: Storage> Pool<S> {
         if superblock.is_read_only() {
             return Err(Error::Incompatible("the pool has features that this build cannot write".into()));
         }
-        // A single damaged copy must never come to mean an older state.
-        for (known, copies) in stale.iter().zip(SUPERBLOCK_COPIES) {
-            for (is_stale, address) in known.iter().zip(copies) {
-                if *is_stale {
-                    let memory = to_memory(&storage, &superblock.encode());
-                    let written = storage.write_durable(address.offset_bytes(), &memory).await;
-                    written.map_err(|error| Error::io("write of the superblock's second copy", error))?;
-                }
-            }
+        for (address, copy) in anew {
+            let memory = to_memory(&storage, &copy.encode());
+            let written = storage.write_durable(address.offset_bytes(), &memory).await;
+            written.map_err(|error| Error::io("write of a superblock's second copy", error))?;
         }
         let published = log.published();
         if !published.is_empty() && superblock.session != log.session() && !is_broken(Canary::AnySession) {
@@ -91,9 +86,6 @@ impl<S: Storage> Pool<S> {
             pool.inner.storage.flush().await.map_err(|error| Error::io("flush of what was found", error))?;
         }
         pool.replay(tail, &published).await?;
-        if !is_broken(Canary::ReplayNotFlushed) {
-            pool.inner.storage.flush().await.map_err(|error| Error::io("flush of what was replayed", error))?;
-        }
         {
             // What the log holds of changes that are recorded goes now, and not while they stood in a cache perhaps.
             let mut state = pool.inner.state.borrow_mut();
@@ -384,7 +376,7 @@ struct Table {
     leaves: Vec<(u64, Entry)>,
 }
 
-async fn read_superblock<S: Storage>(storage: &S) -> Result<(Superblock, Slot, [[bool; 2]; 2])> {
+async fn read_superblock<S: Storage>(storage: &S) -> Result<ChosenSuperblock> {
     let too_small = || Error::InvalidInput("not a plywood pool: it is too small".into());
     let least = (SUPERBLOCK_COPIES[1][1].0 + 1) * BLOCK_SIZE as u64;
     if storage.size_bytes() < least {

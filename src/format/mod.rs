@@ -44,12 +44,12 @@ pub use journal::{
     decode_batch_header, encode_batch,
 };
 pub use node::{ENTRIES_PER_NODE, LEVEL_MAX, Node, VOLUME_BLOCKS_MAX, span_blocks};
-pub use space_map::{decode_counts, encode_counts};
+pub use space_map::{HAS_CHECKSUM_PAGE, decode_counts, encode_counts, has_checksum, set_has_checksum};
 pub use superblock::{
     FORMAT_VERSION, GroupIndexRef, INCOMPATIBLE_KNOWN, POOL_NAME_BYTES_MAX, READ_ONLY_COMPATIBLE_KNOWN, ScrubState,
     Superblock,
 };
-pub use superblock_choice::choose_superblock;
+pub use superblock_choice::{ChosenSuperblock, choose_superblock};
 pub use unfinished::Unfinished;
 pub use volume_name::{VOLUME_NAME_BYTES_MAX, check_name};
 pub use volume_record::{

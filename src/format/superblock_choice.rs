@@ -3,23 +3,35 @@
 use super::geometry::{SUPERBLOCK_COPIES, Slot};
 use super::superblock::Superblock;
 use crate::error::{Check, Corrupt, Error, Structure};
+use crate::units::PoolBlock;
 
-/// Picks the newest superblock, given what reading each copy gave (slot A's two, then slot B's): the superblock, its
-/// slot, and the copies of that slot that are old or bad. Those are written anew, and made durable, before anything else
-/// is done with the pool; the other slot is left for the next checkpoint.
+/// What four copies come to.
+#[derive(Clone, Debug)]
+pub struct ChosenSuperblock {
+    /// The newest that is sound.
+    pub superblock: Superblock,
+    /// Where it is.
+    pub slot: Slot,
+    /// Copies that are to be written, and be durable, before anything else is done with the pool.
+    pub anew: Vec<(PoolBlock, Superblock)>,
+}
+
+/// Picks the newest superblock, given what reading each copy gave (slot A's two, then slot B's).
 ///
 /// A slot one copy of which is bad is as good as one that is whole: both copies are durable before anything of the former
-/// generation is reused, so falling back to the other slot is right only when *both* are bad, and then the checkpoint
-/// never was durable.
+/// generation is reused, so falling back to the other slot is right only when *both* are bad or old, and then the
+/// checkpoint never was durable. Written anew are, with what the slot's sound copy holds,
+///
+/// * of the slot that is chosen a copy that is old or bad: one more fault must not make an older state the newest;
+/// * of the other slot a copy that is bad beside a sound one: it may be of a newer generation and only this once
+///   unreadable, and must not come back when another state has been gone on from.
 ///
 /// # Errors
 /// [`Error::InvalidInput`] when no copy even has the magic: not a pool. [`Error::Incompatible`] as soon as one sound copy
-/// says so, because it may be the newest; [`Error::Unfinished`] likewise. Else [`Error::Corrupt`] with the place of the first bad copy (or the
-/// [`Error::Io`] that hid it) when none is good, or when good ones contradict each other.
+/// says so, because it may be the newest; [`Error::Unfinished`] likewise. Else [`Error::Corrupt`] with the place of the
+/// first bad copy (or the [`Error::Io`] that hid it) when none is good, or when good ones contradict each other.
 #[expect(clippy::needless_pass_by_value, reason = "what was read is used up by the choice; nobody chooses twice")]
-pub fn choose_superblock(
-    copies: [[Result<Superblock, Error>; 2]; 2],
-) -> Result<(Superblock, Slot, [[bool; 2]; 2]), Error> {
+pub fn choose_superblock(copies: [[Result<Superblock, Error>; 2]; 2]) -> Result<ChosenSuperblock, Error> {
     let refusing = |refuses: fn(&Error) -> bool| errors(&copies).find(|error| refuses(error)).cloned();
     let newer = refusing(|error| matches!(error, Error::Incompatible(_)));
     if let Some(error) = newer.or_else(|| refusing(|error| matches!(error, Error::Unfinished(_)))) {
@@ -29,12 +41,19 @@ pub fn choose_superblock(
         return Err(no_superblock(&copies));
     };
     check_agreement(&copies)?;
-    let is_newest = |copy: &Result<Superblock, Error>| copy.as_ref().is_ok_and(|superblock| superblock == newest);
     // Agreement leaves the newest generation to one slot.
-    let slot = if copies[0].iter().any(is_newest) { Slot::A } else { Slot::B };
-    let mut write_anew = [[false; 2]; 2];
-    write_anew[slot.index()] = [0, 1].map(|copy| !is_newest(&copies[slot.index()][copy]));
-    Ok((newest.clone(), slot, write_anew))
+    let slot = if copies[0].iter().flatten().any(|superblock| superblock == newest) { Slot::A } else { Slot::B };
+    let mut anew = Vec::new();
+    for (pair, addresses) in copies.iter().zip(SUPERBLOCK_COPIES) {
+        for (copy, address) in [0, 1].into_iter().zip(addresses) {
+            match (&pair[copy], &pair[1 - copy]) {
+                (Err(_), Ok(sound)) => anew.push((address, sound.clone())),
+                (Ok(old), Ok(sound)) if old != sound && sound == newest => anew.push((address, sound.clone())),
+                _ => {}
+            }
+        }
+    }
+    Ok(ChosenSuperblock { superblock: newest.clone(), slot, anew })
 }
 
 fn errors(copies: &[[Result<Superblock, Error>; 2]; 2]) -> impl Iterator<Item = &Error> {

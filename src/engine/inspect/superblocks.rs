@@ -4,7 +4,7 @@ use super::fault::Faults;
 use crate::engine::Storage;
 use crate::engine::pool::read_bytes;
 use crate::error::{Check, Corrupt, Error, Result, Structure};
-use crate::format::{SUPERBLOCK_COPIES, Slot, Superblock, Unfinished, choose_superblock};
+use crate::format::{ChosenSuperblock, SUPERBLOCK_COPIES, Slot, Superblock, Unfinished, choose_superblock};
 use crate::units::{BLOCK_BYTES, Generation};
 use uuid::Uuid;
 
@@ -81,7 +81,7 @@ async fn read_copies<S: Storage>(storage: &S) -> Result<(Copies, Marks)> {
 
 fn choose(copies: Copies, faults: &mut Faults) -> Result<(Superblock, Slot)> {
     let bad = copies.clone().map(|slot| slot.map(Result::err));
-    let (superblock, slot, _) = choose_superblock(copies)?;
+    let ChosenSuperblock { superblock, slot, .. } = choose_superblock(copies)?;
     for (copy, address) in bad[slot.index()].iter().zip(SUPERBLOCK_COPIES[slot.index()]) {
         let check = match copy {
             None => continue,

@@ -90,39 +90,50 @@ fn unreadable() -> Result<Superblock, Error> {
     Err(Error::io("read", std::io::Error::other("bad sector")))
 }
 
+/// `anew` holds slot A's copies first: the generation that each is to get, if any.
 #[track_caller]
-fn assert_chosen(copies: Copies, generation: u64, slot: Slot, anew: [bool; 2]) {
-    let (chosen, chosen_slot, write_anew) = choose_superblock(copies).expect("there is one");
-    assert_eq!((chosen.generation.0, chosen_slot, write_anew[slot.index()]), (generation, slot, anew));
-    assert_eq!(chosen, superblock(generation).expect("sound"));
-    // The other slot waits for the next checkpoint: two slots never hold one generation.
-    assert_eq!(write_anew[slot.other().index()], [false; 2]);
+fn assert_chosen(copies: Copies, generation: u64, slot: Slot, anew: [Option<u64>; 4]) {
+    let chosen = choose_superblock(copies).expect("there is one");
+    assert_eq!((chosen.superblock.generation.0, chosen.slot), (generation, slot));
+    assert_eq!(chosen.superblock, superblock(generation).expect("sound"));
+    let expected = anew.into_iter().zip(SUPERBLOCK_COPIES.into_iter().flatten());
+    let expected = expected.filter_map(|(anew, address)| Some((address, superblock(anew?).expect("sound"))));
+    assert_eq!(chosen.anew, expected.collect::<Vec<_>>());
 }
 
 #[test]
 fn newest_generation_wins_in_either_slot() {
-    assert_chosen([[superblock(6), superblock(6)], [superblock(5), superblock(5)]], 6, Slot::A, [false; 2]);
-    assert_chosen([[superblock(6), superblock(6)], [superblock(7), superblock(7)]], 7, Slot::B, [false; 2]);
-    assert_chosen([[superblock(1), superblock(1)], [empty(), empty()]], 1, Slot::A, [false; 2]);
+    assert_chosen([[superblock(6), superblock(6)], [superblock(5), superblock(5)]], 6, Slot::A, [None; 4]);
+    assert_chosen([[superblock(6), superblock(6)], [superblock(7), superblock(7)]], 7, Slot::B, [None; 4]);
+    assert_chosen([[superblock(1), superblock(1)], [empty(), empty()]], 1, Slot::A, [None; 4]);
 }
 
 #[test]
 fn one_bad_or_old_copy_does_not_make_a_slot_lose() {
     let old = || [superblock(6), superblock(6)];
-    assert_chosen([old(), [superblock(7), damaged()]], 7, Slot::B, [false, true]);
-    assert_chosen([old(), [damaged(), superblock(7)]], 7, Slot::B, [true, false]);
-    assert_chosen([old(), [empty(), superblock(7)]], 7, Slot::B, [true, false]);
-    assert_chosen([old(), [unreadable(), superblock(7)]], 7, Slot::B, [true, false]);
+    assert_chosen([old(), [superblock(7), damaged()]], 7, Slot::B, [None, None, None, Some(7)]);
+    assert_chosen([old(), [damaged(), superblock(7)]], 7, Slot::B, [None, None, Some(7), None]);
+    assert_chosen([old(), [empty(), superblock(7)]], 7, Slot::B, [None, None, Some(7), None]);
+    assert_chosen([old(), [unreadable(), superblock(7)]], 7, Slot::B, [None, None, Some(7), None]);
     // Cut between the two copies: the mirror still holds what the slot held before.
-    assert_chosen([old(), [superblock(7), superblock(5)]], 7, Slot::B, [false, true]);
-    assert_chosen([old(), [superblock(5), superblock(7)]], 7, Slot::B, [true, false]);
+    assert_chosen([old(), [superblock(7), superblock(5)]], 7, Slot::B, [None, None, None, Some(7)]);
+    assert_chosen([old(), [superblock(5), superblock(7)]], 7, Slot::B, [None, None, Some(7), None]);
 }
 
 #[test]
 fn checkpoint_that_never_became_durable_leaves_the_former() {
-    assert_chosen([[superblock(6), superblock(6)], [damaged(), superblock(5)]], 6, Slot::A, [false; 2]);
-    assert_chosen([[superblock(6), superblock(6)], [damaged(), damaged()]], 6, Slot::A, [false; 2]);
-    assert_chosen([[superblock(6), damaged()], [damaged(), damaged()]], 6, Slot::A, [false, true]);
+    assert_chosen([[superblock(6), superblock(6)], [superblock(5), superblock(3)]], 6, Slot::A, [None; 4]);
+    assert_chosen([[superblock(6), superblock(6)], [damaged(), damaged()]], 6, Slot::A, [None; 4]);
+    assert_chosen([[superblock(6), damaged()], [damaged(), damaged()]], 6, Slot::A, [None, Some(6), None, None]);
+}
+
+#[test]
+fn bad_copy_beside_an_older_one_does_not_come_back() {
+    let newer = || [superblock(6), superblock(6)];
+    assert_chosen([newer(), [damaged(), superblock(5)]], 6, Slot::A, [None, None, Some(5), None]);
+    assert_chosen([newer(), [superblock(5), unreadable()]], 6, Slot::A, [None, None, None, Some(5)]);
+    let both = [[damaged(), superblock(6)], [superblock(5), unreadable()]];
+    assert_chosen(both, 6, Slot::A, [Some(6), None, None, Some(5)]);
 }
 
 #[test]

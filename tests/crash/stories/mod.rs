@@ -37,13 +37,14 @@ use async_executor::LocalExecutor;
 use fastrand::Rng;
 use plywood::engine::{OpenOptions, PendingLog, Pool};
 use plywood::error::Error;
-use plywood::format::{self, EntryKind, Node, Place, SUPERBLOCK_COPIES, Superblock, VolumeRecord};
-use plywood::units::{BLOCK_BYTES, PoolBlock, VirtualBlock, VolumeId};
+use plywood::format::{self, ChosenSuperblock, EntryKind, Node, Place, SUPERBLOCK_COPIES, Superblock, VolumeRecord};
+use plywood::units::{BLOCK_BYTES, BLOCK_SIZE, PoolBlock, VirtualBlock, VolumeId};
 
 use crate::action::{Call, Fault};
 use crate::engine::{Engine, MIB, at_once, new_pool, stopping};
 use crate::image::Image;
 use crate::log::Log;
+use crate::medium::{Left, Medium};
 use crate::verify::run;
 
 /// **A5, poisoning.** A flush fails, and what it was to make durable is lost though later flushes work. Whoever asks again
@@ -94,27 +95,34 @@ pub fn memory_of_another_session_is_refused() {
     assert_eq!(engine.read(volume, 0).expect("readable"), 9);
 }
 
-/// **O9, C7.** An engine dies while its superblock is being written; the next one finds it, though only in the medium's
-/// cache. Acting on it before it is durable lets a power cut bring the former one back, whose blocks are used by then.
-#[test]
-pub fn superblock_found_after_a_death_is_durable_before_its_free_blocks_are_used() {
-    let mut random = Rng::with_seed(3);
-    let log = Log::new(1);
+/// An engine that has written a superblock which is not durable yet: by it the blocks of the first volume are free, by the
+/// one before they hold ones.
+fn with_superblock_in_a_cache(log: &Log) -> (Engine, VolumeId, VolumeId) {
     let engine = Engine::open(at_once(new_pool()), log.clone()).expect("open");
     let (first, second) = (engine.create(1, MIB), engine.create(2, 64 * MIB));
     for block in 0..256 {
         engine.write(first, block, 1).expect("written");
     }
     engine.checkpoint().expect("checkpoint");
-    for block in 0..256 {
-        let handle = engine.pool.open_volume(first, false).expect("open");
-        engine
-            .finish(async move { handle.discard(block * BLOCK_BYTES, BLOCK_BYTES).await.map(drop) })
-            .expect("discard");
-    }
-    // The superblock is written, and the death comes before it is durable.
+    let handle = engine.pool.open_volume(first, false).expect("open");
+    engine.finish(async move { handle.discard(0, MIB).await.map(drop) }).expect("discard");
     engine.medium.withhold_superblocks();
     engine.checkpoint().expect("checkpoint");
+    (engine, first, second)
+}
+
+/// What a power cut leaves when of all that is in the cache only superblocks are lost.
+fn lost_superblocks(medium: &Medium) -> Left {
+    medium.power_cut_keeping(|range| !SUPERBLOCK_COPIES.iter().flatten().any(|copy| copy.offset_bytes() == range.start))
+}
+
+/// **O9, C7.** An engine dies while its superblock is being written; the next one finds it, though only in the medium's
+/// cache. Acting on it before it is durable lets a power cut bring the former one back, whose blocks are used by then.
+#[test]
+pub fn superblock_found_after_a_death_is_durable_before_its_free_blocks_are_used() {
+    let mut random = Rng::with_seed(3);
+    let log = Log::new(1);
+    let (engine, first, second) = with_superblock_in_a_cache(&log);
     let left = engine.medium.process_death(&mut random);
     drop(engine);
     let successor = Engine::open(at_once(left), log).expect("open");
@@ -125,9 +133,7 @@ pub fn superblock_found_after_a_death_is_durable_before_its_free_blocks_are_used
             break;
         }
     }
-    let left = successor
-        .medium
-        .power_cut_keeping(|range| !SUPERBLOCK_COPIES.iter().flatten().any(|copy| copy.offset_bytes() == range.start));
+    let left = lost_superblocks(&successor.medium);
     drop(successor);
     let last = Engine::open(at_once(left), Log::new(3)).expect("open after the loss of power");
     for block in 0..256 {
@@ -140,32 +146,15 @@ pub fn superblock_found_after_a_death_is_durable_before_its_free_blocks_are_used
 /// blocks that are free by the superblock it found.
 #[test]
 pub fn superblock_found_after_a_death_is_durable_before_replay_writes() {
-    let mut random = Rng::with_seed(3);
     let log = Log::new(1);
-    let engine = Engine::open(at_once(new_pool()), log.clone()).expect("open");
-    let (first, second) = (engine.create(1, MIB), engine.create(2, 64 * MIB));
-    for block in 0..256 {
-        engine.write(first, block, 1).expect("written");
-    }
-    engine.checkpoint().expect("checkpoint");
-    let handle = engine.pool.open_volume(first, false).expect("open");
-    let discard = async move { handle.discard(0, MIB).await.map(drop) };
-    engine.finish(discard).expect("discard");
-    engine.medium.withhold_superblocks();
-    engine.checkpoint().expect("checkpoint");
+    let (engine, first, second) = with_superblock_in_a_cache(&log);
     // Something to be replayed, so that room is made for its nodes.
     engine.write(second, 5, 2).expect("written");
-    let left = engine.medium.process_death(&mut random);
+    let left = engine.medium.process_death(&mut Rng::with_seed(3));
     drop(engine);
-    let is_superblock = |at: u64| SUPERBLOCK_COPIES.iter().flatten().any(|copy| copy.offset_bytes() == at);
     let mut former = None;
-    for stop_after in 0.. {
-        let medium = stopping(left.clone(), stop_after);
-        let (storage, successor) = (medium.clone(), log.copy());
-        let opening = async move { Pool::open(storage, Box::new(successor), OpenOptions::default()).await.map(drop) };
-        let is_open = run(&LocalExecutor::new(), || None, opening).is_some();
-        let lost_power = medium.power_cut_keeping(|range| !is_superblock(range.start));
-        let last = Engine::open(at_once(lost_power), Log::new(3)).expect("open after the loss of power");
+    cut_at_each_operation_of_opening(&left, &log, |stop_after, medium, is_open| {
+        let last = Engine::open(at_once(lost_superblocks(medium)), Log::new(3)).expect("open after the loss of power");
         // By the former superblock the volume is as it was before the discard, by the later one it is empty.
         let generation = last.pool.info().generation;
         let expected = u8::from(generation == *former.get_or_insert(generation));
@@ -173,8 +162,56 @@ pub fn superblock_found_after_a_death_is_durable_before_replay_writes() {
             let found = last.read(first, block).expect("readable");
             assert_eq!(found, expected, "cut after {stop_after} operations: block {block} at {generation:?}");
         }
+        assert!(!is_open || Some(generation) != former, "what was opened is durable");
+    });
+}
+
+/// **C10a.** Power goes between the two copies of a superblock, and the one that is there cannot be read, this once. The
+/// next engine goes on from the former superblock and dies as well, and the copy can be read again: it leads to what has
+/// been used for something else by then.
+#[test]
+pub fn superblock_that_was_unreadable_once_does_not_come_back() {
+    let engine = Engine::on(new_pool());
+    let volume = engine.create(1, MIB);
+    engine.write(volume, 0, 1).expect("written");
+    engine.checkpoint().expect("checkpoint");
+    engine.write(volume, 1, 2).expect("written");
+    engine.flush(volume).expect("flushed");
+    let seconds = SUPERBLOCK_COPIES.map(|[_, second]| second.offset_bytes());
+    engine.medium.hold(move |call, range| call == Call::WriteDurable && seconds.contains(&range.start));
+    let _checkpointed = engine.begin_checkpoint();
+    let [(_, held, ..)] = &engine.medium.under_way()[..] else { panic!("one copy was enough") };
+    let copy = held.start - seconds[0];
+    let image = engine.medium.power_cut_keeping(|_| true).settled();
+    drop(engine);
+    let (mut good, mut bad) = ([0; BLOCK_SIZE], image.clone());
+    image.read(copy, &mut good);
+    bad.write(copy, &[0xee; BLOCK_SIZE]);
+    cut_at_each_operation_of_opening(&bad.into(), &Log::new(2), |stop_after, medium, _| {
+        let mut left = medium.power_cut_keeping(|_| true).settled();
+        let mut found = [0; BLOCK_SIZE];
+        left.read(copy, &mut found);
+        if found == [0xee; BLOCK_SIZE] {
+            left.write(copy, &good);
+        }
+        let last = Engine::open(at_once(left.into()), Log::new(3));
+        let last = last.unwrap_or_else(|error| panic!("cut after {stop_after} operations: {error}"));
+        assert_eq!([0, 1].map(|block| last.read(volume, block).expect("readable")), [1, 2]);
+        last.assert_clean();
+    });
+}
+
+/// Opens what was `left` again and again, the medium stopping after one operation more each time, until that is an opening
+/// to its end; hands over after how many it stopped, the medium, and whether the pool was open.
+fn cut_at_each_operation_of_opening(left: &Left, log: &Log, mut judge: impl FnMut(u64, &Medium, bool)) {
+    for stop_after in 0.. {
+        let medium = stopping(left.clone(), stop_after);
+        let (storage, successor) = (medium.clone(), log.copy());
+        let opening = async move { Pool::open(storage, Box::new(successor), OpenOptions::default()).await.map(drop) };
+        let opened = run(&LocalExecutor::new(), || None, opening);
+        let is_open = opened.map(|opened| opened.expect("open")).is_some();
+        judge(stop_after, &medium, is_open);
         if is_open {
-            assert!(Some(generation) != former, "what was opened is durable");
             return;
         }
     }
@@ -206,7 +243,7 @@ fn misplace_leaf(image: &mut Image, volume: VolumeId) {
         bytes
     };
     let copies = SUPERBLOCK_COPIES.map(|slot| slot.map(|copy| Superblock::decode(&block(image, copy))));
-    let (mut superblock, slot, _) = format::choose_superblock(copies).expect("a superblock");
+    let ChosenSuperblock { mut superblock, slot, .. } = format::choose_superblock(copies).expect("a superblock");
     let (uuid, blocks) = (superblock.uuid, superblock.geometry.pool_blocks);
     let table = superblock.volume_table;
     assert_eq!(table.level, 0);
