@@ -93,7 +93,7 @@ fn front(arguments: &[OsString]) -> anyhow::Result<()> {
             volume: VOLUME,
             sector_size,
             read_only,
-            waiting_bytes: None,
+            waiting: None,
         };
         let attached = loopdev::attach(&request);
         if let Ok(attached) = &attached {

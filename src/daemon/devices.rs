@@ -27,7 +27,7 @@ use crate::engine::VolumeInfo;
 use crate::error::{Error, Result};
 use crate::export::link::{EXIT_INCOMPATIBLE, versions};
 use crate::export::loopdev::helper::{self, LoopCommand};
-use crate::export::loopdev::{AttachRequest, Attached};
+use crate::export::loopdev::{AttachRequest, Attached, WaitingWrites};
 use crate::units::VolumeId;
 
 /// Our own build, also after its file was replaced or deleted.
@@ -195,7 +195,7 @@ impl Daemon {
             volume: volume.id,
             sector_size: volume.sector_size,
             read_only,
-            waiting_bytes: self.waiting_bytes(volume.waits_when_full)?,
+            waiting: self.waiting_writes(volume.waits_when_full)?,
         };
         let attached = helped(&LoopCommand::Attach(request)).and_then(|devices| {
             devices.into_iter().next().ok_or_else(|| Error::Busy("no loop device was made; try again".into()))
@@ -305,13 +305,12 @@ impl Daemon {
         Ok(reply)
     }
 
-    /// What a waiting write of a volume has in one queue entry at most; none where they do not wait.
-    fn waiting_bytes(&self, waits_when_full: bool) -> Result<Option<u32>> {
+    /// What a volume's device may have outstanding; none where its writes do not wait.
+    fn waiting_writes(&self, waits_when_full: bool) -> Result<Option<WaitingWrites>> {
         if !waits_when_full {
             return Ok(None);
         }
-        let bytes = self.remote.call(|engine| async move { engine.server.payload_bytes() })?;
-        Ok(Some(u32::try_from(bytes).unwrap_or(u32::MAX)))
+        self.remote.call(|engine| async move { engine.server.waiting_writes() }).map(Some)
     }
 
     fn on_full(&self, command: Command) -> Result<Reply> {
@@ -319,8 +318,8 @@ impl Daemon {
         if let Reply::Volume(volume) = &reply
             && let Some(device) = &volume.device
         {
-            let waiting_bytes = self.waiting_bytes(volume.waits_when_full)?;
-            helped(&LoopCommand::Tune { number: number(device)?, waiting_bytes })?;
+            let waiting = self.waiting_writes(volume.waits_when_full)?;
+            helped(&LoopCommand::Tune { number: number(device)?, waiting })?;
         }
         Ok(reply)
     }

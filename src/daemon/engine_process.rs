@@ -184,8 +184,7 @@ fn serve(path: &Path, arguments: &EngineArguments, mut link: EngineLink) -> Resu
         checking: Cell::new(None),
         daemon: Some(facts),
     };
-    // Of each device a quarter of a queue may wait for space, as its own queue is set; some entries stay for all others.
-    pool.bound_waiting((server.depth() / 4 * 3).max(1).into(), FULL_WAIT_SECONDS);
+    pool.bound_waiting(server.waiting_writes().most.into(), FULL_WAIT_SECONDS);
     let (finished, finish) = (Cell::new(None), Event::new());
     let engine = Rc::new(Engine { control, server: server.clone(), reactor: reactor.clone(), finished, finish });
 

@@ -32,8 +32,6 @@ use crate::units::VolumeId;
 const ATTEMPTS: u32 = 64;
 /// How long a detached device may take to let go of its file: probes of udev and the like hold it for a moment.
 const DETACH_PATIENCE: Duration = Duration::from_secs(5);
-/// Most writes that a device has outstanding whose writes wait when the pool is full: a quarter of a queue's entries.
-const WAITING_WRITES: u32 = 32;
 /// Beginning of the name that we give our devices.
 const LABEL: &str = "plywood/";
 
@@ -50,9 +48,19 @@ pub struct AttachRequest {
     pub sector_size: u32,
     /// Writes are refused.
     pub read_only: bool,
-    /// Its writes wait when the pool is full, each in so many bytes at most.
+    /// Set where its writes wait when the pool is full.
     #[serde(default)]
-    pub waiting_bytes: Option<u32>,
+    pub waiting: Option<WaitingWrites>,
+}
+
+/// What a device whose writes wait when the pool is full may have outstanding, so that reads and other volumes keep queue
+/// entries.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct WaitingWrites {
+    /// Writes at a time.
+    pub most: u32,
+    /// Bytes of each: those of one queue entry.
+    pub bytes: u32,
 }
 
 /// A device of ours.
@@ -137,7 +145,7 @@ pub fn attach(request: &AttachRequest) -> Result<Attached> {
             let _ = device.detach();
             return Err(error);
         }
-        tune(number, request.waiting_bytes);
+        tune(number, request.waiting);
         tracing::info!(volume = %request.volume, device = %device_path(number).display(), "attached");
         return Ok(Attached {
             device: device_path(number),
@@ -169,14 +177,12 @@ fn verify_direct_io(device: &LoopDevice, number: u32) -> Result<()> {
 /// Queue settings; a kernel that lacks one does without. What a device has already is not set again: each of the first
 /// three freezes its queue, 10 to 25 ms on Linux 6.18 even where nothing changes, and devices are used again and again.
 ///
-/// A device whose writes wait when the pool is full has at most [`WAITING_WRITES`] of them outstanding, none larger than a
-/// queue entry (`waiting_bytes`), or they would hold the entries of reads and of other volumes: that takes a scheduler, which
-/// keeps the rest back.
-pub(super) fn tune(number: u32, waiting_bytes: Option<u32>) {
-    let writes = WAITING_WRITES.to_string();
+/// To bound the writes of a device takes a scheduler, which keeps the rest back.
+pub(super) fn tune(number: u32, waiting: Option<WaitingWrites>) {
     // Else multiples of the payload size, so that a large request is cut without a rest.
-    let largest_kib = waiting_bytes.map_or(1024, |bytes| (bytes >> 10).clamp(4, 1024)).to_string();
-    if waiting_bytes.is_some() {
+    let largest_kib = waiting.map_or(1024, |writes| (writes.bytes >> 10).clamp(4, 1024)).to_string();
+    if let Some(WaitingWrites { most, .. }) = waiting {
+        let writes = most.to_string();
         set(number, "queue/scheduler", "mq-deadline");
         // It moved with Linux 6.19.
         if !set(number, "queue/iosched/async_depth", &writes) && !set(number, "queue/async_depth", &writes) {
@@ -378,7 +384,7 @@ mod tests {
             volume: VolumeId(1),
             sector_size: 1024,
             read_only: false,
-            waiting_bytes: None,
+            waiting: None,
         };
         assert!(matches!(attach(&request), Err(Error::InvalidInput(_))));
     }

@@ -15,6 +15,7 @@ use event_listener::Event;
 
 use super::device::{Device, Volumes};
 use super::fuse::request::{NAME_BYTES, parse};
+use super::loopdev::WaitingWrites;
 use super::shared::{EngineQueues, INLINE_BYTES, OpenFile, OpenTable, Reply};
 use crate::error::Result;
 use crate::io::Poller;
@@ -128,15 +129,12 @@ impl<V: Volumes> Server<V> {
         self.state.in_flight.get()
     }
 
-    /// Bytes that a request carries at most.
-    pub fn payload_bytes(&self) -> usize {
-        self.state.payload_bytes
-    }
-
-    /// Most entries of the smallest queue.
-    pub fn depth(&self) -> u32 {
+    /// What may wait for space at a time: a quarter of the entries of the smallest queue, each with what an entry carries.
+    pub fn waiting_writes(&self) -> WaitingWrites {
         let geometry = self.state.queues.memory().geometry();
-        (0..geometry.queue_count()).map(|queue| geometry.depth(queue)).min().unwrap_or(1)
+        let depth = (0..geometry.queue_count()).map(|queue| geometry.depth(queue)).min().unwrap_or(1);
+        let bytes = u32::try_from(self.state.payload_bytes).unwrap_or(u32::MAX);
+        WaitingWrites { most: (depth / 4).max(1), bytes }
     }
 
     /// Completes when every request that was taken has been answered.

@@ -12,7 +12,7 @@ use std::process::{Command, Stdio};
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
-use super::{AttachRequest, Attached};
+use super::{AttachRequest, Attached, WaitingWrites};
 use crate::error::{Error, Result};
 use crate::export::link::LINK_VARIABLE;
 
@@ -40,8 +40,8 @@ pub enum LoopCommand {
     Tune {
         /// N of /dev/loopN.
         number: u32,
-        /// Its writes wait when the pool is full, each in so many bytes at most.
-        waiting_bytes: Option<u32>,
+        /// Set where its writes wait when the pool is full.
+        waiting: Option<WaitingWrites>,
     },
     /// [`list`](super::list).
     List {
@@ -80,8 +80,8 @@ pub fn execute(command: &LoopCommand) -> Result<Vec<Attached>> {
         LoopCommand::Attach(request) => super::attach(request).map(|attached| vec![attached]),
         LoopCommand::Detach { number } => super::detach(*number).map(|()| Vec::new()),
         LoopCommand::Grow { number, file, size_bytes } => super::grow(*number, file, *size_bytes).map(|()| Vec::new()),
-        LoopCommand::Tune { number, waiting_bytes } => {
-            super::tune(*number, *waiting_bytes);
+        LoopCommand::Tune { number, waiting } => {
+            super::tune(*number, *waiting);
             Ok(Vec::new())
         }
         LoopCommand::List { pool, directory } => super::list(*pool, directory),
