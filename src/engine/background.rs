@@ -43,6 +43,17 @@ impl<S: Storage> Pool<S> {
         inner.signals.carcass.notify(usize::MAX);
     }
 
+    /// Waits until the next second begins, or nothing is to be done any more.
+    pub(super) async fn wait_for_tick(&self, seen: &mut u64) {
+        let inner = &self.inner;
+        until(&inner.signals.work, || {
+            let state = inner.state.borrow();
+            inner.ticks.get() != *seen || inner.stopped.get() || state.closing || state.poisoned.is_some()
+        })
+        .await;
+        *seen = inner.ticks.get();
+    }
+
     /// Refuses further changes, waits for what is in flight, commits, writes a checkpoint and ends the background work.
     pub async fn close(&self) -> Result<()> {
         let inner = &self.inner;

@@ -21,13 +21,12 @@ use super::state::{Need, State, Try};
 use crate::canary::{Canary, is_broken};
 use crate::error::{Error, Result};
 use crate::format::{
-    self, CHECKSUM_PAGES_PER_GROUP, COUNTS_PER_PAGE, GroupDescriptor, PAGES_PER_GROUP, PageRef, Place,
+    self, COUNTS_PER_PAGE, GroupDescriptor, HAS_CHECKSUM_PAGE, PAGES_PER_GROUP, PageRef, Place, has_checksum,
+    set_has_checksum,
 };
 use crate::units::PoolBlock;
 
 const PER_PAGE: usize = COUNTS_PER_PAGE as usize;
-/// The page that says which blocks have a checksum, among the checksum pages of a group.
-const HAS_ONE: u32 = CHECKSUM_PAGES_PER_GROUP - 1;
 
 /// The key of checksum page `page` of `group` in the cache of pages, behind the pages of counts.
 fn key(group: u64, page: u32) -> PageKey {
@@ -79,8 +78,9 @@ impl State {
             return Ok(Some(checksum));
         }
         let block_in_group = in_group as usize * PER_PAGE + index;
-        let has_one = self.pages.get(&key(group, HAS_ONE)).ok_or(Need::Counts(key(group, HAS_ONE)))?;
-        if !has_bit(has_one, block_in_group) {
+        let has_one =
+            self.pages.get(&key(group, HAS_CHECKSUM_PAGE)).ok_or(Need::Counts(key(group, HAS_CHECKSUM_PAGE)))?;
+        if !has_checksum(has_one, block_in_group) {
             return Ok(None);
         }
         let sums = self.pages.get(&key(group, in_group)).ok_or(Need::Counts(key(group, in_group)))?;
@@ -97,7 +97,7 @@ impl State {
     /// Whether blocks of a group may have a checksum, or get one by the running checkpoint.
     pub(super) fn may_have_checksums(&self, descriptor: &GroupDescriptor) -> bool {
         let new = &self.frozen_checksums.0;
-        descriptor.checksum_pages[HAS_ONE as usize].present
+        descriptor.checksum_pages[HAS_CHECKSUM_PAGE as usize].present
             || new.range((descriptor.group, 0)..(descriptor.group + 1, 0)).next().is_some()
     }
 
@@ -105,12 +105,12 @@ impl State {
     fn has_checksums_to_apply(&self, page @ (group, in_group): PageKey, freed: &[Run]) -> bool {
         let first = self.geometry.group_start(group);
         self.frozen_checksums.0.contains_key(&page)
-            || self.pages.get(&key(group, HAS_ONE)).is_some_and(|has_one| {
+            || self.pages.get(&key(group, HAS_CHECKSUM_PAGE)).is_some_and(|has_one| {
                 debug_assert!(freed.iter().all(|run| (run.start.0 - first.0) / COUNTS_PER_PAGE == u64::from(in_group)));
                 freed
                     .iter()
                     .flat_map(|run| (0..run.count).map(|offset| run.start.0 + offset - first.0))
-                    .any(|index| has_bit(has_one, index as usize))
+                    .any(|index| has_checksum(has_one, index as usize))
             })
     }
 
@@ -119,7 +119,7 @@ impl State {
         let start = self.geometry.group_start(group);
         let new = self.frozen_checksums.0.remove(&(group, page));
         let (Some(mut has_one), Some(mut sums)) =
-            (self.pages.remove(&key(group, HAS_ONE)), self.pages.remove(&key(group, page)))
+            (self.pages.remove(&key(group, HAS_CHECKSUM_PAGE)), self.pages.remove(&key(group, page)))
         else {
             return;
         };
@@ -128,19 +128,19 @@ impl State {
             if let Some(new) = new {
                 for index in (0..PER_PAGE).filter(|index| new.known[index / 64] >> (index % 64) & 1 == 1) {
                     let block = page as usize * PER_PAGE + index;
-                    has_one[block / 32] |= 1 << (block % 32);
+                    set_has_checksum(has_one, block, true);
                     sums[index] = new.sums[index];
                 }
             }
             if !is_broken(Canary::ChecksumKept) {
                 for block in freed.iter().flat_map(|run| (0..run.count).map(|offset| run.start.0 + offset - start.0)) {
                     let block = block as usize;
-                    has_one[block / 32] &= !(1 << (block % 32));
+                    set_has_checksum(has_one, block, false);
                     sums[block % PER_PAGE] = 0;
                 }
             }
         }
-        self.pages.insert(key(group, HAS_ONE), has_one);
+        self.pages.insert(key(group, HAS_CHECKSUM_PAGE), has_one);
         self.pages.insert(key(group, page), sums);
     }
 
@@ -164,10 +164,6 @@ impl State {
     }
 }
 
-fn has_bit(page: &[u32; PER_PAGE], block: usize) -> bool {
-    page[block / 32] >> (block % 32) & 1 == 1
-}
-
 impl<S: Storage> Pool<S> {
     /// The checkpoint's part: writes the checksum pages of blocks that were sealed or, with `freed` by page, came free.
     pub(super) async fn write_checksums(
@@ -182,7 +178,7 @@ impl<S: Storage> Pool<S> {
         for (group, page) in touched {
             let runs = freed.get(&(group, page)).map_or(&[][..], Vec::as_slice);
             self.load_descriptor(group).await?;
-            self.load(key(group, HAS_ONE)).await?;
+            self.load(key(group, HAS_CHECKSUM_PAGE)).await?;
             if !self.inner.state.borrow().has_checksums_to_apply((group, page), runs) {
                 continue;
             }
@@ -199,7 +195,7 @@ impl<S: Storage> Pool<S> {
             }
         }
         for group in has_one_changed {
-            self.inner.state.borrow_mut().put_checksum_page(groups, group, HAS_ONE, &mut blocks);
+            self.inner.state.borrow_mut().put_checksum_page(groups, group, HAS_CHECKSUM_PAGE, &mut blocks);
         }
         self.write_blocks(blocks).await
     }
@@ -208,13 +204,13 @@ impl<S: Storage> Pool<S> {
     pub(super) async fn blocks_with_checksum(&self, at: PoolBlock, most: usize) -> Result<(u64, Vec<PoolBlock>)> {
         let place = self.inner.state.borrow().geometry.group_of(at);
         let (group, from) = place.ok_or_else(|| Error::InvalidInput(format!("block {at} is in no group")))?;
-        self.load(key(group, HAS_ONE)).await?;
+        self.load(key(group, HAS_CHECKSUM_PAGE)).await?;
         let state = self.inner.state.borrow();
         let start = state.geometry.group_start(group);
         let blocks = from as usize..state.geometry.group_blocks(group) as usize;
         // Not waited since it was read; where it is gone all the same, the next step finds it.
-        let has_one = state.pages.get(&key(group, HAS_ONE));
-        let found = blocks.filter(|block| has_one.is_some_and(|page| has_bit(page, *block)));
+        let has_one = state.pages.get(&key(group, HAS_CHECKSUM_PAGE));
+        let found = blocks.filter(|block| has_one.is_some_and(|page| has_checksum(page, *block)));
         Ok((group, found.take(most).map(|block| start.plus(block as u64)).collect()))
     }
 

@@ -5,7 +5,7 @@ use super::patience::Waited;
 use super::volume::{Held, VolumeHandle};
 use super::write::{Lacking, MAP_RECORD_BYTES};
 use super::{Memory, Storage};
-use crate::error::{Error, Result};
+use crate::error::Result;
 use crate::format::{EntryKind, Record};
 use crate::units::{BLOCK_BYTES, VirtualBlock};
 
@@ -52,19 +52,13 @@ impl<S: Storage> VolumeHandle<S> {
     /// Where a step lacks room, everything is let go and begun again when there is some (rule O8): what has been zeroed
     /// is the volume's own by then and needs none.
     async fn clear(&self, offset: u64, end: u64, clearing: Clearing) -> Result<Held<S>> {
-        let mut refusals = 0;
-        let mut waited = Waited::default();
+        // Zeros that are to be there wait as other writes do; a discard does not.
+        let mut waited = Waited::new(!clearing.mapped_only);
         loop {
             let held = self.pool.hold_range(self.id, offset / BLOCK_BYTES, end.div_ceil(BLOCK_BYTES)).await?;
             let Some((lacking, blocks)) = self.clear_held(clearing).await? else { return Ok(held.answered()) };
             drop(held);
-            match self.wait_for(lacking, blocks, &mut refusals).await {
-                // Zeros that are to be there wait as other writes do; a discard does not.
-                Err(refusal @ Error::NoSpace(_)) if !clearing.mapped_only => {
-                    self.pool.wait_out(self.id, refusal, &mut waited).await?;
-                }
-                other => drop(other?),
-            }
+            drop(self.wait_for(lacking, blocks, &mut waited).await?);
         }
     }
 

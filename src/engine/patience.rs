@@ -6,7 +6,7 @@
 use std::cell::Cell;
 
 use super::Storage;
-use super::pool::{Pool, until};
+use super::pool::Pool;
 use crate::error::{Error, Result};
 use crate::format::OnFull;
 use crate::units::VolumeId;
@@ -14,10 +14,19 @@ use crate::units::VolumeId;
 /// Seconds that a write waits for space.
 const WAIT_TICKS: u64 = 60;
 
-/// What a write knows of its waiting.
-#[derive(Default)]
+/// What a change knows of its waiting for room.
 pub(super) struct Waited {
+    /// Whether it may wait when the pool is full: a discard does not.
+    may_wait: bool,
     since: Option<u64>,
+    /// How often room was made for it, and taken by others.
+    pub(super) refusals: u32,
+}
+
+impl Waited {
+    pub(super) fn new(may_wait: bool) -> Self {
+        Self { may_wait, since: None, refusals: 0 }
+    }
 }
 
 /// Bounds on writes that wait for space.
@@ -74,9 +83,10 @@ impl<S: Storage> Pool<S> {
         let waits = {
             let state = inner.state.borrow();
             let volume = state.volumes.get(&id);
-            volume.is_some_and(|volume| volume.record.on_full == OnFull::Wait) && !state.closing
+            let asked_for = volume.is_some_and(|volume| volume.record.on_full == OnFull::Wait);
+            waited.may_wait && asked_for && !state.closing
         };
-        let now = inner.ticks.get();
+        let mut now = inner.ticks.get();
         let since = *waited.since.get_or_insert(now);
         if !waits || now - since >= patience.ticks.get() || patience.waiting.get() >= patience.most.get() {
             return Err(refusal);
@@ -86,11 +96,7 @@ impl<S: Storage> Pool<S> {
         }
         patience.waiting.set(patience.waiting.get() + 1);
         let _waiter = Waiter(patience);
-        until(&inner.signals.work, || {
-            let state = inner.state.borrow();
-            inner.ticks.get() != now || inner.stopped.get() || state.closing || state.poisoned.is_some()
-        })
-        .await;
+        self.wait_for_tick(&mut now).await;
         Ok(())
     }
 }

@@ -14,7 +14,7 @@ use futures_lite::future::yield_now;
 
 use super::Storage;
 use super::diff::{Pair, same};
-use super::pool::{Pool, until};
+use super::pool::Pool;
 use super::state::{State, Try};
 use crate::canary::{Canary, is_broken};
 use crate::error::{Check, Corrupt, Error, Result, Structure};
@@ -182,17 +182,6 @@ impl<S: Storage> Pool<S> {
             }
         }
         Ok(())
-    }
-
-    /// Waits until the next second begins, or nothing is to be done any more.
-    async fn wait_for_tick(&self, seen: &mut u64) {
-        let inner = &self.inner;
-        until(&inner.signals.work, || {
-            let state = inner.state.borrow();
-            inner.ticks.get() != *seen || inner.stopped.get() || state.closing || state.poisoned.is_some()
-        })
-        .await;
-        *seen = inner.ticks.get();
     }
 
     async fn seal_leaf(&self, sealing: &mut Sealing, changed: &[Pair]) -> Result<()> {

@@ -232,9 +232,8 @@ impl<S: Storage> VolumeHandle<S> {
         let pool = &self.pool;
         let first = offset / BLOCK_BYTES;
         let end = (offset + from.len() as u64).div_ceil(BLOCK_BYTES);
-        let mut refusals = 0;
         let mut promised = None;
-        let mut waited = Waited::default();
+        let mut waited = Waited::new(true);
         loop {
             // Without room for metadata a write that changes no mapping still goes on.
             let promise = match promised.take() {
@@ -246,13 +245,7 @@ impl<S: Storage> VolumeHandle<S> {
                 return Ok(held);
             };
             drop((held, promise));
-            promised = match self.wait_for(lacking, end - first, &mut refusals).await {
-                Err(refusal @ Error::NoSpace(_)) => {
-                    pool.wait_out(self.id, refusal, &mut waited).await?;
-                    None
-                }
-                other => other?,
-            };
+            promised = self.wait_for(lacking, end - first, &mut waited).await?;
         }
     }
 
@@ -261,17 +254,24 @@ impl<S: Storage> VolumeHandle<S> {
         &self,
         lacking: Lacking,
         blocks: u64,
-        refusals: &mut u32,
+        waited: &mut Waited,
     ) -> Result<Option<Promise<S>>> {
+        match self.make_room_for(lacking, blocks, waited).await {
+            Err(refusal @ Error::NoSpace(_)) => self.pool.wait_out(self.id, refusal, waited).await.map(|()| None),
+            made => made,
+        }
+    }
+
+    async fn make_room_for(&self, lacking: Lacking, blocks: u64, waited: &mut Waited) -> Result<Option<Promise<S>>> {
         match lacking {
             Lacking::Promise(wanted) => {
                 self.pool.promise_for(wanted, blocks, blocks as usize * MAP_RECORD_BYTES).await.map(Some)
             }
             Lacking::Space { missing, refills } => {
-                *refusals += 1;
+                waited.refusals += 1;
                 // Room was made each time, and others were faster: under load a large write may lose many times
                 // in a row. Whether the pool is full is for `make_room` to say; this bound is for bugs.
-                if *refusals > 100_000 {
+                if waited.refusals > 100_000 {
                     return Err(Error::NoSpace("the pool is full".into()));
                 }
                 let wanted = if refills { Use::Redirect } else { Use::Data };

@@ -135,7 +135,7 @@ pub(in crate::engine) async fn read_pinned<S: Storage>(storage: &S, durable: Lsn
     let mut reader = Reader::new(storage, superblock.uuid, superblock.geometry);
     let mut groups = Vec::new();
     read_space(&mut reader, &superblock, &mut faults, |_, facts| groups.push(facts)).await;
-    let checksummed = Checksummed::read(&mut reader, &superblock).await;
+    let checksummed = Checksummed::take(&mut groups);
     let (tail, mut ended) = read_chain(storage, &superblock).await;
     if tail.last >= durable {
         ended = Ok(());

@@ -4,19 +4,17 @@ use rustc_hash::FxHashMap;
 
 use super::fault::Faults;
 use super::reader::{Reader, Target};
-use super::space::{read_descriptor, read_index};
+use super::space::{GroupFacts, read_descriptor, read_index};
 use super::walk::{Visited, Visitor};
 use crate::engine::Storage;
 use crate::error::{Check, Result, Structure};
 use crate::format::{
-    self, CHECKSUM_PAGES_PER_GROUP, COUNTS_PER_PAGE, ENTRIES_PER_NODE, EntryKind, GROUPS_PER_INDEX, Geometry,
-    GroupDescriptor, Place, Superblock,
+    self, COUNTS_PER_PAGE, ENTRIES_PER_NODE, EntryKind, GROUPS_PER_INDEX, Geometry, GroupDescriptor, HAS_CHECKSUM_PAGE,
+    Place, Superblock, has_checksum, set_has_checksum,
 };
 use crate::units::PoolBlock;
 
 const PER_PAGE: usize = COUNTS_PER_PAGE as usize;
-/// The page that says which blocks have one.
-const HAS_ONE: u32 = CHECKSUM_PAGES_PER_GROUP - 1;
 
 /// 1024 numbers.
 type Page = Box<[u32; PER_PAGE]>;
@@ -34,23 +32,25 @@ impl GroupChecksums {
     /// None for any block.
     pub(in crate::engine) fn none() -> Self {
         let page = Box::new([0; PER_PAGE]);
-        Self { has_one: page.clone(), sums: vec![page; HAS_ONE as usize], lost_pages: 0 }
+        Self { has_one: page.clone(), sums: vec![page; HAS_CHECKSUM_PAGE as usize], lost_pages: 0 }
     }
 
     /// The checksum of the group's block `index`.
     pub(in crate::engine) fn get(&self, index: usize) -> Option<u32> {
-        let has_one = self.has_one.get(index / 32)? >> (index % 32) & 1 == 1;
-        has_one.then(|| self.sums.get(index / PER_PAGE).map(|page| page[index % PER_PAGE]))?
+        let sums = self.sums.get(index / PER_PAGE)?;
+        has_checksum(&self.has_one, index).then(|| sums[index % PER_PAGE])
     }
 
     /// Sets that of block `index`, or takes it away.
     pub(in crate::engine) fn set(&mut self, index: usize, checksum: Option<u32>) {
-        let (Some(word), Some(page)) = (self.has_one.get_mut(index / 32), self.sums.get_mut(index / PER_PAGE)) else {
-            return;
-        };
-        let bit = 1 << (index % 32);
-        *word = if checksum.is_some() { *word | bit } else { *word & !bit };
-        page[index % PER_PAGE] = checksum.unwrap_or(0);
+        let Some(sums) = self.sums.get_mut(index / PER_PAGE) else { return };
+        set_has_checksum(&mut self.has_one, index, checksum.is_some());
+        sums[index % PER_PAGE] = checksum.unwrap_or(0);
+    }
+
+    /// Which blocks have one.
+    pub(super) fn checksummed(self) -> GroupChecksummed {
+        (self.has_one, self.lost_pages)
     }
 
     /// Page `page` as it stands on disk: 32 of checksums, then one of "has one" bits.
@@ -69,21 +69,21 @@ pub(in crate::engine) async fn read_checksums<S: Storage>(
         return None;
     }
     let mut found = GroupChecksums::none();
-    match read_page(reader, descriptor, HAS_ONE, faults).await {
+    match read_page(reader, descriptor, HAS_CHECKSUM_PAGE, faults).await {
         Some(page) => found.has_one = page,
         None => {
             found.lost_pages = u32::MAX;
             return Some(found);
         }
     }
-    for page in 0..HAS_ONE {
+    for page in 0..HAS_CHECKSUM_PAGE {
         let base = page as usize * PER_PAGE;
         let Some(mut sums) = read_page(reader, descriptor, page, faults).await else {
             found.has_one[base / 32..(base + PER_PAGE) / 32].fill(0);
             found.lost_pages |= 1 << page;
             continue;
         };
-        let has_one = |index: usize| found.has_one[(base + index) / 32] >> (index % 32) & 1 == 1;
+        let has_one = |index: usize| has_checksum(&found.has_one, base + index);
         if let Some(index) = (0..PER_PAGE).find(|index| sums[*index] != 0 && !has_one(*index)) {
             let block = reader.geometry.group_start(descriptor.group).plus((base + index) as u64);
             faults.add(Structure::ChecksumPage, block, WITHOUT_BIT);
@@ -117,10 +117,12 @@ async fn read_page<S: Storage>(
     format::decode_counts(&bytes).map_err(|check| faults.add(structure, address, check)).ok()
 }
 
-/// Which blocks have a checksum: a bit for each block of the groups where any has, and which pages of them are lost. None
-/// for a group of which nothing is known.
+/// Which blocks of a group have a checksum: a bit for each, and which pages of checksums are lost.
+pub(super) type GroupChecksummed = (Page, u32);
+
+/// Which blocks have a checksum, by the groups where any has. None for a group of which nothing is known.
 #[derive(Default)]
-pub(in crate::engine) struct Checksummed(FxHashMap<u64, Option<(Page, u32)>>);
+pub(in crate::engine) struct Checksummed(FxHashMap<u64, Option<GroupChecksummed>>);
 
 /// What is known of a block.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -134,6 +136,15 @@ pub(in crate::engine) enum Has {
 }
 
 impl Checksummed {
+    /// Takes them from what was read of the space map, group by group.
+    pub(in crate::engine) fn take(groups: &mut [Option<GroupFacts>]) -> Self {
+        let taken = groups.iter_mut().zip(0..).filter_map(|(facts, group)| match facts {
+            None => Some((group, None)),
+            Some(facts) => facts.checksummed.take().map(|known| (group, Some(known))),
+        });
+        Self(taken.collect())
+    }
+
     /// Reads them for all groups, as far as that is possible; what is damaged is told by who reads the space map.
     pub(in crate::engine) async fn read<S: Storage>(reader: &mut Reader<'_, S>, superblock: &Superblock) -> Self {
         let (mut known, mut index) = (Self::default(), None);
@@ -153,7 +164,7 @@ impl Checksummed {
                 continue;
             };
             if let Some(found) = read_checksums(reader, &descriptor, &mut told).await {
-                known.0.insert(group, Some((found.has_one, found.lost_pages)));
+                known.0.insert(group, Some(found.checksummed()));
             }
         }
         known
@@ -165,7 +176,7 @@ impl Checksummed {
             None => Has::None,
             Some(None) => Has::Lost,
             Some(Some((_, lost))) if lost >> (index / COUNTS_PER_PAGE as u32) & 1 == 1 => Has::Lost,
-            Some(Some((bits, _))) if bits[index as usize / 32] >> (index % 32) & 1 == 1 => Has::One,
+            Some(Some((bits, _))) if has_checksum(bits, index as usize) => Has::One,
             Some(Some(_)) => Has::None,
         }
     }

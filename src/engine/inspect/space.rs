@@ -2,7 +2,7 @@
 
 use rustc_hash::FxHashMap;
 
-use super::checksums::{FREE_WITH_CHECKSUM, read_checksums};
+use super::checksums::{FREE_WITH_CHECKSUM, GroupChecksummed, read_checksums};
 use super::counts::Counts;
 use super::fault::Faults;
 use super::reader::{Reader, Target};
@@ -37,6 +37,8 @@ pub(in crate::engine) struct GroupFacts {
     many: FxHashMap<usize, u32>,
     /// Pages that are damaged.
     bad_pages: u32,
+    /// Which blocks have a checksum, where any has.
+    pub(super) checksummed: Option<GroupChecksummed>,
     /// The first block that has a checksum though it is counted by nothing.
     free_with_checksum: Option<PoolBlock>,
 }
@@ -213,7 +215,8 @@ async fn read_group<S: Storage>(
     let slot = superblock.group_index.get(number as usize)?.slot;
     let index = superblock.geometry.index_block(number, slot);
     let (small, many) = (None, FxHashMap::default());
-    let mut facts = GroupFacts { group, entry, index, small, many, bad_pages: 0, free_with_checksum: None };
+    let mut facts =
+        GroupFacts { group, entry, index, small, many, bad_pages: 0, checksummed: None, free_with_checksum: None };
     if entry.empty {
         return Some(facts);
     }
@@ -238,6 +241,7 @@ async fn read_group<S: Storage>(
         facts.free_with_checksum = with_one
             .find(|index| facts.count(geometry, *index) == Some(0) || (*index as u64) < geometry.layout_blocks(group))
             .map(|index| geometry.group_start(group).plus(index as u64));
+        facts.checksummed = Some(checksums.checksummed());
     }
     Some(facts)
 }

@@ -92,6 +92,7 @@ struct Found {
     /// Every block that anything holds.
     counts: Counts,
     groups: Vec<Option<GroupFacts>>,
+    checksummed: Checksummed,
     faults: Faults,
 }
 
@@ -136,23 +137,23 @@ async fn look<S: Storage>(storage: &S, show: &mut dyn FnMut(Progress)) -> Result
     let mut counts = Counts::new(superblock.geometry, superblock.groups_in_use);
     let mut tables = read_tables(&mut reader, &superblock, &mut counts, &mut faults).await;
     let mut complete = tables.lost_ids.is_empty() && tables.carcasses_lost == 0;
-    let known = Checksummed::read(&mut reader, &superblock).await;
+    let mut groups = Vec::new();
+    read_space(&mut reader, &superblock, &mut faults, |_, facts| groups.push(facts)).await;
+    let checksummed = Checksummed::take(&mut groups);
     let mut walker = Walker::new(&mut reader, &mut counts, &mut faults);
     let mut shown = Shown::new(superblock.used_blocks, show);
-    complete &= walk_trees(&mut walker, &tables, &known, &mut shown).await?;
-    let (mut space, mut groups) = (Space::default(), Vec::new());
-    read_space(&mut reader, &superblock, &mut faults, |faults, facts| {
-        compare(&superblock.geometry, facts.as_ref(), &counts, complete, faults, &mut space);
-        groups.push(facts);
-    })
-    .await;
+    complete &= walk_trees(&mut walker, &tables, &checksummed, &mut shown).await?;
+    let mut space = Space::default();
+    for facts in &groups {
+        compare(&superblock.geometry, facts.as_ref(), &counts, complete, &mut faults, &mut space);
+    }
     compare_total(&superblock, slot, &space, &mut faults);
     let (tail, ended) = read_tail(storage, &superblock).await;
     let is_journal_whole = ended.is_ok();
     let possible = check_journal(&superblock, &tables, &tail, ended, &mut faults);
     attribute(&mut reader, &tables, &mut faults).await?;
     add_stubs(&superblock, &mut tables, &tail);
-    Ok(Found { superblock, slot, tables, tail, is_journal_whole, possible, counts, groups, faults })
+    Ok(Found { superblock, slot, tables, tail, is_journal_whole, possible, counts, groups, checksummed, faults })
 }
 
 async fn rebuild<S: Storage>(
@@ -161,7 +162,8 @@ async fn rebuild<S: Storage>(
     writer: &mut Writer<'_, S>,
     report: &mut RepairReport,
 ) -> Result<()> {
-    let Found { superblock, slot, tables, tail, is_journal_whole, possible, mut counts, groups, faults } = found;
+    let Found { superblock, slot, tables, tail, is_journal_whole, possible, mut counts, groups, checksummed, faults } =
+        found;
     let geometry = superblock.geometry;
     begin_unfinished(storage, writer, &superblock, Some(&superblock), slot.other(), Unfinished::Repair).await?;
     let mut reader = Reader::new(storage, superblock.uuid, geometry);
@@ -186,7 +188,7 @@ async fn rebuild<S: Storage>(
     // Third: the counts of what is there now.
     let mut new_counts = Counts::new(geometry, free.groups_in_use().max(superblock.groups_in_use));
     count_again(&mut reader, &mut records, &mut carcasses, &mut new_counts).await?;
-    report.unsealed = unseal(&mut reader, &superblock, &faults, &mut records).await?;
+    report.unsealed = unseal(&mut reader, &checksummed, &faults, &mut records).await?;
     for (bad, good) in faults.copies() {
         if let Ok(bytes) = reader.read(*good).await {
             writer.put(*bad, false, &bytes).await?;
@@ -302,7 +304,7 @@ async fn rewrite_trees<S: Storage>(
 /// Takes the seals from volumes of which a block has lost its checksum; those of the other blocks stay. Answers their names.
 async fn unseal<S: Storage>(
     reader: &mut Reader<'_, S>,
-    superblock: &Superblock,
+    known: &Checksummed,
     faults: &Faults,
     records: &mut [VolumeRecord],
 ) -> Result<Vec<String>> {
@@ -314,12 +316,12 @@ async fn unseal<S: Storage>(
     if !may_lack && faults.total() <= faults.list().len() as u64 {
         return Ok(Vec::new());
     }
-    let (known, geometry) = (Checksummed::read(reader, superblock).await, superblock.geometry);
+    let geometry = reader.geometry;
     let mut unsealed = Vec::new();
     for record in records.iter_mut().filter(|record| record.flags.sealed) {
         // Each by itself: what is shared with another is looked at again.
         let (mut counts, mut told) = (Counts::new(geometry, geometry.group_count()), Faults::default());
-        let mut sealed = Sealed { geometry, known: &known, inner: &mut Quiet, without: None, lost: false };
+        let mut sealed = Sealed { geometry, known, inner: &mut Quiet, without: None, lost: false };
         let (entry, level, created_at) = (record.root.entry, record.root.level, record.created_at);
         let tree = Tree { entry, level, first: 0, eaten: 0, created_at };
         Walker::new(reader, &mut counts, &mut told).walk(&tree, &mut sealed).await?;
