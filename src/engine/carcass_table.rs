@@ -14,8 +14,16 @@ pub(super) const CARCASS_TABLE: u64 = 1 << 62;
 /// The carcass table as a checkpoint writes it.
 pub(super) struct CarcassImage {
     carcasses: Vec<Carcass>,
-    pages: Vec<PoolBlock>,
-    nodes: Vec<(PoolBlock, u8)>,
+    /// Each as a pair where there was one.
+    pages: Vec<(PoolBlock, bool)>,
+    /// Level by level.
+    nodes: Vec<(PoolBlock, bool)>,
+}
+
+/// How many nodes each level above `pages` has, up to the root.
+pub(super) fn widths_above(pages: usize) -> impl Iterator<Item = usize> {
+    let above = |width: usize| width.div_ceil(ENTRIES_PER_NODE);
+    std::iter::successors((pages > 0).then(|| above(pages)), move |width| (*width > 1).then(|| above(*width)))
 }
 
 impl CarcassImage {
@@ -32,18 +40,19 @@ impl CarcassImage {
             }
         }
         let mut children: Vec<Entry> = Vec::new();
-        for (number, (chunk, address)) in self.carcasses.chunks(CARCASSES_PER_PAGE).zip(&self.pages).enumerate() {
+        let pages = self.pages.iter().copied();
+        for (number, (chunk, (address, mirrored))) in self.carcasses.chunks(CARCASSES_PER_PAGE).zip(pages).enumerate() {
             let bytes: Rc<[u8]> = Rc::from(&format::encode_carcasses(chunk)[..]);
             let checksum = format::checksum(uuid, Place::CarcassPage(number as u64), &bytes);
-            children.push(Entry::node(*address, false, checksum, Clock(0)));
-            put(blocks, *address, false, &bytes);
+            children.push(Entry::node(address, mirrored, checksum, Clock(0)));
+            put(blocks, address, mirrored, &bytes);
         }
         let mut nodes = self.nodes.iter().copied();
         let mut level = 0;
         while !children.is_empty() {
             let mut above = Vec::new();
             for (number, chunk) in children.chunks(ENTRIES_PER_NODE).enumerate() {
-                let Some((address, _)) = nodes.next() else { break };
+                let Some((address, mirrored)) = nodes.next() else { break };
                 let mut node = Node::new(Clock(0));
                 for (index, entry) in chunk.iter().enumerate() {
                     node.set(index, *entry);
@@ -51,8 +60,8 @@ impl CarcassImage {
                 let first = CARCASS_TABLE + ((number as u64) << (8 * (u32::from(level) + 1)));
                 let bytes: Rc<[u8]> = Rc::from(&node.bytes()[..]);
                 let checksum = format::checksum(uuid, Place::TableNode { level, first }, &bytes);
-                above.push(Entry::node(address, false, checksum, Clock(0)));
-                put(blocks, address, false, &bytes);
+                above.push(Entry::node(address, mirrored, checksum, Clock(0)));
+                put(blocks, address, mirrored, &bytes);
             }
             if let [root] = above[..] {
                 return Root { entry: root, level };
@@ -76,23 +85,15 @@ impl State {
         }
         let carcasses: Vec<Carcass> = self.carcasses.values().map(|waiting| waiting.carcass).collect();
         let mut blocks = Vec::new();
-        let mut take = |state: &mut Self| {
-            let (address, _) = state.take_node_block(0);
+        let mut take = |_| {
+            let (address, mirrored) = self.take_meta(2);
             blocks.push(address);
-            address
+            blocks.extend(mirrored.then_some(address.plus(1)));
+            (address, mirrored)
         };
-        let pages: Vec<PoolBlock> = (0..carcasses.len().div_ceil(CARCASSES_PER_PAGE)).map(|_| take(self)).collect();
-        let mut nodes = Vec::new();
-        let mut width = pages.len();
-        let mut level = 0;
-        while width > 0 {
-            width = width.div_ceil(ENTRIES_PER_NODE);
-            nodes.extend((0..width).map(|_| (take(self), level)));
-            level += 1;
-            if width == 1 {
-                break;
-            }
-        }
+        let count = carcasses.len().div_ceil(CARCASSES_PER_PAGE);
+        let pages = (0..count).map(&mut take).collect();
+        let nodes = widths_above(count).flat_map(|width| 0..width).map(&mut take).collect();
         self.carcass_blocks = blocks;
         Some(CarcassImage { carcasses, pages, nodes })
     }

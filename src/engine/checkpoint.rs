@@ -12,13 +12,13 @@ use futures_lite::future::yield_now;
 use rustc_hash::FxHashMap;
 
 use super::cache::{Cached, level_of};
-use super::carcass_table::CarcassImage;
+use super::carcass_table::{CarcassImage, widths_above};
 use super::epoch::EpochId;
 use super::journal::JournalPosition;
 use super::pool::{Pool, to_memory, until};
 use super::space::{PageKey, Run};
 use super::state::{State, TreeKey};
-use super::tree::entry_index;
+use super::tree::{entry_index, level_for};
 use super::{Memory, Storage};
 use crate::canary::{Canary, is_broken};
 use crate::error::{Check, Corrupt, Error, Result, Structure};
@@ -434,6 +434,7 @@ impl State {
                 self.allocator.fresh()
             )));
         }
+        let before = self.allocator.fresh();
         let mut records = Vec::new();
         for id in to_write {
             let leaf = self.own_path(TreeKey::Table, id.0);
@@ -446,7 +447,7 @@ impl State {
                 }
             }
             let new = if let Some(record) = self.volumes.get(&id).map(|volume| volume.record.clone()) {
-                let (address, mirrored) = self.take_node_block(1);
+                let (address, mirrored) = self.take_meta(2);
                 records.push((address, mirrored, record));
                 Entry::node(address, mirrored, 0, self.clock)
             } else {
@@ -460,6 +461,7 @@ impl State {
         self.dirty_volumes = 0;
         self.deleted.clear();
         let carcasses = self.take_carcass_image();
+        debug_assert!(before - self.allocator.fresh() <= needed, "more than {needed} blocks were taken");
         let nodes = self.cache.freeze();
         debug_assert!(self.frozen.is_empty());
         self.begin_enlargement();
@@ -613,11 +615,19 @@ impl State {
     }
 
     /// Metadata blocks that a checkpoint takes for itself at its instant: records, their table, carcasses.
-    pub(super) fn checkpoint_blocks(&self) -> u64 {
-        let records = self.volumes.values().filter(|volume| volume.dirty).count() + self.deleted.len();
-        let pages = if self.carcasses_dirty { self.carcasses.len().div_ceil(CARCASSES_PER_PAGE) } else { 0 };
-        // A record is a pair; the table's nodes, few as they are, may all move.
-        let table = if records > 0 { 7 + records.div_ceil(ENTRIES_PER_NODE) * 3 } else { 0 };
-        (records * 2 + table + pages + pages.div_ceil(ENTRIES_PER_NODE) * 2) as u64
+    fn checkpoint_blocks(&self) -> u64 {
+        debug_assert_eq!(self.dirty_volumes, self.volumes.values().filter(|volume| volume.dirty).count() as u64);
+        self.tables_blocks(if self.carcasses_dirty { self.carcasses.len() } else { 0 })
+    }
+
+    /// The most that the tables take when the next checkpoint writes `carcasses`: each record and each node is a pair.
+    pub(super) fn tables_blocks(&self, carcasses: usize) -> u64 {
+        let records = self.dirty_volumes + self.deleted.len() as u64;
+        // The nodes on the way to each record move; of a level there are no more than the ids so far need.
+        let all = |level: u8| self.next_volume.0.checked_shr(8 * (u32::from(level) + 1)).unwrap_or(0) + 1;
+        let nodes: u64 = (0..=level_for(self.next_volume.0)).map(|level| records.min(all(level))).sum();
+        let pages = carcasses.div_ceil(CARCASSES_PER_PAGE);
+        let carcass_nodes: usize = widths_above(pages).sum();
+        2 * (records + nodes + (pages + carcass_nodes) as u64)
     }
 }

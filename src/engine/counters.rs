@@ -57,6 +57,8 @@ pub struct Counters {
     pub space_refusals: u64,
     /// Metadata blocks taken of those that are kept back from data.
     pub reserve_used: u64,
+    /// Metadata written once because no two free blocks stood together.
+    pub pairs_missed: u64,
     /// Blocks whose checksum was recorded.
     pub blocks_sealed: u64,
     /// Blocks read to seal snapshots.

@@ -134,7 +134,7 @@ impl<S: Storage> Pool<S> {
             state.volumes.insert(id, Volume::new(record, superblock.lsn, false));
         }
         let table = self.read_table(superblock.carcass_table, CARCASS_TABLE, false).await?;
-        let mut blocks = table.nodes;
+        let mut blocks = table.blocks;
         for (number, entry) in table.leaves {
             let structure = Structure::CarcassPage;
             let place = Place::CarcassPage(number);
@@ -142,7 +142,7 @@ impl<S: Storage> Pool<S> {
             let damage = |check| Corrupt { structure, address: entry.address, check };
             let carcasses = format::decode_carcasses(&bytes, superblock.geometry.pool_blocks).map_err(damage)?;
             bounds::check_carcasses(&superblock.geometry, &carcasses).map_err(damage)?;
-            blocks.push(entry.address);
+            blocks.extend(blocks_of(entry));
             let mut state = self.inner.state.borrow_mut();
             state.counters.carcasses_resumed += carcasses.len() as u64;
             for carcass in carcasses {
@@ -179,7 +179,7 @@ impl<S: Storage> Pool<S> {
             if !seen.insert(entry.address.0) {
                 return Err(damage(Check::Inconsistent("a node stands in two places")).into());
             }
-            table.nodes.push(entry.address);
+            table.blocks.extend(blocks_of(entry));
             for index in (0..ENTRIES_PER_NODE).rev() {
                 let child = node.entry(index);
                 let at = first + index as u64 * entry_span(level);
@@ -372,8 +372,13 @@ impl<S: Storage> Pool<S> {
 /// A table as read: its nodes' blocks, and its leaves' entries by number.
 #[derive(Default)]
 struct Table {
-    nodes: Vec<PoolBlock>,
+    blocks: Vec<PoolBlock>,
     leaves: Vec<(u64, Entry)>,
+}
+
+/// What an entry points at: one block, or a pair.
+fn blocks_of(entry: Entry) -> impl Iterator<Item = PoolBlock> {
+    std::iter::once(entry.address).chain(entry.mirrored.then(|| entry.address.plus(1)))
 }
 
 async fn read_superblock<S: Storage>(storage: &S) -> Result<ChosenSuperblock> {

@@ -364,9 +364,7 @@ impl State {
     /// carcasses.
     pub(super) fn administration_blocks(&self) -> u64 {
         const CONSTANT: u64 = 64;
-        // A record is a pair, and the table's leaves move with it.
-        let records = 2 * self.dirty_volumes + self.dirty_volumes / 64;
-        CONSTANT + self.carcasses.len() as u64 / 32 + 4 * self.deleted.len() as u64 + records
+        CONSTANT + self.tables_blocks(self.carcasses.len())
     }
 
     /// The slot that a checkpoint writes: the one that the parent does not name.

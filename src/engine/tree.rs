@@ -29,9 +29,12 @@ pub(super) fn entry_span(level: u8) -> u64 {
     1 << (8 * u32::from(level))
 }
 
-/// Blocks of metadata that a node of `level` takes: leaves are written once, the others as pairs.
-pub(super) fn node_blocks(level: u8) -> u64 {
-    if level == 0 { 1 } else { 2 }
+/// Blocks of metadata that a node of `level` takes: leaves of volumes are written once, all others as pairs.
+fn node_blocks(key: TreeKey, level: u8) -> u64 {
+    match (key, level) {
+        (TreeKey::Volume(_), 0) => 1,
+        _ => 2,
+    }
 }
 
 /// Lowest level of a tree that reaches `block`.
@@ -148,7 +151,7 @@ impl State {
         };
         let dirty = cached.state == NodeState::Dirty;
         let shared = inherited || (entry.birth < shared_at && self.exact_count(entry.address)? > 1);
-        Ok((if dirty && !shared { 0 } else { node_blocks(level) }, shared))
+        Ok((if dirty && !shared { 0 } else { node_blocks(key, level) }, shared))
     }
 
     /// Makes a node the volume's own to change, and answers the entry that points at it now. Second pass: everything is
@@ -184,16 +187,17 @@ impl State {
 
     /// Gives a new or copied node its block and makes it dirty.
     fn place_node(&mut self, node: Rc<Node>, key: TreeKey, level: u8, block: u64) -> Entry {
-        let (address, mirrored) = self.take_node_block(level);
+        let (address, mirrored) = self.take_meta(node_blocks(key, level));
         let first = block & !(span_blocks(level) - 1);
         self.cache.insert_dirty(address, node, Self::place(key, level, first), mirrored);
         Entry::node(address, mirrored, 0, self.clock)
     }
 
-    /// A block, or a pair of them, for a node or a record, counted once.
-    pub(super) fn take_node_block(&mut self, level: u8) -> (PoolBlock, bool) {
-        let pair = if level > 0 { self.allocator.take_meta(2) } else { None };
+    /// A block, or a pair of them, for metadata, counted once.
+    pub(super) fn take_meta(&mut self, blocks: u64) -> (PoolBlock, bool) {
+        let pair = if blocks == 2 { self.allocator.take_meta(2) } else { None };
         let mirrored = pair.is_some();
+        self.counters.pairs_missed += u64::from(blocks == 2 && !mirrored);
         if self.allocator.fresh() < self.data_reserve_blocks() {
             self.counters.reserve_used += 1 + u64::from(mirrored);
         }
@@ -217,20 +221,22 @@ impl State {
     /// First pass of [`own_path`](Self::own_path): metadata blocks it will take.
     pub(super) fn check_path(&mut self, key: TreeKey, block: u64) -> Try<u64> {
         let root = self.root(key);
-        let mut needed = 0;
+        // A new branch from a node of that level down.
+        let blocks_to = |level: u8| (0..=level).map(|level| node_blocks(key, level)).sum::<u64>();
         if root.entry.kind == EntryKind::Hole {
-            return Ok((0..=level_for(block).max(root.level)).map(node_blocks).sum());
+            return Ok(blocks_to(level_for(block).max(root.level)));
         }
         if block >= span_blocks(root.level) {
             // New nodes above the root, and a new branch below them.
-            needed += (root.level + 1..=level_for(block)).map(node_blocks).sum::<u64>();
-            return Ok(needed + (0..level_for(block)).map(node_blocks).sum::<u64>());
+            let above = 2 * u64::from(level_for(block) - root.level);
+            return Ok(above + blocks_to(level_for(block) - 1));
         }
+        let mut needed = 0;
         let mut entry = root.entry;
         let mut shared = false;
         for level in (0..=root.level).rev() {
             if entry.kind == EntryKind::Hole {
-                return Ok(needed + (0..=level).map(node_blocks).sum::<u64>());
+                return Ok(needed + blocks_to(level));
             }
             let (blocks, now_shared) = self.check_own(entry, key, level, block, shared)?;
             needed += blocks;

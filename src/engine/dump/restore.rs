@@ -114,7 +114,7 @@ pub async fn restore_metadata<S: Storage, R: BufRead>(
     let (uuid, clock, geometry) = (plan.pool.uuid, Clock(plan.pool.clock), plan.geometry);
     let (counts, named) = (&mut plan.counts, &plan.named);
     let new = NewTables { uuid, clock, records: &plan.records, carcasses: &plan.carcasses };
-    let take = |pair| free.take(pair, counts, |block| named.get(block) == 0);
+    let take = || free.take(true, counts, |block| named.get(block) == 0);
     let (volume_table, carcass_table) = write_tables(&new, &mut writer, take).await?;
     let groups_in_use = free.groups_in_use();
     let checksums = async |group| plan.group_checksums(group);

@@ -20,25 +20,25 @@ pub(in crate::engine) struct NewTables<'a> {
     pub(in crate::engine) carcasses: &'a [Carcass],
 }
 
-/// Writes both tables. `take` hands out blocks: a pair when it is asked for one and there is one. Answers the roots.
+/// Writes both tables. `take` hands out blocks: a pair where there is one. Answers the roots.
 pub(in crate::engine) async fn write_tables<S: Storage>(
     new: &NewTables<'_>,
     writer: &mut Writer<'_, S>,
-    mut take: impl FnMut(bool) -> Result<(PoolBlock, bool)>,
+    mut take: impl FnMut() -> Result<(PoolBlock, bool)>,
 ) -> Result<(Root, Root)> {
     let mut entries = Vec::with_capacity(new.records.len());
     for record in new.records {
-        let entry = put(new, writer, take(true)?, Place::VolumeRecord(record.id), &record.encode()).await?;
+        let entry = put(new, writer, take()?, Place::VolumeRecord(record.id), &record.encode()).await?;
         entries.push((record.id.0, entry));
     }
-    let volumes = write_tree(new, entries, 0, true, writer, &mut take).await?;
+    let volumes = write_tree(new, entries, 0, writer, &mut take).await?;
     let mut entries = Vec::new();
     for (number, page) in new.carcasses.chunks(CARCASSES_PER_PAGE).enumerate() {
         let bytes = format::encode_carcasses(page);
         let place = Place::CarcassPage(number as u64);
-        entries.push((number as u64, put(new, writer, take(false)?, place, &bytes).await?));
+        entries.push((number as u64, put(new, writer, take()?, place, &bytes).await?));
     }
-    let carcasses = write_tree(new, entries, CARCASS_TABLE, false, writer, &mut take).await?;
+    let carcasses = write_tree(new, entries, CARCASS_TABLE, writer, &mut take).await?;
     Ok((volumes, carcasses))
 }
 
@@ -58,9 +58,8 @@ async fn write_tree<S: Storage>(
     new: &NewTables<'_>,
     entries: Vec<(u64, Entry)>,
     base: u64,
-    pairs: bool,
     writer: &mut Writer<'_, S>,
-    take: &mut impl FnMut(bool) -> Result<(PoolBlock, bool)>,
+    take: &mut impl FnMut() -> Result<(PoolBlock, bool)>,
 ) -> Result<Root> {
     if entries.is_empty() {
         return Ok(Root::empty(new.clock));
@@ -76,7 +75,7 @@ async fn write_tree<S: Storage>(
                 node.set(((number - first) / (span / ENTRIES_PER_NODE as u64)) as usize, *entry);
             }
             let place = Place::TableNode { level, first: base + first };
-            above.push((first, put(new, writer, take(pairs)?, place, node.bytes()).await?));
+            above.push((first, put(new, writer, take()?, place, node.bytes()).await?));
         }
         match above[..] {
             [(0, entry)] => return Ok(Root { entry, level }),

@@ -196,8 +196,8 @@ async fn rebuild<S: Storage>(
         }
     }
     let new = NewTables { uuid: superblock.uuid, clock: superblock.clock, records: &records, carcasses: &carcasses };
-    let (volume_table, carcass_table) = write_tables(&new, writer, |pair| {
-        let (address, mirrored) = free.take(pair, &mut counts, is_free)?;
+    let (volume_table, carcass_table) = write_tables(&new, writer, || {
+        let (address, mirrored) = free.take(true, &mut counts, is_free)?;
         new_counts.grow(free.groups_in_use());
         for copy in 0..=u64::from(mirrored) {
             new_counts.add(address.plus(copy), true);
