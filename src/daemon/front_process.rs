@@ -19,7 +19,7 @@ use signal_hook::iterator::Signals;
 
 use super::engine_process::{CONTROL, STARTS};
 use super::lookup::{FoundPool, daemon_socket};
-use super::{logging, places, process};
+use super::{logging, places, process, service_manager};
 use crate::error::{Error, Result};
 use crate::export::front::{EngineCommand, Front, FrontEvent, FrontOptions};
 use crate::export::fuse::TransportChoice;
@@ -72,12 +72,24 @@ pub fn serve(pool: &FoundPool, options: &ServeOptions) -> Result<()> {
     })?;
     let stop = front.stop_handle();
     let mut signals = Signals::new([SIGTERM, SIGINT]).map_err(|error| Error::io("signal handlers", error))?;
-    let forward = move || signals.forever().for_each(|_| stop.stop());
+    let forward = move || {
+        for _ in signals.forever() {
+            service_manager::stopping();
+            stop.stop();
+        }
+    };
     thread::Builder::new().name("signals".into()).spawn(forward).map_err(|error| Error::io("a thread", error))?;
+    let mut ready = false;
     let served = front.run(|event| {
         tell(pool, event);
-        if matches!(event, FrontEvent::GaveUp) {
-            control.refuse();
+        match event {
+            // A successor is no news to a service manager.
+            FrontEvent::Serving { .. } if !std::mem::replace(&mut ready, true) => service_manager::ready(&pool.name),
+            FrontEvent::GaveUp => {
+                control.refuse();
+                service_manager::gave_up();
+            }
+            _ => {}
         }
     });
     drop(control);

@@ -53,9 +53,8 @@ fn find(named: &str, identify: fn(&Path) -> Result<FoundPool>) -> Result<FoundPo
         if let Some(path) = daemon_paths().into_iter().find(|(name, _)| name == named).map(|(_, path)| path) {
             return identify(&path);
         }
-        let listed = Path::new(places::POOLS_DIRECTORY).join(named);
-        if listed.exists() {
-            return identify(&listed);
+        if let Some(path) = listed(Path::new(places::POOLS_DIRECTORY), named)? {
+            return identify(&path);
         }
     }
     identify(Path::new(named)).map_err(|error| match error {
@@ -66,6 +65,30 @@ fn find(named: &str, identify: fn(&Path) -> Result<FoundPool>) -> Result<FoundPo
         )),
         error => error,
     })
+}
+
+/// The pool that a directory lists by this name: `NAME.conf` with a line `PLYWOOD_POOL=/path`, which is what the service
+/// manager reads too (systemd's `EnvironmentFile=`), or a symbolic link `NAME`.
+fn listed(directory: &Path, named: &str) -> Result<Option<PathBuf>> {
+    let path = directory.join(format!("{named}.conf"));
+    match fs::read_to_string(&path) {
+        Ok(text) => pool_of_settings(&text).map(Some).ok_or_else(|| {
+            Error::InvalidInput(format!("{} has no line PLYWOOD_POOL=/path/of/the/pool; add one", path.display()))
+        }),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {
+            let link = directory.join(named);
+            Ok(link.exists().then_some(link))
+        }
+        Err(error) => Err(Error::io(path.display().to_string(), error)),
+    }
+}
+
+/// What the last assignment says, as with systemd. A relative path would mean another file in each directory.
+fn pool_of_settings(text: &str) -> Option<PathBuf> {
+    let value = text.lines().rev().find_map(|line| line.trim_start().strip_prefix("PLYWOOD_POOL="))?.trim();
+    let quoted = |quote: char| value.strip_prefix(quote)?.strip_suffix(quote);
+    let value = quoted('"').or_else(|| quoted('\'')).unwrap_or(value);
+    value.starts_with('/').then(|| PathBuf::from(value))
 }
 
 /// Clients of all daemons that answer.
@@ -189,6 +212,27 @@ mod tests {
             file.write_all(content).unwrap();
             let error = identify(file.path()).unwrap_err();
             assert!(matches!(&error, Error::InvalidInput(words) if words.contains("not a plywood pool")), "{error}");
+        }
+    }
+
+    #[test]
+    fn listed_pools_are_found_by_settings_and_by_link() {
+        let folder = tempfile::tempdir().unwrap();
+        let write = |name: &str, text: &str| std::fs::write(folder.path().join(name), text).unwrap();
+        write("plain.conf", "# a pool\nPLYWOOD_POOL=/srv/plain.pool\nPLYWOOD_SEAL_RATE=0\n");
+        write("quoted.conf", "PLYWOOD_POOL=/srv/old\n  PLYWOOD_POOL=\"/srv/with space\"  \n");
+        write("commented.conf", "#PLYWOOD_POOL=/srv/x\n");
+        write("relative.conf", "PLYWOOD_POOL=pool\n");
+        write("file", "");
+        std::os::unix::fs::symlink("file", folder.path().join("link")).unwrap();
+        let find = |name: &str| listed(folder.path(), name);
+        assert_eq!(find("plain").unwrap().as_deref(), Some(Path::new("/srv/plain.pool")));
+        assert_eq!(find("quoted").unwrap().as_deref(), Some(Path::new("/srv/with space")));
+        assert_eq!(find("link").unwrap(), Some(folder.path().join("link")));
+        assert_eq!(find("absent").unwrap(), None);
+        for faulty in ["commented", "relative"] {
+            let error = find(faulty).unwrap_err();
+            assert!(matches!(&error, Error::InvalidInput(words) if words.contains("PLYWOOD_POOL=")), "{error}");
         }
     }
 

@@ -26,6 +26,7 @@ mod remote;
 mod repair;
 mod scrub;
 mod server;
+mod service_manager;
 mod start;
 
 pub use check::check_pool;

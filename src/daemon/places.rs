@@ -13,7 +13,7 @@ use crate::error::{Error, Result};
 pub const RUN_DIRECTORY: &str = "/run/plywood";
 /// Logs of daemons in the background.
 pub const LOG_DIRECTORY: &str = "/var/log/plywood";
-/// Pools by name: a symbolic link each.
+/// Pools by name: a file of settings each (`NAME.conf`), or a symbolic link.
 pub const POOLS_DIRECTORY: &str = "/etc/plywood/pools.d";
 
 /// The control socket of a pool.

@@ -14,6 +14,7 @@ mod power_cut;
 mod recording;
 mod refusals;
 mod sealed;
+mod service;
 mod space;
 mod storm;
 mod story;
@@ -91,6 +92,7 @@ fn main() {
         }),
         trial("front_killed_loses_nothing_acknowledged", EXT4, succession::front_killed),
         trial("engine_is_upgraded_under_load", EXT4, succession::upgraded_under_load),
+        trial("service_manager_is_told_of_start_and_stop", EXT4, service::manager_is_told),
         trial("nobody_opens_the_pool_before_the_successor", EXT4, succession::nobody_slips_in),
         trial("damage_of_a_sealed_snapshot_is_an_error", EXT4, sealed::damage_is_an_error),
         trial("full_pool_lets_writes_wait_for_space", EXT4, full::writes_wait_for_space),
