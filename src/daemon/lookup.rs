@@ -96,6 +96,31 @@ pub fn running_daemons() -> Vec<Client> {
     sockets().iter().filter_map(|socket| Client::connect(socket).ok()).collect()
 }
 
+/// Pool and volume of a loop device that is attached, or being attached: what its file is called says which. None for a
+/// device that is not ours.
+///
+/// # Errors
+/// When the pool's daemon does not answer, or knows no such volume.
+pub fn name_of_device(device: &str) -> Result<Option<(String, String)>> {
+    let path = format!("/sys/block/{device}/loop/backing_file");
+    let file = match fs::read_to_string(&path) {
+        Ok(file) => file,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+        Err(error) => return Err(Error::io(path, error)),
+    };
+    let Some((pool, volume)) = places::pool_and_volume_of(Path::new(file.trim_end())) else { return Ok(None) };
+    let socket = places::socket(pool);
+    let failed = |error| Error::io(socket.display().to_string(), error);
+    let client = Client::connect_for(&socket, PATIENCE).map_err(failed)?;
+    let unanswered = |failure: super::protocol::Failure| Error::Busy(format!("pool {pool}: {}", failure.message));
+    let name = client.hello().map_err(unanswered)?.pool_name;
+    let volumes = client.volumes().map_err(unanswered)?;
+    match volumes.into_iter().find(|known| known.id == volume) {
+        Some(volume) => Ok(Some((name, volume.name))),
+        None => Err(Error::NotFound(format!("pool {name} has no volume of id {volume}"))),
+    }
+}
+
 /// Name and file of every pool that a daemon serves.
 fn daemon_paths() -> Vec<(String, PathBuf)> {
     let hello = |socket: &PathBuf| {
