@@ -39,16 +39,18 @@ pub struct StopArguments {
     /// Also when something is mounted, which then gives errors
     #[arg(long)]
     force: bool,
+    // No conflict with --pool, which PLYWOOD_POOL may give.
     /// Every daemon of this machine
-    #[arg(long, conflicts_with = "pool")]
+    #[arg(long)]
     all: bool,
 }
 
 /// Replaces running programs.
 #[derive(Debug, Args)]
 pub struct UpgradeArguments {
+    // No conflict with --pool, which PLYWOOD_POOL may give.
     /// Every daemon of this machine
-    #[arg(long, conflicts_with = "pool")]
+    #[arg(long)]
     all: bool,
 }
 

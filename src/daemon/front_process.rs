@@ -59,12 +59,14 @@ pub fn serve(pool: &FoundPool, options: &ServeOptions) -> Result<()> {
     }
     let claim = claim(pool)?;
     let control = ControlSocket::bind(pool)?;
+    // Looked up before the mount namespace is another: under chroot the kernel would tell a path of the machine's root then.
+    let program = std::env::current_exe().map_err(|error| Error::io("finding the plywood program", error))?;
     process::enter_own_mount_namespace(device_of(&pool.path)?)?;
     process::stay_in_memory();
     process::outlive_others();
     let directory = places::mount_directory(pool.uuid);
     places::make_private_directory(&directory)?;
-    let engine = engine_command(pool, options, &control)?;
+    let engine = engine_command(program, pool, options, &control)?;
     let front = Front::start(FrontOptions {
         transport: options.transport,
         claim: Some(claim),
@@ -147,9 +149,13 @@ fn device_of(path: &Path) -> Result<(u32, u32)> {
     Ok((rustix::fs::major(number), rustix::fs::minor(number)))
 }
 
-fn engine_command(pool: &FoundPool, options: &ServeOptions, control: &ControlSocket) -> Result<EngineCommand> {
+fn engine_command(
+    program: PathBuf,
+    pool: &FoundPool,
+    options: &ServeOptions,
+    control: &ControlSocket,
+) -> Result<EngineCommand> {
     let failed = |error| Error::io("preparing the engine process", error);
-    let program = std::env::current_exe().map_err(failed)?;
     let mut arguments: Vec<OsString> = vec!["--pool".into(), pool.path.clone().into(), "engine".into()];
     if options.attach_all {
         arguments.push("--attach-all".into());
