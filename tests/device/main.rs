@@ -5,6 +5,7 @@
 //! devices and its `fuse.enable_uring`.
 
 mod containers;
+mod dying;
 mod fence;
 mod fio;
 mod full;
@@ -89,6 +90,10 @@ fn main() {
         trial("successor_waits_for_the_last_io_of_the_dead", EXT4, || {
             fence::successor_waits_for_the_dead(Transport::Auto);
         }),
+        trial("failed_writes_stop_the_pool_until_it_is_opened_anew", EXT4, || {
+            dying::failed_writes_stop_the_pool_until_it_is_opened_anew();
+        }),
+        trial("disk_that_goes_away_hangs_nobody", EXT4, dying::disk_that_goes_away_hangs_nobody),
         trial("front_killed_loses_nothing_acknowledged", EXT4, succession::front_killed),
         trial("engine_is_upgraded_under_load", EXT4, succession::upgraded_under_load),
         trial("nobody_opens_the_pool_before_the_successor", EXT4, succession::nobody_slips_in),
