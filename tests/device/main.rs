@@ -12,6 +12,7 @@ mod full;
 mod growth;
 mod kill;
 mod power_cut;
+mod reclaim;
 mod recording;
 mod refusals;
 mod sealed;
@@ -94,6 +95,10 @@ fn main() {
             dying::failed_writes_stop_the_pool_until_it_is_opened_anew();
         }),
         trial("disk_that_goes_away_hangs_nobody", EXT4, dying::disk_that_goes_away_hangs_nobody),
+        trial("writer_in_small_memory_hangs_nobody", EXT4, reclaim::writer_in_small_memory_hangs_nobody),
+        trial("threads_wait_for_no_writeback_and_stay_in_memory", EXT4, || {
+            reclaim::threads_wait_for_no_writeback_and_stay_in_memory();
+        }),
         trial("front_killed_loses_nothing_acknowledged", EXT4, succession::front_killed),
         trial("engine_is_upgraded_under_load", EXT4, succession::upgraded_under_load),
         trial("nobody_opens_the_pool_before_the_successor", EXT4, succession::nobody_slips_in),
