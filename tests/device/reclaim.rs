@@ -2,7 +2,6 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::time::{Duration, Instant};
 
 use crate::support::command::{is_slow, run, shell};
 use crate::support::kernel_log::KernelLog;
@@ -78,7 +77,6 @@ pub fn writer_in_small_memory_hangs_nobody() {
     let (log, hung) = (KernelLog::from_now(), HungTasks::watch(20));
     let file = point.join("large");
     let enter = format!("echo $$ > '{}/cgroup.procs'", memory.folder.display());
-    let began = Instant::now();
     shell(&format!("{enter} && exec dd if=/dev/urandom of='{}' bs=1M count={count} conv=fsync", file.display()))
         .expect();
     // Reading it back goes through the same small memory, with the rest of it dirty.
@@ -90,7 +88,6 @@ pub fn writer_in_small_memory_hangs_nobody() {
     drop(hung);
     log.assert_no_io_error(&device);
     log.assert_nobody_hung();
-    assert!(began.elapsed() < Duration::from_secs(500), "it took {:?}", began.elapsed());
     pool.unmount(&point);
     run("e2fsck", ["-f", "-n", &device]).expect();
     pool.done("detach files");
