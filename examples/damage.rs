@@ -6,6 +6,7 @@
 #[path = "../tests/support/damage/mod.rs"]
 mod damage;
 
+use std::io::Write as _;
 use std::path::Path;
 use std::process::ExitCode;
 
@@ -16,7 +17,7 @@ fn main() -> ExitCode {
     match run() {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            eprintln!("damage: {error:#}");
+            let _ = writeln!(std::io::stderr(), "damage: {error:#}");
             ExitCode::FAILURE
         }
     }
