@@ -17,10 +17,11 @@ const PATIENCE: &str = "timeout 60";
 
 /// A pool on a disk that fails when it is told so, with a mounted file system and a device beside it.
 struct Dying {
-    _folder: tempfile::TempDir,
-    disk: RecordedDisk,
-    faulty: PathBuf,
+    // Dropped in this order, also by a panic.
     pool: TestPool,
+    disk: RecordedDisk,
+    _folder: tempfile::TempDir,
+    faulty: PathBuf,
     files: String,
     raw: String,
     point: PathBuf,
@@ -43,7 +44,7 @@ impl Dying {
         shell(&format!("dd if=/dev/urandom of='{}' bs=1M count=8 conv=fsync", point.join("kept").display())).expect();
         let kept = digest(&point.join("kept"));
         write(&raw, 0, 16).expect();
-        Self { _folder: folder, disk, faulty, pool, files, raw, point, kept }
+        Self { pool, disk, _folder: folder, faulty, files, raw, point, kept }
     }
 
     fn fail(&self, operations: &str) {
