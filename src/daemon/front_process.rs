@@ -74,10 +74,13 @@ pub fn serve(pool: &FoundPool, options: &ServeOptions) -> Result<()> {
     })?;
     let stop = front.stop_handle();
     let mut signals = Signals::new([SIGTERM, SIGINT]).map_err(|error| Error::io("signal handlers", error))?;
-    let forward = move || {
-        for _ in signals.forever() {
-            service_manager::stopping();
-            stop.stop();
+    let forward = {
+        let stop = stop.clone();
+        move || {
+            for _ in signals.forever() {
+                service_manager::stopping();
+                stop.stop();
+            }
         }
     };
     thread::Builder::new().name("signals".into()).spawn(forward).map_err(|error| Error::io("a thread", error))?;
@@ -88,8 +91,9 @@ pub fn serve(pool: &FoundPool, options: &ServeOptions) -> Result<()> {
             // A successor is no news to a service manager.
             FrontEvent::Serving { .. } if !std::mem::replace(&mut ready, true) => service_manager::ready(&pool.name),
             FrontEvent::GaveUp => {
-                control.refuse();
                 service_manager::gave_up();
+                // I/O on the devices fails once this process is gone, and whoever wants the pool can have it anew.
+                stop.stop();
             }
             _ => {}
         }
@@ -126,7 +130,13 @@ fn tell(pool: &FoundPool, event: &FrontEvent) {
             tracing::info!(%pool, pid, after_ms, "engine process serves");
         }
         FrontEvent::Ended { pid, status } => tracing::info!(%pool, pid, "engine process ended with {status}"),
-        FrontEvent::GaveUp => tracing::error!(%pool, "engine processes die one after the other; giving up"),
+        FrontEvent::GaveUp => {
+            tracing::error!(
+                %pool,
+                "engine processes die one after the other; the daemon ends, and its devices give errors from now on; \
+                 `plywood attach --all` starts it anew"
+            );
+        }
     }
 }
 
@@ -198,17 +208,6 @@ impl ControlSocket {
         let listener = UnixListener::bind(&path).map_err(failed)?;
         fs::set_permissions(&path, fs::Permissions::from_mode(0o600)).map_err(failed)?;
         Ok(Self { listener: listener.into(), path })
-    }
-
-    /// No engine will come and answer: whoever waits is let go, and nobody waits from now on.
-    fn refuse(&self) {
-        let refused = rustix::net::shutdown(&self.listener, rustix::net::Shutdown::Both);
-        if let Err(error) = refused {
-            tracing::warn!(%error, "the control socket stays open, and commands hang");
-        }
-        if rustix::io::ioctl_fionbio(&self.listener, true).is_ok() {
-            while rustix::net::accept(&self.listener).is_ok() {}
-        }
     }
 }
 

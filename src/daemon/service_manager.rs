@@ -15,9 +15,9 @@ pub fn stopping() {
     tell(&[NotifyState::Stopping, NotifyState::Status("stopping when nothing is in use any more")]);
 }
 
-/// For `systemctl status`: the front answers errors from now on.
+/// For `systemctl status`: this daemon ends, and its devices give errors.
 pub fn gave_up() {
-    tell(&[NotifyState::Status("engine processes die one after the other: every request gets EIO")]);
+    tell(&[NotifyState::Status("engine processes died one after the other; given up")]);
 }
 
 fn tell(state: &[NotifyState<'_>]) {

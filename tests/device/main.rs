@@ -5,6 +5,7 @@
 //! devices and its `fuse.enable_uring`.
 
 mod containers;
+mod dying;
 mod fence;
 mod fio;
 mod fstab;
@@ -12,6 +13,7 @@ mod full;
 mod growth;
 mod kill;
 mod power_cut;
+mod reclaim;
 mod recording;
 mod refusals;
 mod sealed;
@@ -91,6 +93,14 @@ fn main() {
         trial("engines_killed_at_random_moments", EXT4, storm::kills_at_random_moments),
         trial("successor_waits_for_the_last_io_of_the_dead", EXT4, || {
             fence::successor_waits_for_the_dead(Transport::Auto);
+        }),
+        trial("failed_writes_stop_the_pool_until_it_is_opened_anew", EXT4, || {
+            dying::failed_writes_stop_the_pool_until_it_is_opened_anew();
+        }),
+        trial("disk_that_goes_away_hangs_nobody", EXT4, dying::disk_that_goes_away_hangs_nobody),
+        trial("writer_in_small_memory_hangs_nobody", EXT4, reclaim::writer_in_small_memory_hangs_nobody),
+        trial("threads_wait_for_no_writeback_and_stay_in_memory", EXT4, || {
+            reclaim::threads_wait_for_no_writeback_and_stay_in_memory();
         }),
         trial("front_killed_loses_nothing_acknowledged", EXT4, succession::front_killed),
         trial("engine_is_upgraded_under_load", EXT4, succession::upgraded_under_load),
