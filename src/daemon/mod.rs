@@ -26,6 +26,7 @@ mod remote;
 mod repair;
 mod scrub;
 mod server;
+mod service_manager;
 mod start;
 
 pub use check::check_pool;
@@ -34,7 +35,7 @@ pub use create::{NewPool, create_pool};
 pub use devices::LOOP_HELPER;
 pub use engine_process::{EngineArguments, run_engine};
 pub use front_process::{ServeOptions, serve};
-pub use lookup::{FoundPool, find_pool, find_unfinished, identify, running_daemons};
+pub use lookup::{FoundPool, find_pool, find_unfinished, identify, name_of_device, running_daemons};
 pub use metadata::{dump_pool, restore_pool};
 pub use places::log as log_path;
 pub use repair::{RepairTo, repair_pool, undo_repair};

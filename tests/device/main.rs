@@ -8,6 +8,7 @@ mod containers;
 mod dying;
 mod fence;
 mod fio;
+mod fstab;
 mod full;
 mod growth;
 mod kill;
@@ -16,6 +17,7 @@ mod reclaim;
 mod recording;
 mod refusals;
 mod sealed;
+mod service;
 mod space;
 mod storm;
 mod story;
@@ -57,6 +59,7 @@ const RECORDED: &[Need] = &[
     Need::Program("xfs_repair"),
     Need::Program("sqlite3"),
 ];
+const FSTAB: &[Need] = &[Need::FileSystem("ext4"), Need::FileSystem("overlay")];
 const CONTAINERS: &[Need] = &[Need::FileSystem("ext4"), Need::Program("runc")];
 
 fn main() {
@@ -101,6 +104,8 @@ fn main() {
         }),
         trial("front_killed_loses_nothing_acknowledged", EXT4, succession::front_killed),
         trial("engine_is_upgraded_under_load", EXT4, succession::upgraded_under_load),
+        trial("service_manager_is_told_of_start_and_stop", EXT4, service::manager_is_told),
+        trial("mount_and_umount_know_volumes", FSTAB, fstab::mounts_and_unmounts),
         trial("nobody_opens_the_pool_before_the_successor", EXT4, succession::nobody_slips_in),
         trial("damage_of_a_sealed_snapshot_is_an_error", EXT4, sealed::damage_is_an_error),
         trial("full_pool_lets_writes_wait_for_space", EXT4, full::writes_wait_for_space),
