@@ -9,7 +9,9 @@ mod clone;
 mod context;
 mod demo;
 mod diff;
+mod events;
 pub mod image;
+mod metrics;
 pub mod mount;
 mod name;
 pub mod output;
@@ -76,6 +78,10 @@ enum Command {
     Demo(demo::DemoArguments),
     /// Show the ranges that differ between two volumes of one family
     Diff(diff::DiffArguments),
+    /// Follow what happens to a pool in use
+    Events(events::EventsArguments),
+    /// Print the metrics of a pool in the text form that Prometheus collects
+    Metrics,
     /// Run a pool's daemon in the foreground
     Serve(serve::ServeArguments),
     /// Have a daemon's engine process succeeded by the program on disk, under mounted volumes
@@ -127,6 +133,8 @@ fn run(context: &Context, command: Command) -> Result<ExitCode> {
         Command::Run(arguments) => return run::run(context, &arguments),
         Command::Demo(arguments) => return demo::demo(context, &arguments),
         Command::Diff(arguments) => diff::run(context, &arguments),
+        Command::Events(arguments) => events::run(context, &arguments),
+        Command::Metrics => metrics::run(context),
         Command::Serve(arguments) => serve::serve(context, &arguments),
         Command::Upgrade => serve::upgrade(context),
         Command::Stop(arguments) => serve::stop(context, &arguments),
