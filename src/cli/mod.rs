@@ -22,6 +22,7 @@ mod serve;
 pub mod size;
 mod snapshot;
 mod tools;
+mod top;
 mod volume;
 
 use std::io::{self, Write};
@@ -82,6 +83,8 @@ enum Command {
     Events(events::EventsArguments),
     /// Print the metrics of a pool in the text form that Prometheus collects
     Metrics,
+    /// Watch what the volumes of a pool in use do
+    Top(top::TopArguments),
     /// Run a pool's daemon in the foreground
     Serve(serve::ServeArguments),
     /// Have a daemon's engine process succeeded by the program on disk, under mounted volumes
@@ -135,6 +138,7 @@ fn run(context: &Context, command: Command) -> Result<ExitCode> {
         Command::Diff(arguments) => diff::run(context, &arguments),
         Command::Events(arguments) => events::run(context, &arguments),
         Command::Metrics => metrics::run(context),
+        Command::Top(arguments) => top::run(context, &arguments),
         Command::Serve(arguments) => serve::serve(context, &arguments),
         Command::Upgrade => serve::upgrade(context),
         Command::Stop(arguments) => serve::stop(context, &arguments),
