@@ -9,6 +9,7 @@ mod clone;
 mod context;
 mod demo;
 mod diff;
+mod doctor;
 mod events;
 pub mod image;
 mod metrics;
@@ -85,6 +86,8 @@ enum Command {
     Metrics,
     /// Watch what the volumes of a pool in use do
     Top(top::TopArguments),
+    /// Look over this machine, what dead daemons left, and the pools that are found
+    Doctor(doctor::DoctorArguments),
     /// Run a pool's daemon in the foreground
     Serve(serve::ServeArguments),
     /// Have a daemon's engine process succeeded by the program on disk, under mounted volumes
@@ -139,6 +142,7 @@ fn run(context: &Context, command: Command) -> Result<ExitCode> {
         Command::Events(arguments) => events::run(context, &arguments),
         Command::Metrics => metrics::run(context),
         Command::Top(arguments) => top::run(context, &arguments),
+        Command::Doctor(arguments) => return doctor::run(context, &arguments),
         Command::Serve(arguments) => serve::serve(context, &arguments),
         Command::Upgrade => serve::upgrade(context),
         Command::Stop(arguments) => serve::stop(context, &arguments),

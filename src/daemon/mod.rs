@@ -43,7 +43,7 @@ pub use engine_process::{EngineArguments, run_engine};
 pub use front_process::{ServeOptions, serve};
 pub use lookup::{FoundPool, find_pool, find_unfinished, identify, running_daemons};
 pub use metadata::{dump_pool, restore_pool};
-pub use places::log as log_path;
+pub use places::{POOLS_DIRECTORY, RUN_DIRECTORY, log as log_path};
 pub use repair::{RepairTo, repair_pool, undo_repair};
 pub use start::{running, start, wait_until_gone};
 
