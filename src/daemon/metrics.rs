@@ -240,8 +240,8 @@ mod tests {
             "plywood_volume_io_bytes_total{pool=\"main\",volume=\"a \\\"b\\\"\",kind=\"read\"} 12288",
             "plywood_volume_io_latency_seconds_sum{pool=\"main\",volume=\"a \\\"b\\\"\",kind=\"read\"} 0.0015",
             "plywood_volume_io_latency_seconds_count{pool=\"main\",volume=\"a \\\"b\\\"\",kind=\"read\"} 3",
-            "plywood_volume_io_latency_seconds_bucket{le=\"0.00005\",pool=\"main\",volume=\"a \\\"b\\\"\",kind=\"read\"} 2",
-            "plywood_volume_io_latency_seconds_bucket{le=\"+Inf\",pool=\"main\",volume=\"a \\\"b\\\"\",kind=\"read\"} 3",
+            "plywood_volume_io_latency_seconds_bucket{pool=\"main\",le=\"0.00005\",volume=\"a \\\"b\\\"\",kind=\"read\"} 2",
+            "plywood_volume_io_latency_seconds_bucket{pool=\"main\",le=\"+Inf\",volume=\"a \\\"b\\\"\",kind=\"read\"} 3",
             "plywood_checkpoints_total{pool=\"main\"} 0",
         ] {
             assert!(text.lines().any(|found| found == line), "{line} is not in:\n{text}");

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 
 use crate::scratch::Scratch;
 
-const COMMANDS: [&str; 51] = [
+const COMMANDS: [&str; 53] = [
     "",
     "pool",
     "pool create",
@@ -48,6 +48,8 @@ const COMMANDS: [&str; 51] = [
     "diff",
     "events",
     "metrics",
+    "top",
+    "doctor",
     "serve",
     "stop",
     "help",
@@ -120,6 +122,9 @@ fn command_lines_without_sense_end_with_2() {
         "attach a --all",
         "diff a",
         "events --once --new",
+        "top --interval 0",
+        "top --interval often",
+        "doctor --bundle",
         "serve --metrics 9100",
         "serve --metrics 0.0.0.0:9100",
         "serve --metrics 192.0.2.1:9100",

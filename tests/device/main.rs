@@ -56,6 +56,7 @@ const RECORDED: &[Need] = &[
     Need::Program("xfs_repair"),
     Need::Program("sqlite3"),
 ];
+const TERMINAL: &[Need] = &[Need::FileSystem("ext4"), Need::Program("script"), Need::Program("stty")];
 const CONTAINERS: &[Need] = &[Need::FileSystem("ext4"), Need::Program("runc")];
 
 fn main() {
@@ -115,6 +116,9 @@ fn main() {
         trial("thresholds_are_told_and_run_a_command", EXT4, told::thresholds),
         trial("events_are_followed_over_a_succession", EXT4, told::events),
         trial("metrics_count_what_volumes_do", EXT4, told::metrics),
+        trial("top_shows_the_busiest_first", EXT4, told::top),
+        trial("top_leaves_the_terminal_as_it_was", TERMINAL, told::top_on_a_terminal),
+        trial("doctor_sees_what_the_dead_left", EXT4, told::doctor),
         trial("attach_all_brings_back_what_was_attached", EXT4, growth::attach_all_remembers),
     ];
     if !is_slow() {

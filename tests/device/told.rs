@@ -1,4 +1,5 @@
-//! What people are told of a pool in use: thresholds and their command, events over a succession, metrics.
+//! What people are told of a pool in use: thresholds and their command, events over a succession, metrics, the live view,
+//! and what the doctor finds.
 
 use std::fs;
 use std::io::{Read, Write};
@@ -10,7 +11,7 @@ use std::time::Duration;
 
 use serde_json::Value;
 
-use crate::support::command::{run, wait_until};
+use crate::support::command::{Background, run, wait_until};
 use crate::support::pool::{TestPool, Transport};
 
 const LONG: Duration = Duration::from_secs(60);
@@ -181,4 +182,95 @@ fn is_loopback_only(port: u16) -> bool {
     let local = table.lines().filter_map(|line| line.split_whitespace().nth(1)?.split_once(':'));
     let mut addresses = local.filter(|(_, found)| *found == format!("{port:04X}")).map(|(address, _)| address);
     addresses.all(|address| address == "0100007F")
+}
+
+pub fn top() {
+    let pool = TestPool::create("1G", Transport::Auto);
+    for name in ["busy", "idle"] {
+        pool.done(&format!("volume create {name} --size 256M"));
+    }
+    let (device, _) = (pool.attach("busy"), pool.attach("idle"));
+    let line = format!("while :; do dd if=/dev/zero of={device} bs=64k count=64 oflag=direct 2>/dev/null; done");
+    let writer = Background::start("sh", ["-c", &line]);
+    let top = pool.json("top --once --interval 2", "top");
+    let shown = pool.done("top --once --interval 1");
+    drop(writer);
+    let volumes = top["volumes"].as_array().expect("a list");
+    assert_eq!(volumes[0]["name"], "busy", "the busiest stands first: {top}");
+    assert_eq!(volumes[1]["name"], "idle");
+    assert!(volumes[0]["writes_per_second"].as_f64().expect("a number") > 1.0, "{top}");
+    assert!(volumes[0]["written_bytes_per_second"].as_f64().expect("a number") > 65536.0, "{top}");
+    assert!(volumes[0]["mean_latency_us"].as_f64().expect("a number") > 0.0, "{top}");
+    assert!(volumes[1]["mean_latency_us"].is_null(), "{top}");
+    let (busy, idle) = (shown.find("\nbusy").expect("a line"), shown.find("\nidle").expect("a line"));
+    assert!(busy < idle && shown.contains(&device), "{shown}");
+    pool.done("detach --all");
+    pool.stop();
+    pool.check();
+}
+
+/// A terminal for `top`, by script(1): q ends it, and the terminal is as before.
+pub fn top_on_a_terminal() {
+    let pool = TestPool::create("1G", Transport::Auto);
+    pool.done("volume create files --size 64M");
+    pool.attach("files");
+    let plywood = crate::support::command::binary();
+    let line = format!(
+        "(sleep 3; printf q) | script -qec 'stty -a > before; {} --pool {} top --interval 0.5; stty -a > after' shown >/dev/null; echo $? > status",
+        plywood.display(),
+        pool.file().display()
+    );
+    run("sh", ["-c".to_owned(), format!("cd '{}' && {line}", pool.folder().display())]).expect();
+    let shown = fs::read_to_string(pool.folder().join("shown")).expect("what was shown");
+    assert_eq!(fs::read_to_string(pool.folder().join("status")).expect("the status").trim(), "0", "{shown}");
+    let modes = |file: &str| fs::read_to_string(pool.folder().join(file)).expect("the terminal's modes");
+    assert!(modes("before").contains(" icanon") && modes("after") == modes("before"));
+    assert!(shown.contains("VOLUME") && shown.contains("files"), "{shown:?}");
+    assert!(shown.contains("\x1b[?25l") && shown.trim_end().contains("\x1b[?25h"), "the cursor is back: {shown:?}");
+    pool.done("detach --all");
+    pool.stop();
+}
+
+/// The finding of the doctor on that.
+fn finding(pool: &TestPool, what: &str) -> Value {
+    // Others' pools may be bad: its exit status is theirs, too.
+    let outcome = pool.plywood(["doctor", "--json"]);
+    let told: Value = serde_json::from_str(&outcome.stdout).expect("JSON");
+    let findings = told["doctor"]["findings"].as_array().expect("a list").clone();
+    findings.into_iter().find(|finding| finding["what"] == what).unwrap_or_else(|| panic!("nothing on {what}: {told}"))
+}
+
+pub fn doctor() {
+    const REMAINS: &str = "loop devices of dead daemons";
+    let pool = TestPool::create("1G", Transport::Auto);
+    pool.done("volume create files --size 64M");
+    let device = pool.attach("files");
+    let name = pool.info()["name"].as_str().expect("a name").to_owned();
+    let named = |what: &str| format!("pool {name}{what}");
+    assert_eq!(finding(&pool, &named(""))["found"], "in use, 1 attached");
+    assert_eq!(finding(&pool, &named(": direct I/O"))["verdict"], "ok");
+    assert_eq!(finding(&pool, &named(": space"))["verdict"], "ok");
+    let says =
+        |finding: &Value, device: &str| finding["found"].as_str().expect("words").contains(&format!("{device} ("));
+    assert!(!says(&finding(&pool, REMAINS), &device), "it is served");
+
+    let bundle = pool.folder().join("bundle.tar.zst");
+    let _ = pool.plywood(["doctor".as_ref(), "--bundle".as_ref(), bundle.as_os_str()]);
+    let listed = run("tar", ["--list".as_ref(), "--zstd".as_ref(), "--file".as_ref(), bundle.as_os_str()]).expect();
+    for file in ["doctor.txt", "info.json", "events.json", "daemon.log", "superblocks.txt"] {
+        assert!(listed.contains(file), "{file} is not in the bundle: {listed}");
+    }
+
+    let front = pool.process("front_pid").expect("a front");
+    let engine = pool.process("engine_pid").expect("an engine");
+    run("kill", ["-9".to_owned(), front.to_string()]).expect();
+    wait_until("the engine ends", LONG, || !crate::support::pool::is_alive(engine));
+    let left = finding(&pool, REMAINS);
+    assert!(left["verdict"] == "warning" && says(&left, &device), "{left}");
+    // The next daemon takes it away.
+    let again = pool.attach("files");
+    assert!(!says(&finding(&pool, REMAINS), &again));
+    pool.done("detach --all");
+    pool.stop();
+    pool.check();
 }
