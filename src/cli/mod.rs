@@ -10,8 +10,11 @@ mod context;
 mod demo;
 mod device_name;
 mod diff;
+mod doctor;
 mod documents;
+mod events;
 pub mod image;
+mod metrics;
 pub mod mount;
 mod mount_helper;
 mod name;
@@ -23,6 +26,7 @@ mod serve;
 pub mod size;
 mod snapshot;
 mod tools;
+mod top;
 mod volume;
 
 use std::io::{self, Write};
@@ -79,6 +83,14 @@ enum Command {
     Demo(demo::DemoArguments),
     /// Show the ranges that differ between two volumes of one family
     Diff(diff::DiffArguments),
+    /// Follow what happens to a pool in use
+    Events(events::EventsArguments),
+    /// Print the metrics of a pool in the text form that Prometheus collects
+    Metrics,
+    /// Watch what the volumes of a pool in use do
+    Top(top::TopArguments),
+    /// Look over this machine, what dead daemons left, and the pools that are found
+    Doctor(doctor::DoctorArguments),
     /// Run a pool's daemon in the foreground
     Serve(serve::ServeArguments),
     /// Have a daemon's engine process succeeded by the program on disk, under mounted volumes
@@ -139,6 +151,10 @@ fn run(context: &Context, command: Command) -> Result<ExitCode> {
         Command::Run(arguments) => return run::run(context, &arguments),
         Command::Demo(arguments) => return demo::demo(context, &arguments),
         Command::Diff(arguments) => diff::run(context, &arguments),
+        Command::Events(arguments) => events::run(context, &arguments),
+        Command::Metrics => metrics::run(context),
+        Command::Top(arguments) => top::run(context, &arguments),
+        Command::Doctor(arguments) => return doctor::run(context, &arguments),
         Command::Serve(arguments) => serve::serve(context, &arguments),
         Command::Upgrade(arguments) => serve::upgrade(context, &arguments),
         Command::Stop(arguments) => serve::stop(context, &arguments),

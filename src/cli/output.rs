@@ -26,10 +26,22 @@ pub fn line(text: &str) -> io::Result<()> {
 /// # Errors
 /// As `line`.
 pub fn json<T: Serialize>(name: &str, value: &T) -> io::Result<()> {
+    line(&serde_json::to_string_pretty(&versioned(name, value)?)?)
+}
+
+/// The same on one line, for what comes again and again.
+///
+/// # Errors
+/// As `line`.
+pub fn json_line<T: Serialize>(name: &str, value: &T) -> io::Result<()> {
+    line(&versioned(name, value)?.to_string())
+}
+
+fn versioned<T: Serialize>(name: &str, value: &T) -> io::Result<serde_json::Value> {
     let mut object = serde_json::Map::new();
     object.insert("version".into(), JSON_VERSION.into());
     object.insert(name.into(), serde_json::to_value(value)?);
-    line(&serde_json::to_string_pretty(&object)?)
+    Ok(object.into())
 }
 
 /// Prints aligned columns without lines between. The columns whose heading is in `numbers` stand to the right.

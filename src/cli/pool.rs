@@ -8,8 +8,8 @@ use clap::Subcommand;
 use super::output::{self, Waiting};
 use super::scrub::{self, ScrubArguments};
 use super::tools::{self, RepairArguments};
-use super::{Context, size};
-use crate::daemon::protocol::{Command, Pool, Reply};
+use super::{Context, size, volume};
+use crate::daemon::protocol::{Attachment, Command, Pool, Reply, Threshold, Work};
 use crate::daemon::{NewPool, create_pool};
 
 /// Pools.
@@ -159,17 +159,21 @@ fn show(context: &Context, pool: &Pool) -> Result<()> {
         ),
         ("used", format!("{}{}", size::echo(pool.used_bytes), percent(pool.used_bytes))),
         ("free", size::echo(pool.free_bytes)),
+        ("free on the host", pool.host_free_bytes.map_or_else(|| "the pool is a device".into(), size::echo)),
+        ("thresholds", thresholds(pool)),
         ("layout", size::echo(pool.layout_bytes)),
         ("reserve", size::echo(pool.reserve_bytes)),
         ("journal", format!("{}, {} in use", size::echo(pool.journal_bytes), size::show(pool.journal_used_bytes))),
         ("on the host", size::echo(pool.host_bytes)),
         ("volumes", format!("{}, and {} snapshots", pool.volumes, pool.snapshots)),
         ("virtual sizes", format!("{} in all", size::echo(pool.virtual_bytes))),
+        ("overcommitment", overcommitment(pool)),
         ("being freed", format!("{} deleted trees", pool.carcasses)),
         ("sealed", format!("{} of {} snapshots", pool.sealed, pool.snapshots)),
         ("verify on read", if pool.verify_on_read { "yes" } else { "where a volume asks for it" }.into()),
         ("scrub", scrub::words(pool.scrub.as_ref())),
         ("generation", format!("{}, clock {}", pool.generation, pool.clock)),
+        ("recovered", recovered(pool)),
         ("state", pool.poisoned.as_ref().map_or_else(|| "sound".into(), |reason| format!("poisoned: {reason}"))),
     ];
     if pool.front_pid.is_some() {
@@ -177,6 +181,52 @@ fn show(context: &Context, pool: &Pool) -> Result<()> {
         let restarts = pool.engine_restarts.unwrap_or(0);
         facts.push(("engine", format!("process {}, {restarts} restarts", or_none(pool.engine_pid.map(u64::from)))));
         facts.push(("transport", pool.transport.clone().unwrap_or_else(|| "none yet".into())));
+        facts.push(("attached", list(pool.attached.iter().map(attachment))));
     }
+    facts.push(("background", list(pool.background.iter().map(work))));
     Ok(output::facts(&facts)?)
+}
+
+fn list(of: impl Iterator<Item = String>) -> String {
+    let of: Vec<String> = of.collect();
+    if of.is_empty() { "nothing".into() } else { of.join("; ") }
+}
+
+fn attachment(attachment: &Attachment) -> String {
+    let how = if attachment.read_only { ", read-only" } else { "" };
+    format!("{} ({}{how})", attachment.name, attachment.device.display())
+}
+
+fn work(work: &Work) -> String {
+    match (work.done, work.of) {
+        (Some(done), Some(of)) => format!("{}: {done} of {of}", work.what),
+        (None, Some(of)) => format!("{}: {of}", work.what),
+        _ => work.what.clone(),
+    }
+}
+
+fn thresholds(pool: &Pool) -> String {
+    let filled = pool.filled_percent;
+    let reached = |threshold: &Threshold| {
+        format!("{} % {}", threshold.percent, if threshold.reached { "reached" } else { "not reached" })
+    };
+    format!("{filled} % of what pool and host can give is used; {}", list(pool.thresholds.iter().map(reached)))
+}
+
+/// Sum of the virtual sizes : pool : what the host has given and can give.
+fn overcommitment(pool: &Pool) -> String {
+    let host = pool.host_free_bytes.map_or(pool.size_bytes, |free| free.saturating_add(pool.host_bytes));
+    let times = match pool.size_bytes {
+        0 => String::new(),
+        size => format!(" ({:.2} times the pool)", pool.virtual_bytes as f64 / size as f64),
+    };
+    let [volumes, size, host] = [pool.virtual_bytes, pool.size_bytes, host].map(size::show);
+    format!("volumes {volumes} : pool {size} : host {host}{times}")
+}
+
+fn recovered(pool: &Pool) -> String {
+    let Some(recovered) = &pool.recovered else { return "nothing had to be, when the pool was opened".into() };
+    let when = volume::created(recovered.at_ns, "%Y-%m-%d %H:%M:%S");
+    let (changes, memory) = (recovered.changes, recovered.changes_from_memory);
+    format!("{when}, {changes} changes made again, {memory} of them from a predecessor's memory")
 }

@@ -1,5 +1,6 @@
 //! `plywood serve`, `plywood stop`, and the hidden command of the engine process.
 
+use std::net::SocketAddr;
 use std::process::ExitCode;
 use std::thread::sleep;
 use std::time::{Duration, Instant};
@@ -31,6 +32,22 @@ pub struct ServeArguments {
     /// What may be read a second to seal snapshots that have lasted a minute; 0 for none
     #[arg(long, default_value = "64MiB", value_parser = size::parse, env = "PLYWOOD_SEAL_RATE", value_name = "SIZE")]
     seal_rate: u64,
+    /// A line for the shell, run when 80, 90 or 95 % of the space are reached, and when they are left again; it finds
+    /// PLYWOOD_POOL, PLYWOOD_POOL_NAME, PLYWOOD_THRESHOLD_PERCENT and PLYWOOD_THRESHOLD_DIRECTION (up, down)
+    #[arg(long, env = "PLYWOOD_ON_THRESHOLD", value_name = "COMMAND")]
+    on_threshold: Option<String>,
+    /// Serve metrics over HTTP at /metrics on this address, which must be one of this machine's own
+    #[arg(long, value_parser = loopback, value_name = "127.0.0.1:PORT")]
+    metrics: Option<SocketAddr>,
+}
+
+/// An address that others cannot reach.
+fn loopback(text: &str) -> Result<SocketAddr, String> {
+    let address: SocketAddr = text.parse().map_err(|_| "give an address and a port, as 127.0.0.1:9100".to_owned())?;
+    if !address.ip().is_loopback() {
+        return Err("only an address of this machine's own is served, as 127.0.0.1 or [::1]".into());
+    }
+    Ok(address)
 }
 
 /// Stops a pool's daemon.
@@ -65,6 +82,8 @@ pub fn serve(context: &Context, arguments: &ServeArguments) -> Result<()> {
         transport: arguments.transport,
         attach_all: arguments.attach_all,
         seal_bytes: arguments.seal_rate,
+        on_threshold: arguments.on_threshold.clone().filter(|command| !command.trim().is_empty()),
+        metrics: arguments.metrics,
     };
     Ok(daemon::serve(&found, &options)?)
 }

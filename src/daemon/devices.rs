@@ -19,10 +19,12 @@ use signal_hook::iterator::Signals;
 use uuid::Uuid;
 
 use super::engine_process::Engine;
+use super::events::{self, Draft, EventRing};
 use super::execute::execute;
-use super::protocol::{Attachment, Command, Detached, Failure, Kept, Reply};
+use super::figures::figures;
+use super::protocol::{Attachment, Command, Detached, EventKind, Failure, Figures, Kept, Reply};
 use super::remote::Remote;
-use super::{attributes, mounts, places, server};
+use super::{attributes, metrics, mounts, places, server};
 use crate::engine::VolumeInfo;
 use crate::error::{Error, Result};
 use crate::export::link::{EXIT_INCOMPATIBLE, versions};
@@ -40,6 +42,7 @@ const LOOK_AGAIN: Duration = Duration::from_millis(200);
 /// The engine process as its clients see it.
 pub(super) struct Daemon {
     remote: Remote<Engine>,
+    events: Arc<EventRing>,
     pool: Uuid,
     front_pid: u32,
     directory: PathBuf,
@@ -49,6 +52,27 @@ pub(super) struct Daemon {
     forced: AtomicBool,
 }
 
+/// How an engine process serves.
+pub(super) struct Serving {
+    /// The pool.
+    pub(super) pool: Uuid,
+    /// Process id of the front.
+    pub(super) front_pid: u32,
+    /// Engine processes before this one.
+    pub(super) restarts: u64,
+    /// Attach what was attached when the daemon stopped.
+    pub(super) attach_all: bool,
+}
+
+/// Takes the figures on the engine thread, and makes metrics of them on the caller's.
+pub(super) fn metrics_of(remote: Remote<Engine>) -> impl Fn() -> Result<String> + Send + 'static {
+    move || Ok(metrics::text(taken_figures(&remote)?))
+}
+
+fn taken_figures(remote: &Remote<Engine>) -> Result<Figures> {
+    remote.call(|engine| async move { figures(&engine.control, &engine.server.counters()) })
+}
+
 impl Daemon {
     /// Finds out which devices there are already, and begins to listen to clients and signals.
     ///
@@ -56,14 +80,14 @@ impl Daemon {
     /// When threads or signal handlers cannot be had.
     pub(super) fn start(
         remote: Remote<Engine>,
-        pool: Uuid,
-        front_pid: u32,
-        restarts: u64,
-        attach_all: bool,
+        events: Arc<EventRing>,
+        serving: &Serving,
         listener: UnixListener,
     ) -> Result<()> {
+        let Serving { pool, front_pid, restarts, attach_all } = *serving;
         let daemon = Arc::new(Self {
             remote,
+            events,
             pool,
             front_pid,
             directory: places::mount_directory(pool),
@@ -93,7 +117,36 @@ impl Daemon {
         {
             return Err(Error::Busy("the daemon is stopping; try again when it has ended".into()).into());
         }
+        // What is asked again and again is not told.
+        let asked = (!command.is_read_only() || command == Command::PoolCheck).then(|| command.clone());
+        if let Some(draft) = asked.as_ref().and_then(events::begun) {
+            self.events.post(draft);
+        }
+        let done = Arc::clone(&self).answer(command);
+        match (&done, &asked) {
+            (Ok(reply), Some(asked)) => {
+                for draft in events::done(asked, reply) {
+                    self.events.post(draft);
+                }
+            }
+            (Err(failure), Some(asked)) => {
+                if let Some(draft) = events::begun(asked) {
+                    let text = format!("{}: {}", draft.text, failure.message);
+                    self.events.post(Draft { kind: EventKind::Ended, text, ..draft });
+                }
+            }
+            _ => {}
+        }
+        done
+    }
+
+    fn answer(self: Arc<Self>, command: Command) -> Result<Reply, Failure> {
         let reply = match command {
+            Command::Events { after, wait_ms } => {
+                Reply::Events(self.events.after(after, Duration::from_millis(wait_ms))?)
+            }
+            Command::Figures => Reply::Figures(Box::new(taken_figures(&self.remote)?)),
+            Command::Metrics => Reply::Metrics(metrics::text(taken_figures(&self.remote)?)),
             Command::Attach { name, read_only } => {
                 let _devices = self.lock();
                 Reply::Attached(vec![self.attach(&name, read_only)?])
@@ -138,6 +191,10 @@ impl Daemon {
             command => self.execute(command)?,
         };
         Ok(reply)
+    }
+
+    fn tell(&self, kind: EventKind, volume: &str, text: String) {
+        self.events.post(Draft::about(kind, volume, text));
     }
 
     fn lock(&self) -> MutexGuard<'_, ()> {
@@ -211,6 +268,8 @@ impl Daemon {
         };
         let attachment = Attachment { name: name.to_owned(), device: attached.device, read_only };
         tracing::info!(volume = %name, device = %attachment.device.display(), read_only, "attached");
+        let how = if read_only { ", read-only" } else { "" };
+        self.tell(EventKind::Attached, name, format!("{}{how}", attachment.device.display()));
         self.enter(volume.id, attachment.clone())?;
         Ok(attachment)
     }
@@ -231,6 +290,7 @@ impl Daemon {
             engine.control.devices.borrow_mut().remove(&id);
         })?;
         tracing::info!(volume = %name, device = %attachment.device.display(), "detached");
+        self.tell(EventKind::Detached, name, attachment.device.display().to_string());
         if forget { self.remember(id, None) } else { Ok(()) }
     }
 
@@ -496,6 +556,7 @@ impl Daemon {
             return;
         }
         tracing::info!("stopping");
+        self.events.post(Draft::new(EventKind::Stopping, "the daemon stops when nothing is in use any more"));
         let mut said = Vec::new();
         loop {
             match self.detach_all(false) {

@@ -7,20 +7,26 @@
 use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
 use std::fs::File;
-use std::os::unix::fs::FileExt;
+use std::net::TcpListener;
 use std::os::unix::net::UnixListener;
 use std::path::Path;
 use std::process::ExitCode;
 use std::rc::Rc;
+use std::sync::Arc;
 use std::time::Duration;
 
 use async_executor::LocalExecutor;
 use event_listener::Event;
 
-use super::devices::Daemon;
+use super::devices::{self, Daemon, Serving};
+use super::events::Draft;
 use super::execute::{Control, DaemonFacts};
+use super::heritage::Heritage;
 use super::lookup::identify;
-use super::{logging, process, remote};
+use super::protocol::EventKind;
+use super::thresholds::{Crossing, Runner};
+use super::watch::{Look, Told, Watcher};
+use super::{logging, metrics_port, process, remote};
 use crate::engine::{OpenOptions, Pool};
 use crate::error::{Error, Result};
 use crate::export::link::{EXIT_FINISHED, EXIT_INCOMPATIBLE, EXIT_SUCCEED_ME, EngineLink, versions};
@@ -31,8 +37,12 @@ use crate::io::{self, FileStorage, PayloadArea, Reactor, ReactorOptions, block_o
 pub(super) const CONTROL: &str = "control";
 /// Name of the memory that counts engine processes.
 pub(super) const STARTS: &str = "starts";
+/// Name of the listening socket for metrics, where there is one.
+pub(super) const METRICS: &str = "metrics";
 /// How long a write waits for space, where its volume asks for that.
 const FULL_WAIT_SECONDS: u64 = 60;
+/// Seconds between checkpoints that only find out whether a threshold is reached.
+const CHECKPOINT_LOOKS: u64 = 5;
 /// Time between two looks at what is still in flight when another engine is to succeed this one.
 const HAND_OVER_LOOK: Duration = Duration::from_millis(2);
 /// How long the last I/O of a predecessor may take to end: a disk that answers at all does so by then.
@@ -48,6 +58,10 @@ pub struct EngineArguments {
     /// What sealing in the background may read a second
     #[arg(long, default_value_t = 0)]
     pub(super) seal_bytes: u64,
+
+    /// Command for the shell that is run when the pool crosses a threshold
+    #[arg(long)]
+    pub(super) on_threshold: Option<String>,
 
     /// Only say whether this build can succeed one that reads these versions
     #[arg(long, value_name = "VERSIONS", hide = true)]
@@ -69,6 +83,7 @@ pub(super) struct Engine {
     /// Its volumes for the front.
     pub(super) server: Server<Pool<FileStorage>>,
     reactor: Reactor,
+    heritage: Heritage,
     finished: Cell<Option<i32>>,
     finish: Event,
 }
@@ -96,6 +111,7 @@ impl Engine {
             let pause = self.reactor.sleep(HAND_OVER_LOOK).await;
             pause.map_err(|error| Error::io("io_uring", error))?;
         }
+        self.heritage.hand_over();
         self.exit(EXIT_SUCCEED_ME);
         Ok(())
     }
@@ -152,8 +168,10 @@ fn serve(path: &Path, arguments: &EngineArguments, mut link: EngineLink) -> Resu
     }));
     let ring = |error| Error::io("io_uring", error);
     let found = identify(path)?;
-    let restarts = count_start(&File::from(link.take_extra(STARTS)?))?;
+    let heritage = Heritage::take(File::from(link.take_extra(STARTS)?))?;
+    let restarts = heritage.before;
     let listener = UnixListener::from(link.take_extra(CONTROL)?);
+    let metrics = link.take_extra(METRICS).ok().map(TcpListener::from);
     let reactor = Reactor::new(ReactorOptions::default()).map_err(ring)?;
     let executor = Rc::new(LocalExecutor::new());
 
@@ -176,17 +194,24 @@ fn serve(path: &Path, arguments: &EngineArguments, mut link: EngineLink) -> Resu
         engine_restarts: restarts,
         transport: transport_words(&link),
     };
+    let told = Told::new(restarts);
+    let events = Arc::clone(&told.events);
+    events.post(introduction(&heritage));
+    let runner = arguments.on_threshold.clone().filter(|command| !command.is_empty());
+    let runner = runner.map(|command| Runner::start(command, found.name, found.path.clone())).transpose()?;
     let control = Control {
         pool: pool.clone(),
         medium: storage,
         path: found.path,
         devices: RefCell::new(BTreeMap::new()),
         checking: Cell::new(None),
+        told,
         daemon: Some(facts),
     };
     pool.bound_waiting(server.waiting_writes().most.into(), FULL_WAIT_SECONDS);
     let (finished, finish) = (Cell::new(None), Event::new());
-    let engine = Rc::new(Engine { control, server: server.clone(), reactor: reactor.clone(), finished, finish });
+    let engine =
+        Rc::new(Engine { control, server: server.clone(), reactor: reactor.clone(), heritage, finished, finish });
 
     pool.seal_in_background(arguments.seal_bytes);
     let medium = engine.control.medium.clone();
@@ -194,6 +219,7 @@ fn serve(path: &Path, arguments: &EngineArguments, mut link: EngineLink) -> Resu
     let background = pool.clone();
     executor.spawn(async move { background.run().await }).detach();
     executor.spawn(tick(reactor.clone(), pool)).detach();
+    executor.spawn(watch(Rc::clone(&engine), runner, Rc::clone(&executor))).detach();
     let (remote, mailbox) = remote::mailbox()?;
     let wakeup = reactor.watch_eventfd(mailbox.descriptor()?).map_err(ring)?;
     let doorbell = Rc::new(link.doorbell.try_clone().map_err(|error| Error::io("duplicating a descriptor", error))?);
@@ -204,7 +230,11 @@ fn serve(path: &Path, arguments: &EngineArguments, mut link: EngineLink) -> Resu
 
     server.declare_serving();
     link.notify_supervisor();
-    Daemon::start(remote, found.uuid, link.front_pid, restarts, arguments.attach_all, listener)?;
+    if let Some(listener) = metrics {
+        metrics_port::serve(listener, devices::metrics_of(remote.clone()))?;
+    }
+    let serving = Serving { pool: found.uuid, front_pid: link.front_pid, restarts, attach_all: arguments.attach_all };
+    Daemon::start(remote, events, &serving, listener)?;
     block_on(&executor, &reactor, &server, engine.finished()).map_err(ring)
 }
 
@@ -215,32 +245,60 @@ async fn tick(reactor: Reactor, pool: Pool<FileStorage>) {
     }
 }
 
-/// Counts this process in the memory that the front keeps, and answers how many there were before.
-fn count_start(memory: &File) -> Result<u64> {
-    let failed = |error| Error::io("counting engine processes", error);
-    let mut bytes = [0; 8];
-    let known = memory.read_at(&mut bytes, 0).map_err(failed)? == bytes.len();
-    let before = if known { u64::from_ne_bytes(bytes) } else { 0 };
-    memory.write_all_at(&(before + 1).to_ne_bytes(), 0).map_err(failed)?;
-    Ok(before)
+/// What comes first of an engine process.
+fn introduction(heritage: &Heritage) -> Draft {
+    let pid = std::process::id();
+    let text = match (heritage.before, heritage.handed_over) {
+        (0, _) => format!("process {pid} serves the pool"),
+        (_, true) => format!("process {pid} serves the pool; its predecessor has handed over"),
+        (_, false) => format!("process {pid} serves the pool; its predecessor has died"),
+    };
+    Draft::new(EventKind::Engine, text)
+}
+
+/// Looks at the pool once a second, and tells what is new.
+async fn watch(engine: Rc<Engine>, runner: Option<Runner>, executor: Rc<LocalExecutor<'static>>) {
+    let control = &engine.control;
+    let mut watcher = Watcher::new(Look::at(control, &[]), engine.heritage.level);
+    let mut looks = 0_u64;
+    loop {
+        let seen = watcher.look(Look::at(control, &engine.server.counters()));
+        control.told.level.set(Some(watcher.level()));
+        control.told.sealing.set(watcher.is_sealing());
+        for Crossing { percent, upwards } in &seen.crossed {
+            let filled = watcher.percent();
+            if *upwards {
+                tracing::warn!(threshold = percent, filled, "the pool gets full");
+            } else {
+                tracing::info!(threshold = percent, filled, "the pool has space again");
+            }
+        }
+        if !seen.crossed.is_empty() {
+            engine.heritage.told(watcher.level());
+        }
+        if let Some(runner) = &runner {
+            seen.crossed.iter().for_each(|crossing| runner.crossed(*crossing));
+        }
+        for (volume, draft) in seen.drafts {
+            let named = volume.and_then(|volume| control.pool.volume_by_id(volume).ok()).map(|volume| volume.name);
+            control.told.events.post(Draft { volume: named.or(draft.volume.clone()), ..draft });
+        }
+        if seen.wants_checkpoint && looks.is_multiple_of(CHECKPOINT_LOOKS) {
+            let pool = control.pool.clone();
+            // One that fails poisons the pool, which is told by others.
+            executor.spawn(async move { drop(pool.checkpoint().await) }).detach();
+        }
+        engine.server.retain_counters(|volume| control.pool.volume_by_id(volume).is_ok());
+        looks += 1;
+        if engine.reactor.sleep(Duration::from_secs(1)).await.is_err() {
+            return;
+        }
+    }
 }
 
 fn transport_words(link: &EngineLink) -> String {
     match &link.fallback {
         Some(reason) => format!("{} ({reason})", link.transport),
         None => link.transport.to_string(),
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn every_start_is_counted() {
-        let memory = tempfile::tempfile().unwrap();
-        for before in 0..5 {
-            assert_eq!(count_start(&memory).unwrap(), before);
-        }
     }
 }

@@ -6,10 +6,11 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::time::SystemTime;
 
+use super::figures::{self, pool_info};
 use super::filesystem::{self, FileSystem};
 use super::protocol::{self, Attachment, Attributes, Bytes, Command, DIFF_RANGES, Diff, Hello, Keep, Range, Reply};
-use super::scrub;
-use super::size_words;
+use super::watch::Told;
+use super::{metrics, scrub, size_words};
 use crate::engine::{
     ChangedRange, Memory, NewClone, NewSnapshot, NewVolume, Pace, Pool, Progress, Storage, VolumeInfo,
 };
@@ -30,6 +31,8 @@ pub struct Control<S: Medium> {
     pub devices: RefCell<BTreeMap<VolumeId, Attachment>>,
     /// How far a check of it is that is under way.
     pub checking: Cell<Option<Progress>>,
+    /// What is known beside what the engine knows.
+    pub told: Told,
     /// The processes that serve it; none for a command that works on the file directly.
     pub daemon: Option<DaemonFacts>,
 }
@@ -44,6 +47,9 @@ pub trait Medium: Storage + Clone {
 
     /// Bytes that the host has allocated to it.
     fn host_bytes(&self) -> u64;
+
+    /// Bytes that the host can still give it; none when it has all it may have.
+    fn host_free_bytes(&self) -> Option<u64>;
 }
 
 impl Medium for FileStorage {
@@ -53,6 +59,11 @@ impl Medium for FileStorage {
 
     fn host_bytes(&self) -> u64 {
         self.allocated_bytes().unwrap_or_else(|_| self.size_bytes())
+    }
+
+    fn host_free_bytes(&self) -> Option<u64> {
+        // A host that cannot say it is not taken for a full one.
+        Self::host_free_bytes(self).unwrap_or_default()
     }
 }
 
@@ -78,6 +89,9 @@ pub async fn execute<S: Medium>(control: &Control<S>, command: Command) -> Resul
     match command {
         Command::Hello => hello(control),
         Command::PoolInfo => Ok(Reply::Pool(Box::new(pool_info(control)))),
+        Command::Events { .. } => Err(Error::InvalidInput("events are the engine process's own".into())),
+        Command::Figures => Ok(Reply::Figures(Box::new(figures::figures(control, &[])))),
+        Command::Metrics => Ok(Reply::Metrics(metrics::text(figures::figures(control, &[])))),
         Command::PoolCheck => {
             let checked = pool.check_showing(&mut |at| control.checking.set(Some(at))).await;
             control.checking.set(None);
@@ -280,43 +294,6 @@ fn hello<S: Medium>(control: &Control<S>) -> Result<Reply> {
         front_pid,
         engine_pid,
     }))
-}
-
-/// The pool as it is told to clients.
-pub fn pool_info<S: Medium>(control: &Control<S>) -> protocol::Pool {
-    let info = control.pool.info();
-    let volumes = control.pool.volumes();
-    let snapshots = volumes.iter().filter(|volume| volume.read_only).count() as u64;
-    let daemon = control.daemon.as_ref();
-    protocol::Pool {
-        uuid: info.uuid,
-        name: info.name,
-        path: control.path.clone(),
-        size_bytes: info.size_bytes,
-        used_bytes: info.used_bytes,
-        free_bytes: info.size_bytes.saturating_sub(info.used_bytes),
-        layout_bytes: info.layout_bytes,
-        journal_bytes: info.journal_bytes,
-        journal_used_bytes: info.journal_used_bytes,
-        reserve_bytes: info.reserve_bytes,
-        host_bytes: control.medium.host_bytes(),
-        virtual_bytes: info.virtual_bytes,
-        generation: info.generation.0,
-        clock: info.clock.0,
-        volumes: volumes.len() as u64 - snapshots,
-        snapshots,
-        carcasses: info.carcasses,
-        size_limit_bytes: info.size_limit_bytes,
-        waiting: info.waiting,
-        sealed: info.sealed,
-        verify_on_read: info.verify_on_read,
-        scrub: scrub::status(&control.pool),
-        poisoned: info.poisoned,
-        transport: daemon.map(|facts| facts.transport.clone()),
-        front_pid: daemon.map(|facts| facts.front_pid),
-        engine_pid: daemon.map(|facts| facts.engine_pid),
-        engine_restarts: daemon.map(|facts| facts.engine_restarts),
-    }
 }
 
 async fn grow<S: Medium>(control: &Control<S>, size_bytes: u64) -> Result<()> {

@@ -6,6 +6,7 @@
 use std::ffi::OsString;
 use std::fs::{self, File};
 use std::io;
+use std::net::{SocketAddr, TcpListener};
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt};
 use std::os::unix::net::UnixListener;
@@ -17,7 +18,7 @@ use rustix::fs::{MemfdFlags, memfd_create};
 use signal_hook::consts::{SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
 
-use super::engine_process::{CONTROL, STARTS};
+use super::engine_process::{CONTROL, METRICS, STARTS};
 use super::lookup::{FoundPool, daemon_socket};
 use super::{logging, places, process, service_manager};
 use crate::error::{Error, Result};
@@ -41,6 +42,10 @@ pub struct ServeOptions {
     pub attach_all: bool,
     /// What sealing in the background may read a second, in bytes; 0 for none.
     pub seal_bytes: u64,
+    /// A line for the shell that is run when the pool crosses a threshold.
+    pub on_threshold: Option<String>,
+    /// A port of this machine on which metrics are served over HTTP.
+    pub metrics: Option<SocketAddr>,
 }
 
 /// Serves a pool until SIGTERM, SIGINT or a stop command, and until nothing that is attached is in use any more. A second
@@ -173,8 +178,25 @@ fn engine_command(
     arguments.push(format!("--seal-bytes={}", options.seal_bytes).into());
     let starts = memfd_create("plywood-starts", MemfdFlags::CLOEXEC).map_err(|error| failed(error.into()))?;
     let listener = control.listener.try_clone().map_err(failed)?;
-    let descriptors = vec![(CONTROL.to_owned(), listener), (STARTS.to_owned(), File::from(starts).into())];
+    let mut descriptors = vec![(CONTROL.to_owned(), listener), (STARTS.to_owned(), File::from(starts).into())];
+    if let Some(command) = &options.on_threshold {
+        arguments.push(format!("--on-threshold={command}").into());
+    }
+    if let Some(address) = options.metrics {
+        descriptors.push((METRICS.to_owned(), metrics_port(address)?.into()));
+    }
     Ok(EngineCommand { program, arguments, descriptors })
+}
+
+/// Listens for who collects metrics. The socket is the front's: whoever comes while an engine is succeeded waits.
+fn metrics_port(address: SocketAddr) -> Result<TcpListener> {
+    // There is no password: what is told is for this machine.
+    if !address.ip().is_loopback() {
+        return Err(Error::InvalidInput(format!(
+            "metrics on {address}: only an address of this machine, as 127.0.0.1"
+        )));
+    }
+    TcpListener::bind(address).map_err(|error| Error::io(format!("metrics on {address}"), error))
 }
 
 /// The listening socket; its file goes away with it.

@@ -13,6 +13,7 @@ use futures_lite::FutureExt as _;
 
 use super::execute::{Control, execute};
 use super::protocol::{Command, Failure, Reply};
+use super::watch::Told;
 use crate::engine::{OpenOptions, Pool, PrivateLog};
 use crate::error::{Error, Result};
 use crate::io::{self, Driver, FileStorage, Reactor, ReactorOptions, block_on};
@@ -55,6 +56,7 @@ impl Offline {
             path: path.to_owned(),
             devices: RefCell::new(BTreeMap::new()),
             checking: Cell::new(None),
+            told: Told::new(0),
             daemon: None,
         };
         Ok(Self { control: Rc::new(control), executor, reactor, background, changed: Cell::new(false) })

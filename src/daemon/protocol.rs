@@ -15,8 +15,10 @@ use crate::engine::Progress;
 use crate::error::Error;
 
 mod figures;
+mod told;
 
-pub use figures::{Check, Damaged, Fault, Pool, Scrub, ScrubStatus};
+pub use figures::{Check, Damaged, Fault, Pool, Recovered, Scrub, ScrubStatus, Threshold, Work};
+pub use told::{Event, EventKind, Events, Figures, VolumeFigures};
 
 /// Version of the messages.
 pub const VERSION: u32 = 1;
@@ -98,6 +100,17 @@ pub enum Command {
     Hello,
     /// Answer: [`Reply::Pool`].
     PoolInfo,
+    /// What has happened, waiting for something to happen. Answer: [`Reply::Events`].
+    Events {
+        /// Only what has a higher number.
+        after: u64,
+        /// Longest wait when there is nothing; then the answer has no events.
+        wait_ms: u64,
+    },
+    /// What the volumes do. Answer: [`Reply::Figures`].
+    Figures,
+    /// The same for programs that collect metrics. Answer: [`Reply::Metrics`].
+    Metrics,
     /// Walks all metadata. Answer: [`Reply::Check`].
     PoolCheck,
     /// Asks how far the check is that another connection waits for. Answer: [`Reply::Progress`].
@@ -300,7 +313,15 @@ pub enum Command {
 impl Command {
     /// Whether only a daemon can do it.
     pub fn needs_daemon(&self) -> bool {
-        matches!(self, Self::Attach { .. } | Self::AttachAll | Self::Detach { .. } | Self::Upgrade | Self::Stop { .. })
+        matches!(
+            self,
+            Self::Attach { .. }
+                | Self::AttachAll
+                | Self::Detach { .. }
+                | Self::Events { .. }
+                | Self::Upgrade
+                | Self::Stop { .. }
+        )
     }
 
     /// The command's name and the volume it is about, for the log.
@@ -309,6 +330,9 @@ impl Command {
         match self {
             Self::Hello => "hello".into(),
             Self::PoolInfo => "pool info".into(),
+            Self::Events { .. } => "events".into(),
+            Self::Figures => "figures".into(),
+            Self::Metrics => "metrics".into(),
             Self::PoolCheck | Self::PoolCheckProgress => "pool check".into(),
             Self::ScrubBegin => "pool scrub".into(),
             Self::ScrubStep { .. } => "pool scrub, next step".into(),
@@ -356,6 +380,9 @@ impl Command {
             self,
             Self::Hello
                 | Self::PoolInfo
+                | Self::Events { .. }
+                | Self::Figures
+                | Self::Metrics
                 | Self::PoolCheck
                 | Self::PoolCheckProgress
                 | Self::VolumeList
@@ -386,6 +413,12 @@ pub enum Reply {
     Hello(Hello),
     /// The pool.
     Pool(Box<Pool>),
+    /// What has happened.
+    Events(Events),
+    /// What the volumes do.
+    Figures(Box<Figures>),
+    /// Metrics in the text form of OpenMetrics.
+    Metrics(String),
     /// The result of a check.
     Check(Check),
     /// How far the check is; none when there is none.

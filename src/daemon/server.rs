@@ -7,10 +7,15 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread;
 use std::time::Duration;
 
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+
 use super::protocol::{self, Command, Failure, Kind, Outcome, REQUEST_BYTES, Reply, Request, Response, VERSION};
 
 /// Most connections at a time; further ones wait in the socket's queue.
 const CONNECTIONS: usize = 64;
+
+/// How often a connection that waits for events is looked at.
+const FOLLOW_MS: u64 = 500;
 
 /// Answers a command.
 pub type Handler = dyn Fn(Command) -> Result<Reply, Failure> + Send + Sync;
@@ -83,8 +88,33 @@ fn converse(stream: &UnixStream, handler: &Handler) -> io::Result<()> {
             }
             Err(error) => return Err(error),
         };
-        let outcome = answer(request, handler);
+        let outcome = match request.command {
+            Command::Events { after, wait_ms } if request.version == VERSION => {
+                follow(stream, after, wait_ms, handler)?
+            }
+            _ => answer(request, handler),
+        };
         protocol::send(stream, &Response { version: VERSION, outcome })?;
+    }
+}
+
+/// Waits for events in slices: a connection that has ended meanwhile shall not keep its thread.
+fn follow(stream: &UnixStream, after: u64, wait_ms: u64, handler: &Handler) -> io::Result<Outcome> {
+    let mut left_ms = wait_ms;
+    loop {
+        let slice_ms = left_ms.min(FOLLOW_MS);
+        left_ms -= slice_ms;
+        let command = Command::Events { after, wait_ms: slice_ms };
+        let outcome = answer(Request { version: VERSION, command }, handler);
+        let nothing = matches!(&outcome, Outcome::Done(Reply::Events(told)) if told.events.is_empty() && !told.lost);
+        if !nothing || left_ms == 0 {
+            return Ok(outcome);
+        }
+        let mut ended = [PollFd::new(stream, PollFlags::RDHUP)];
+        let now = Timespec { tv_sec: 0, tv_nsec: 0 };
+        if poll(&mut ended, Some(&now))? > 0 {
+            return Err(io::ErrorKind::ConnectionAborted.into());
+        }
     }
 }
 
@@ -150,6 +180,38 @@ mod tests {
             BufReader::new(&stream).read_line(&mut answer).unwrap();
             assert!(answer.contains(expected), "{line} -> {answer}");
         }
+    }
+
+    #[test]
+    fn follower_that_goes_away_ends_its_wait() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("sock");
+        let asked = Arc::new(AtomicUsize::new(0));
+        let counted = Arc::clone(&asked);
+        let handler = move |command: Command| match command {
+            Command::Events { wait_ms, .. } => {
+                counted.fetch_add(1, Ordering::SeqCst);
+                thread::sleep(Duration::from_millis(wait_ms));
+                Ok(Reply::Events(protocol::Events::default()))
+            }
+            _ => Ok(Reply::Done),
+        };
+        listen(UnixListener::bind(&path).unwrap(), Arc::new(handler)).unwrap();
+        let mut stream = UnixStream::connect(&path).unwrap();
+        let command = Command::Events { after: 0, wait_ms: u64::MAX };
+        protocol::send(&mut stream, &Request { version: VERSION, command }).unwrap();
+        while asked.load(Ordering::SeqCst) == 0 {
+            thread::sleep(Duration::from_millis(1));
+        }
+        drop(stream);
+        thread::sleep(Duration::from_millis(2 * FOLLOW_MS));
+        let then = asked.load(Ordering::SeqCst);
+        thread::sleep(Duration::from_millis(2 * FOLLOW_MS));
+        assert_eq!(asked.load(Ordering::SeqCst), then, "nobody is there, and it still waits");
+        // One that stays is answered when its time is over.
+        let client = crate::daemon::Client::connect(&path).unwrap();
+        let told = client.call(Command::Events { after: 0, wait_ms: FOLLOW_MS + 1 });
+        assert_eq!(told, Ok(Reply::Events(protocol::Events::default())));
     }
 
     #[test]

@@ -156,6 +156,11 @@ impl<S: Storage> Pool<S> {
         state.volumes.keys().filter_map(|id| state.volume_info(*id).ok()).collect()
     }
 
+    /// Blocks of a volume that were redirected since the pool was opened, because they were shared.
+    pub fn blocks_redirected(&self, id: VolumeId) -> u64 {
+        self.inner.state.borrow().volumes.get(&id).map_or(0, |volume| volume.redirected)
+    }
+
     /// At most `count` ids above `after`, in order.
     pub fn volume_ids(&self, after: VolumeId, count: usize) -> Vec<VolumeId> {
         let state = self.inner.state.borrow();

@@ -54,6 +54,8 @@ pub(super) struct Volume {
     pub(super) released: Rc<event_listener::Event>,
     /// Own blocks that writes under way will add: counted against the quota before they are there.
     pub(super) planned_own: u64,
+    /// Blocks redirected since the pool was opened.
+    pub(super) redirected: u64,
     /// Number of handles.
     pub(super) open: u32,
     /// A control operation is under way; others wait or are refused.
@@ -70,6 +72,7 @@ impl Volume {
             ranges: Ranges::default(),
             released: Rc::new(event_listener::Event::new()),
             planned_own: 0,
+            redirected: 0,
             open: 0,
             unready: false,
         }

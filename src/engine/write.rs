@@ -451,6 +451,7 @@ impl State {
             }
         };
         let mut steps = Steps::new();
+        let redirected_before = self.counters.blocks_redirected;
         let mut at = offset;
         for entry in entries {
             let block = at / BLOCK_BYTES;
@@ -502,6 +503,7 @@ impl State {
         }
         if let Some(volume) = self.volumes.get_mut(&id) {
             volume.planned_own += more_own;
+            volume.redirected += self.counters.blocks_redirected - redirected_before;
         }
         Ok(Plan { steps, more_own })
     }

@@ -84,8 +84,14 @@ fn label(pool: Uuid, volume: VolumeId) -> String {
 }
 
 fn volume_of_label(text: &str, pool: Uuid) -> Option<VolumeId> {
+    parse_label(text).filter(|(of, _)| *of == pool).map(|(_, volume)| volume)
+}
+
+/// The pool and the volume that a label names.
+fn parse_label(text: &str) -> Option<(Uuid, VolumeId)> {
     let (uuid, volume) = text.strip_prefix(LABEL)?.split_once('/')?;
-    (uuid == pool.simple().to_string()).then_some(VolumeId(volume.parse().ok()?))
+    let pool = Uuid::try_parse(uuid).ok().filter(|pool| pool.simple().to_string() == uuid)?;
+    Some((pool, VolumeId(volume.parse().ok()?)))
 }
 
 fn device_path(number: u32) -> PathBuf {
@@ -324,6 +330,46 @@ pub fn announce(number: u32) {
 pub fn list(pool: Uuid, directory: &Path) -> Result<Vec<Attached>> {
     let own =
         fs::metadata(directory).map_err(|error| Error::io(format!("looking at {}", directory.display()), error))?.dev();
+    let mut found = Vec::new();
+    for (number, status) in labelled()? {
+        if let Some(volume) = volume_of_label(&status.name(), pool) {
+            found.push(Attached {
+                device: device_path(number),
+                number,
+                volume,
+                read_only: status.flags & abi::FLAG_READ_ONLY != 0,
+                stale: status.device != own,
+            });
+        }
+    }
+    Ok(found)
+}
+
+/// A device that carries a volume of some pool, whether anybody serves it or not.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Ours {
+    /// /dev/loopN.
+    pub device: PathBuf,
+    /// The pool.
+    pub pool: Uuid,
+    /// The volume.
+    pub volume: VolumeId,
+}
+
+/// All devices that carry volumes of ours, of whatever pool.
+///
+/// # Errors
+/// When /sys cannot be read.
+pub fn list_ours() -> Result<Vec<Ours>> {
+    let ours = |(number, status): (u32, abi::Info)| {
+        let (pool, volume) = parse_label(&status.name())?;
+        Some(Ours { device: device_path(number), pool, volume })
+    };
+    Ok(labelled()?.into_iter().filter_map(ours).collect())
+}
+
+/// The loop devices in use, by number.
+fn labelled() -> Result<Vec<(u32, abi::Info)>> {
     let entries = fs::read_dir("/sys/block").map_err(|error| Error::io("listing /sys/block", error))?;
     let mut found = Vec::new();
     for entry in entries.flatten() {
@@ -335,17 +381,9 @@ pub fn list(pool: Uuid, directory: &Path) -> Result<Vec<Attached>> {
         // It may be detached, or deleted, at any moment: then it is not in the list.
         let Ok(device) = File::open(device_path(number)) else { continue };
         let Ok(status) = abi::status_of(&device) else { continue };
-        if let Some(volume) = volume_of_label(&status.name(), pool) {
-            found.push(Attached {
-                device: device_path(number),
-                number,
-                volume,
-                read_only: status.flags & abi::FLAG_READ_ONLY != 0,
-                stale: status.device != own,
-            });
-        }
+        found.push((number, status));
     }
-    found.sort_by_key(|attached| attached.number);
+    found.sort_by_key(|(number, _)| *number);
     Ok(found)
 }
 

@@ -3,16 +3,19 @@
 //! One task a request on the thread's executor; no thread, no blocking call. The server is the [`Poller`] of the thread's
 //! loop: it looks at the queues whenever no task can go on, and tells the front to ring before the thread sleeps.
 
+pub mod counters;
 mod operations;
 #[cfg(test)]
 mod tests;
 
 use std::cell::{Cell, RefCell};
 use std::rc::Rc;
+use std::time::Instant;
 
 use async_executor::LocalExecutor;
 use event_listener::Event;
 
+use self::counters::{AllCounters, IoCounters, VolumeCounters};
 use super::device::{Device, Volumes};
 use super::fuse::request::{NAME_BYTES, parse};
 use super::loopdev::WaitingWrites;
@@ -22,8 +25,8 @@ use crate::io::Poller;
 use crate::units::VolumeId;
 
 type MemoryOf<V> = <<V as Volumes>::Device as Device>::Memory;
-/// A file's number, and its device.
-type Opened<V> = (u64, <V as Volumes>::Device);
+/// A file's number, its device, and what its requests are counted in.
+type Opened<V> = (u64, <V as Volumes>::Device, VolumeCounters);
 
 /// Serves the volumes `V` to the front.
 pub struct Server<V: Volumes> {
@@ -40,6 +43,7 @@ struct State<V: Volumes> {
     opens: OpenTable,
     /// Devices of open files, by entry of the table, with the file's number.
     devices: RefCell<Vec<Option<Opened<V>>>>,
+    counters: AllCounters,
     in_flight: Cell<usize>,
     stopped: Cell<bool>,
     /// Something was closed, or nothing is in flight any more.
@@ -81,6 +85,7 @@ impl<V: Volumes> Server<V> {
             volumes,
             opens,
             devices: RefCell::default(),
+            counters: AllCounters::default(),
             in_flight: Cell::new(0),
             stopped: Cell::new(false),
             changed: Event::new(),
@@ -88,7 +93,7 @@ impl<V: Volumes> Server<V> {
         };
         for (number, file) in state.opens.all() {
             match state.volumes.open(file.volume, file.read_only) {
-                Ok(device) => state.keep(number, device),
+                Ok(device) => state.keep(number, file.volume, device),
                 // Its requests get an error; the others' must be served.
                 Err(error) => tracing::error!(volume = %file.volume, %error, "cannot open an attached volume again"),
             }
@@ -142,6 +147,16 @@ impl<V: Volumes> Server<V> {
         self.wait_until(|server| server.state.in_flight.get() == 0).await;
     }
 
+    /// What the requests of the volumes came to that were in use since this engine process began to serve.
+    pub fn counters(&self) -> Vec<(VolumeId, IoCounters)> {
+        self.state.counters.all()
+    }
+
+    /// Forgets the counters of all volumes but those that `keep` names.
+    pub fn retain_counters(&self, keep: impl Fn(VolumeId) -> bool) {
+        self.state.counters.retain(keep);
+    }
+
     /// The volumes.
     pub fn volumes(&self) -> &V {
         &self.state.volumes
@@ -169,13 +184,14 @@ impl<V: Volumes> Poller for Server<V> {
         if self.state.stopped.get() {
             return false;
         }
-        let mut found = false;
+        // One look at the clock for all that have come.
+        let mut begun = None;
         self.state.queues.take(|slot| {
-            found = true;
+            let begun = *begun.get_or_insert_with(Instant::now);
             self.state.in_flight.set(self.state.in_flight.get() + 1);
-            self.executor.spawn(Rc::clone(&self.state).serve(slot)).detach();
+            self.executor.spawn(Rc::clone(&self.state).serve(slot, begun)).detach();
         });
-        found
+        begun.is_some()
     }
 
     fn prepare_sleep(&self) -> bool {
@@ -190,13 +206,13 @@ impl<V: Volumes> Poller for Server<V> {
 
 impl<V: Volumes> State<V> {
     /// Does one request and hands its answer over.
-    async fn serve(self: Rc<Self>, slot: usize) {
+    async fn serve(self: Rc<Self>, slot: usize, begun: Instant) {
         let raw = self.queues.request(slot);
         let mut name = [0; NAME_BYTES];
         self.queues.read_payload(slot, &mut name);
         let geometry = self.queues.memory().geometry();
         let done = match parse(&raw, geometry.arrangement(), &name, self.payload_bytes) {
-            Ok(request) => self.execute(slot, &request).await,
+            Ok(request) => self.execute(slot, &request, begun).await,
             Err(errno) => Err(errno),
         };
         let held = match done {
@@ -221,19 +237,19 @@ impl<V: Volumes> State<V> {
         }
     }
 
-    fn keep(&self, number: u64, device: V::Device) {
+    fn keep(&self, number: u64, volume: VolumeId, device: V::Device) {
         let entry = OpenTable::entry(number);
         let mut devices = self.devices.borrow_mut();
         if devices.len() <= entry {
             devices.resize_with(entry + 1, || None);
         }
-        devices[entry] = Some((number, device));
+        devices[entry] = Some((number, device, self.counters.of(volume)));
     }
 
     /// The device of an open file.
-    fn device(&self, number: u64) -> Result<V::Device, i32> {
+    fn device(&self, number: u64) -> Result<(V::Device, VolumeCounters), i32> {
         match self.devices.borrow().get(OpenTable::entry(number)) {
-            Some(Some((same, device))) if *same == number => Ok(device.clone()),
+            Some(Some((same, device, counters))) if *same == number => Ok((device.clone(), Rc::clone(counters))),
             // It is open, and could not be opened again after a restart.
             _ if self.opens.find(number).is_some() => Err(libc::EIO),
             _ => Err(libc::EBADF),
@@ -243,13 +259,13 @@ impl<V: Volumes> State<V> {
     fn open(&self, volume: VolumeId, read_only: bool, unique: u64) -> Result<u64, i32> {
         let device = self.volumes.open(volume, read_only).map_err(|error| refused(volume, "open", &error))?;
         let number = self.opens.insert(OpenFile { volume, read_only, unique }).ok_or(libc::ENFILE)?;
-        self.keep(number, device);
+        self.keep(number, volume, device);
         Ok(number)
     }
 
     fn close(&self, number: u64) {
         let device = match self.devices.borrow_mut().get_mut(OpenTable::entry(number)) {
-            Some(slot) if slot.as_ref().is_some_and(|(same, _)| *same == number) => slot.take(),
+            Some(slot) if slot.as_ref().is_some_and(|(same, ..)| *same == number) => slot.take(),
             _ => None,
         };
         self.opens.remove(number);

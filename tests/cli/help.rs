@@ -5,7 +5,7 @@ use std::path::PathBuf;
 
 use crate::scratch::Scratch;
 
-const COMMANDS: [&str; 49] = [
+const COMMANDS: [&str; 53] = [
     "",
     "pool",
     "pool create",
@@ -46,6 +46,10 @@ const COMMANDS: [&str; 49] = [
     "run",
     "demo",
     "diff",
+    "events",
+    "metrics",
+    "top",
+    "doctor",
     "serve",
     "stop",
     "help",
@@ -68,7 +72,7 @@ fn help_is_as_pinned() {
             format!("{command} --help").trim().to_owned()
         };
         let mut prepared = scratch.prepare(line.split_whitespace());
-        for variable in ["PLYWOOD_POOL", "PLYWOOD_SEAL_RATE", "PLYWOOD_TRANSPORT"] {
+        for variable in ["PLYWOOD_POOL", "PLYWOOD_SEAL_RATE", "PLYWOOD_ON_THRESHOLD", "PLYWOOD_TRANSPORT"] {
             prepared.env_remove(variable);
         }
         let said = crate::support::command::run_command(prepared).expect();
@@ -117,6 +121,13 @@ fn command_lines_without_sense_end_with_2() {
         "attach",
         "attach a --all",
         "diff a",
+        "events --once --new",
+        "top --interval 0",
+        "top --interval often",
+        "doctor --bundle",
+        "serve --metrics 9100",
+        "serve --metrics 0.0.0.0:9100",
+        "serve --metrics 192.0.2.1:9100",
         "run",
     ] {
         scratch.misused(line);

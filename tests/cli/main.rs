@@ -13,5 +13,6 @@ mod scratch;
 mod scrub;
 #[path = "../support/mod.rs"]
 mod support;
+mod told;
 mod tools;
 mod work;

@@ -24,6 +24,7 @@ mod story;
 mod succession;
 #[path = "../support/mod.rs"]
 mod support;
+mod told;
 mod workload;
 
 use libtest_mimic::{Arguments, Completion, Failed, Trial};
@@ -60,6 +61,7 @@ const RECORDED: &[Need] = &[
     Need::Program("sqlite3"),
 ];
 const FSTAB: &[Need] = &[Need::FileSystem("ext4"), Need::FileSystem("overlay")];
+const TERMINAL: &[Need] = &[Need::FileSystem("ext4"), Need::Program("script"), Need::Program("stty")];
 const CONTAINERS: &[Need] = &[Need::FileSystem("ext4"), Need::Program("runc")];
 
 fn main() {
@@ -126,6 +128,12 @@ fn main() {
         trial("pool_in_use_is_not_created_over", EXT4, refusals::pool_in_use),
         trial("full_host_leaves_no_half_image", EXT4, refusals::full_host_while_importing),
         trial("sigterm_says_what_is_still_mounted", EXT4, refusals::sigterm_while_mounted),
+        trial("thresholds_are_told_and_run_a_command", EXT4, told::thresholds),
+        trial("events_are_followed_over_a_succession", EXT4, told::events),
+        trial("metrics_count_what_volumes_do", EXT4, told::metrics),
+        trial("top_shows_the_busiest_first", EXT4, told::top),
+        trial("top_leaves_the_terminal_as_it_was", TERMINAL, told::top_on_a_terminal),
+        trial("doctor_sees_what_the_dead_left", EXT4, told::doctor),
         trial("attach_all_brings_back_what_was_attached", EXT4, growth::attach_all_remembers),
     ];
     if !is_slow() {

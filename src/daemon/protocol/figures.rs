@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
+use super::Attachment;
 use crate::engine::{self, Touched};
 
 /// A pool.
@@ -40,6 +41,24 @@ pub struct Pool {
     /// Requests that wait for space.
     #[serde(default)]
     pub waiting: u64,
+    /// Free on the host's file system for the pool file; none when the pool is a device.
+    #[serde(default)]
+    pub host_free_bytes: Option<u64>,
+    /// Percent of all space that the pool may have, and that the host can give, that is used.
+    #[serde(default)]
+    pub filled_percent: u64,
+    /// The thresholds, ascending.
+    #[serde(default)]
+    pub thresholds: Vec<Threshold>,
+    /// What was done over again when the pool was opened last; none after a clean end.
+    #[serde(default)]
+    pub recovered: Option<Recovered>,
+    /// Volumes that are block devices.
+    #[serde(default)]
+    pub attached: Vec<Attachment>,
+    /// What goes on beside the requests.
+    #[serde(default)]
+    pub background: Vec<Work>,
     /// Number of the last checkpoint.
     pub generation: u64,
     /// Counter of sharings.
@@ -69,6 +88,37 @@ pub struct Pool {
     pub engine_pid: Option<u32>,
     /// How often the engine process was started again. None without a daemon.
     pub engine_restarts: Option<u64>,
+}
+
+/// A part of the pool's space from which on people are warned.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Threshold {
+    /// The part, in percent.
+    pub percent: u8,
+    /// Whether it is reached. It stays so until the pool is a little emptier again.
+    pub reached: bool,
+}
+
+/// What the engine found to be done over again when it opened the pool.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Recovered {
+    /// When, in nanoseconds since 1970 UTC.
+    pub at_ns: u64,
+    /// Changes taken from the journal and from the memory of a predecessor.
+    pub changes: u64,
+    /// Of these, those from the memory of a predecessor.
+    pub changes_from_memory: u64,
+}
+
+/// Work that goes on beside the requests.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Work {
+    /// What is done.
+    pub what: String,
+    /// How much of it is done, where that is known.
+    pub done: Option<u64>,
+    /// Of how much, where that is known.
+    pub of: Option<u64>,
 }
 
 /// The scrub under way, or the last one.

@@ -1,12 +1,16 @@
 //! What each request does.
 
+use std::time::Instant;
+
 use super::super::device::{Device, VolumeFace, Volumes};
 use super::super::fuse::abi::{
     Attr, AttrOut, Dirent, EntryOut, LseekOut, OpenOut, ROOT_ID, StatfsOut, WriteOut, open_flag,
 };
 use super::super::fuse::request::{Node, Operation, Request};
+use super::counters::{IoKind, VolumeCounters};
 use super::{Answer, State, refused};
 use crate::engine::Memory;
+use crate::error;
 use crate::units::{SECTOR_SIZE, VolumeId};
 
 /// How long the kernel may keep names and attributes, in seconds: volumes change their size only through it.
@@ -19,7 +23,7 @@ type Done<V> = Result<(Answer, Option<HeldOf<V>>), i32>;
 
 impl<V: Volumes> State<V> {
     /// Does a request whose fields are sound.
-    pub(super) async fn execute(&self, slot: usize, request: &Request) -> Done<V> {
+    pub(super) async fn execute(&self, slot: usize, request: &Request, begun: Instant) -> Done<V> {
         let plain = |answer| Ok((answer, None));
         match request.operation {
             Operation::Lookup(volume) => plain(self.lookup(request.node, volume)?),
@@ -36,31 +40,35 @@ impl<V: Volumes> State<V> {
             Operation::Statistics => {
                 plain(Answer::inline(&StatfsOut { bsize: 4096, frsize: 4096, namelen: 20, ..StatfsOut::default() }))
             }
-            Operation::Read { file, offset, len } => plain(self.read(slot, request.node, file, offset, len).await?),
+            Operation::Read { file, offset, len } => {
+                let at = self.at(request.node, file)?;
+                plain(self.read(slot, &at, offset, len, begun).await?)
+            }
             Operation::Write { file, offset, len, durable } => {
                 let at = self.at(request.node, file)?;
                 at.check(offset, len as u64)?;
                 let from = self.payload(slot, len);
                 let written = at.device.write(offset, &from, durable).await;
-                let held = written.map_err(|error| refused(at.volume, "write", &error))?;
+                let held = at.counted(IoKind::Write, len as u64, begun, written)?;
                 Ok((Answer::inline(&WriteOut { size: len as u32, padding: 0 }), Some(held)))
             }
             Operation::Flush { file } => {
                 let at = self.at(request.node, file)?;
-                at.device.flush().await.map_err(|error| refused(at.volume, "flush", &error))?;
+                let flushed = at.device.flush().await;
+                at.counted(IoKind::Flush, 0, begun, flushed)?;
                 plain(Answer::EMPTY)
             }
             Operation::Punch { file, offset, len } => {
                 let at = self.at(request.node, file)?;
                 let Some(len) = at.within(offset, len)? else { return plain(Answer::EMPTY) };
                 let done = at.device.discard(offset, len).await;
-                Ok((Answer::EMPTY, Some(done.map_err(|error| refused(at.volume, "discard", &error))?)))
+                Ok((Answer::EMPTY, Some(at.counted(IoKind::Discard, len, begun, done)?)))
             }
             Operation::Zero { file, offset, len } => {
                 let at = self.at(request.node, file)?;
                 let Some(len) = at.within(offset, len)? else { return plain(Answer::EMPTY) };
                 let done = at.device.write_zeroes(offset, len, false).await;
-                Ok((Answer::EMPTY, Some(done.map_err(|error| refused(at.volume, "write zeroes", &error))?)))
+                Ok((Answer::EMPTY, Some(at.counted(IoKind::Zero, len, begun, done)?)))
             }
             Operation::Seek { file, offset, data } => {
                 let at = self.at(request.node, file)?;
@@ -146,13 +154,20 @@ impl<V: Volumes> State<V> {
         Answer::Payload(bytes.len())
     }
 
-    async fn read(&self, slot: usize, node: Node, file: u64, offset: u64, len: usize) -> Result<Answer, i32> {
-        let at = self.at(node, file)?;
+    async fn read(
+        &self,
+        slot: usize,
+        at: &OpenDevice<V::Device>,
+        offset: u64,
+        len: usize,
+        begun: Instant,
+    ) -> Result<Answer, i32> {
         // A short answer is right at the end of the file only.
         let Some(len) = at.within(offset, len as u64)? else { return Ok(Answer::EMPTY) };
         let len = len as usize;
         let into = self.payload(slot, len);
-        at.device.read(offset, &into).await.map_err(|error| refused(at.volume, "read", &error))?;
+        let done = at.device.read(offset, &into).await;
+        at.counted(IoKind::Read, len as u64, begun, done)?;
         Ok(Answer::Payload(len))
     }
 
@@ -163,7 +178,8 @@ impl<V: Volumes> State<V> {
 
     fn at(&self, node: Node, file: u64) -> Result<OpenDevice<V::Device>, i32> {
         let Node::Volume(volume) = node else { return Err(libc::EISDIR) };
-        Ok(OpenDevice { volume, device: self.device(file)? })
+        let (device, counters) = self.device(file)?;
+        Ok(OpenDevice { volume, device, counters })
     }
 }
 
@@ -171,9 +187,16 @@ impl<V: Volumes> State<V> {
 struct OpenDevice<D> {
     volume: VolumeId,
     device: D,
+    counters: VolumeCounters,
 }
 
 impl<D: Device> OpenDevice<D> {
+    /// Counts a request that is done, and logs it when it has failed.
+    fn counted<T>(&self, kind: IoKind, bytes: u64, begun: Instant, done: error::Result<T>) -> Result<T, i32> {
+        self.counters.borrow_mut().count(kind, bytes, begun.elapsed(), done.as_ref().err());
+        done.map_err(|error| refused(self.volume, kind.name(), &error))
+    }
+
     /// Refuses what is not made of whole sectors, or goes beyond the end.
     fn check(&self, offset: u64, len: u64) -> Result<(), i32> {
         match self.within(offset, len)? {

@@ -113,6 +113,18 @@ impl FileStorage {
         Ok(u64::try_from(rustix::fs::fstat(self.shared.file.fd())?.st_blocks).unwrap_or(0) * 512)
     }
 
+    /// Bytes that the host's file system has free for the file to grow into; none for a device.
+    ///
+    /// # Errors
+    /// What the host answers.
+    pub fn host_free_bytes(&self) -> io::Result<Option<u64>> {
+        if self.shared.block_device {
+            return Ok(None);
+        }
+        let host = rustix::fs::fstatvfs(self.shared.file.fd())?;
+        Ok(Some(host.f_bavail.saturating_mul(host.f_frsize)))
+    }
+
     fn transfer(&self, offset: u64, memory: &IoMemory, write: bool, flags: i32) -> Operation {
         let shared = &*self.shared;
         // Some hosts take what is not aligned through the page cache instead of refusing it.
