@@ -333,7 +333,8 @@ impl Daemon {
         Ok(outcome)
     }
 
-    /// Attaches what has the mark of an attached volume and is not one. The first failure ends it.
+    /// Attaches what has the mark of an attached volume and is not one. A volume that cannot be attached does not keep the
+    /// others from it; the first failure is told at the end.
     fn attach_all(&self) -> Result<Vec<Attachment>> {
         let _devices = self.lock();
         let marked = self.remote.call(|engine| async move {
@@ -349,7 +350,17 @@ impl Daemon {
             }
             Ok::<_, Error>(marked)
         })??;
-        marked.iter().map(|(name, read_only)| self.attach(name, *read_only)).collect()
+        let (mut attached, mut failed) = (Vec::new(), None);
+        for (name, read_only) in &marked {
+            match self.attach(name, *read_only) {
+                Ok(attachment) => attached.push(attachment),
+                Err(error) => {
+                    tracing::error!(volume = %name, "attach --all: {error}");
+                    failed.get_or_insert(error);
+                }
+            }
+        }
+        failed.map_or(Ok(attached), Err)
     }
 
     /// A device shows the new size of its volume at once.

@@ -7,6 +7,7 @@ mod bad_pools;
 mod bad_volumes;
 mod documents;
 mod help;
+mod install;
 mod json;
 mod scratch;
 mod scrub;
