@@ -4,7 +4,7 @@ use super::execute::{Control, Medium, now_ns};
 use super::protocol::{Figures, Pool, Recovered, VolumeFigures, Work};
 use super::scrub;
 use super::thresholds::Level;
-use super::watch::space;
+use super::watch::{head_bytes, space};
 use crate::engine::PoolInfo;
 use crate::export::server::counters::IoCounters;
 use crate::units::VolumeId;
@@ -16,6 +16,7 @@ pub fn pool_info<S: Medium>(control: &Control<S>) -> Pool {
     let snapshots = volumes.iter().filter(|volume| volume.read_only).count() as u64;
     let daemon = control.daemon.as_ref();
     let space = space(control, &info);
+    let head_bytes = head_bytes(&info);
     let background = background(control, &info, snapshots);
     let level = control.told.level.get().unwrap_or_else(|| Level::of(space.percent()));
     Pool {
@@ -24,12 +25,12 @@ pub fn pool_info<S: Medium>(control: &Control<S>) -> Pool {
         path: control.path.clone(),
         size_bytes: info.size_bytes,
         used_bytes: info.used_bytes,
-        free_bytes: info.size_bytes.saturating_sub(info.used_bytes),
+        free_bytes: info.size_bytes.saturating_sub(info.used_bytes + head_bytes),
         layout_bytes: info.layout_bytes,
         journal_bytes: info.journal_bytes,
         journal_used_bytes: info.journal_used_bytes,
         reserve_bytes: info.reserve_bytes,
-        host_bytes: space.host_bytes,
+        host_bytes: control.medium.host_bytes(),
         host_free_bytes: space.host_free_bytes,
         filled_percent: space.percent(),
         thresholds: level.thresholds(),

@@ -20,7 +20,7 @@ const HYSTERESIS: u64 = 2;
 /// Crossings that wait for the command of an earlier one to end.
 const WAITING: usize = 8;
 
-/// The space of a pool.
+/// The space of a pool, without superblocks and journal.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) struct Space {
     /// Blocks in use, in bytes.

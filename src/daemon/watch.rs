@@ -12,6 +12,7 @@ use super::size_words;
 use super::thresholds::{Crossing, Level, Space};
 use crate::engine::{Counters, PoolInfo};
 use crate::export::server::counters::IoCounters;
+use crate::format::Geometry;
 use crate::units::{BLOCK_BYTES, Generation, VolumeId};
 
 /// Seconds without a block sealed after which sealing in the background is taken to have ended.
@@ -44,12 +45,19 @@ impl Told {
 
 /// The space of a pool, of which `info` is known.
 pub(super) fn space<S: Medium>(control: &Control<S>, info: &PoolInfo) -> Space {
+    let head_bytes = head_bytes(info);
     Space {
         used_bytes: info.used_bytes,
-        size_bytes: info.size_bytes.max(info.size_limit_bytes),
-        host_bytes: control.medium.host_bytes(),
+        size_bytes: info.size_bytes.max(info.size_limit_bytes).saturating_sub(head_bytes),
+        host_bytes: control.medium.host_bytes().saturating_sub(head_bytes),
         host_free_bytes: control.medium.host_free_bytes(),
     }
+}
+
+/// What stands before the first group, superblocks and journal: neither used nor free.
+pub(super) fn head_bytes(info: &PoolInfo) -> u64 {
+    let geometry = Geometry::new(info.size_bytes, info.journal_bytes);
+    geometry.map_or(0, |geometry| geometry.first_group().offset_bytes())
 }
 
 /// A look at a pool.

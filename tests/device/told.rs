@@ -58,7 +58,7 @@ pub fn thresholds() {
         });
     };
     assert_eq!(pool.info()["thresholds"][0]["reached"], false);
-    write(&device, 830);
+    write(&device, 800);
     crossed("up 80\n");
     let info = pool.info();
     assert_eq!((&info["thresholds"][0]["reached"], &info["thresholds"][1]["reached"]), (&true.into(), &false.into()));
