@@ -5,6 +5,8 @@
 //! end has ended; a durable write when it has ended; everything else may be there, in part, or not. A sector of 512 bytes
 //! is written whole or not at all. No two changes of one byte may ever be in flight together: the engine is at fault then.
 
+mod cut;
+
 use std::cell::RefCell;
 use std::collections::HashSet;
 use std::future::Future;
@@ -286,16 +288,6 @@ impl Medium {
         self.state.borrow_mut().superblocks_withheld = true;
     }
 
-    /// What a power cut leaves of which only those changes that are not durable are there that `keep` chooses.
-    pub fn power_cut_keeping(&self, keep: impl Fn(&Range<u64>) -> bool) -> Left {
-        let state = self.state.borrow();
-        let mut image = state.durable.clone();
-        for change in state.cached.iter().filter(|change| keep(&change.range)) {
-            change.write(&mut image);
-        }
-        image.into()
-    }
-
     /// A bit flips in every block that holds data.
     pub fn damage_data(&self, random: &mut Rng) {
         self.state.borrow_mut().current.change(is_data, |bytes| bytes[random.usize(..BLOCK)] ^= 1 << random.u32(..8));
@@ -333,50 +325,6 @@ impl Medium {
         while self.run_one() {}
         self.state.borrow_mut().at_once = true;
         Turning(self.clone())
-    }
-
-    /// What a power cut at this moment may leave: each change that is not durable is there, or not, or its sectors are
-    /// there one by one.
-    pub fn power_cut(&self, random: &mut Rng) -> Left {
-        let state = self.state.borrow();
-        let mut image = state.durable.clone();
-        // All, none, and anything between.
-        let (applied, torn) = match random.u32(..6) {
-            0 => (0, 0),
-            1 => (100, 0),
-            2 => (90, 5),
-            3 => (5, 10),
-            _ => (random.u32(..80), random.u32(..20)),
-        };
-        state.not_durable(|change| {
-            let chance = random.u32(..100);
-            let fate = match chance {
-                _ if chance < applied => Fate::Whole,
-                _ if chance < applied + torn => Fate::Torn,
-                _ => Fate::Lost,
-            };
-            leave(&mut image, random, fate, change);
-        });
-        image.into()
-    }
-
-    /// Everything that a power cut at this moment may leave, when no more than `most` changes are not durable: each is
-    /// there, or not, or torn somewhere, in every combination.
-    pub fn every_power_cut(&self, most: u32, random: &mut Rng) -> Option<Vec<Left>> {
-        const FATES: [Fate; 3] = [Fate::Whole, Fate::Lost, Fate::Torn];
-        let state = self.state.borrow();
-        let mut count = 0;
-        state.not_durable(|_| count += 1);
-        let combinations = (count <= most).then(|| FATES.len().pow(count))?;
-        let cut = |combination: usize| {
-            let (mut image, mut rest) = (state.durable.clone(), combination);
-            state.not_durable(|change| {
-                leave(&mut image, random, FATES[rest % FATES.len()], change);
-                rest /= FATES.len();
-            });
-            image.into()
-        };
-        Some((0..combinations).map(cut).collect())
     }
 
     /// What the death of the process leaves: what was begun ends, or was never carried out at all; what was not durable
@@ -468,46 +416,7 @@ fn make_durable(durable: &mut Image, cached: &mut [Cached], range: &Range<u64>, 
     }
 }
 
-/// What becomes of a change that is not durable when the power goes.
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Fate {
-    Whole,
-    Lost,
-    Torn,
-}
-
-/// Leaves a change on `image` whole, not at all, or torn.
-fn leave(image: &mut Image, random: &mut Rng, fate: Fate, change: &Cached) {
-    let Cached { range, content, outdated, .. } = change;
-    if fate == Fate::Lost {
-        return;
-    }
-    let is_torn = fate == Fate::Torn;
-    if !is_torn && outdated.is_empty() {
-        return content.write(image, range, range.clone());
-    }
-    let (mode, limit) = (random.bool(), random.u64(range.start / SECTOR..=range.end / SECTOR));
-    for sector in sectors(range) {
-        // Either each sector by itself, or all up to one.
-        let there = !is_torn || if mode { random.bool() } else { sector < limit };
-        if there && !outdated.contains(&sector) {
-            content.write(image, range, sector * SECTOR..(sector + 1) * SECTOR);
-        }
-    }
-}
-
 impl State {
-    /// Every change that is not durable, in the order in which they ended; those in flight come last.
-    fn not_durable(&self, mut take: impl FnMut(&Cached)) {
-        self.cached.iter().for_each(&mut take);
-        for operation in &self.in_flight {
-            if let Some(content) = operation.action.content() {
-                let (number, range) = (operation.number, operation.action.range());
-                take(&Cached { number, range, content, outdated: HashSet::new() });
-            }
-        }
-    }
-
     fn begin(&mut self, action: Action, done: Rc<RefCell<Done>>) {
         let range = action.range();
         let alignment = self.alignment as u64;
