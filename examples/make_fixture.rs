@@ -1,7 +1,7 @@
 //! Makes the golden pool of the format's present version: `make_fixture DIRECTORY` (`tools/make-fixture`).
 //!
 //! It holds one of everything: volumes of both sector sizes and several heights, a chain of snapshots and clones, one that
-//! was rolled back, attributes of several blocks, a quota, a protected snapshot; trees that wait to be taken apart;
+//! was rolled back, attributes of several blocks, a quota, a protected and two sealed snapshots; trees that wait to be taken apart;
 //! and a journal with each kind of record, as a power cut left it. The engine draws no random numbers, so the same
 //! build makes the same bytes.
 
@@ -12,7 +12,7 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 
 use anyhow::{Context, Result, ensure};
-use plywood::engine::{CreateOptions, Memory, NewClone, NewSnapshot, NewVolume, Pool};
+use plywood::engine::{CreateOptions, Memory, NewClone, NewSnapshot, NewVolume, Pace, Pool};
 use plywood::format::FORMAT_VERSION;
 use plywood::io::{IoMemory, MemoryImage, MemoryStorage};
 use plywood::units::{BLOCK_BYTES, BLOCK_SIZE, VolumeId};
@@ -130,7 +130,11 @@ async fn fill(pool: &Volumes) -> Result<()> {
     let layer = pool.create_snapshot(clone, new_snapshot(6)).await?.id;
     write(pool, clone, 5, 1, 3).await?;
     pool.roll_back(clone, layer, Some(new_snapshot(7))).await?;
-    write(pool, first, 0, 1, 4).await
+    write(pool, first, 0, 1, 4).await?;
+    for sealed in [snapshot, layer] {
+        pool.seal(sealed, Pace::Full).await?;
+    }
+    Ok(())
 }
 
 /// A deleted volume, a large discard, and a shrunk volume whose tree a snapshot holds too.

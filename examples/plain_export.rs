@@ -2,6 +2,7 @@
 //!
 //! ```text
 //! plain_export FILE DIRECTORY auto|uring|classic [--read-only] [--sector-size 512|4096] [--record LOG] [--slow MS]
+//!              [--faulty WHICH]
 //! ```
 //!
 //! `plain_export loop-helper` does one command on loop devices, as JSON on its standard input.
@@ -9,6 +10,7 @@
 //! `--record` appends all that changes FILE to LOG, in the form that `tests/device/recording.rs` reads. `--slow` names a file: the
 //! number in it is how many milliseconds every operation waits before it is done, none while the file is not there. An operation
 //! that comes while others still wait, and does not itself, is counted in the file MS.overtaken; MS.waits says how many wait.
+//! `--faulty` names a file as well: while it is there, operations that its text names fail with EIO (read, write, flush).
 //!
 //! Prints the loop device when it is ready, and the pid of each engine process. What this device reaches is the most that
 //! an engine can reach over the same path. `tools/try-export` runs it under fio and kills its engines. Ends on SIGTERM.
@@ -44,7 +46,7 @@ fn main() -> anyhow::Result<()> {
     if let Some(link) = EngineLink::inherit()? {
         let file = arguments.get(1).context("the front gives the file")?;
         let named = |index: usize| arguments.get(index).filter(|name| !name.is_empty()).map(Path::new);
-        return engine(link, Path::new(file), named(2), named(3));
+        return engine(link, Path::new(file), [named(2), named(3), named(4)]);
     }
     if arguments.first().is_some_and(|word| word == "loop-helper") {
         return Ok(helper::serve_one()?);
@@ -62,7 +64,7 @@ fn front(arguments: &[OsString]) -> anyhow::Result<()> {
     let sector_size = sector_size.and_then(|word| word.to_str()).unwrap_or("4096").parse()?;
     let read_only = rest.iter().any(|word| word == "--read-only");
     let mut words = vec!["engine".into(), file.clone()];
-    for option in ["--record", "--slow"] {
+    for option in ["--record", "--slow", "--faulty"] {
         let value = rest.iter().position(|word| word == option).and_then(|at| rest.get(at + 1));
         words.push(value.cloned().unwrap_or_default());
     }
@@ -124,7 +126,7 @@ fn front(arguments: &[OsString]) -> anyhow::Result<()> {
     }
 }
 
-fn engine(mut link: EngineLink, file: &Path, log: Option<&Path>, slow: Option<&Path>) -> anyhow::Result<()> {
+fn engine(mut link: EngineLink, file: &Path, [log, slow, faulty]: [Option<&Path>; 3]) -> anyhow::Result<()> {
     let reactor = Reactor::new(ReactorOptions::default())?;
     // Waits until the predecessor's last I/O has ended, and only then looks at the queues.
     let wait = Duration::from_secs(10);
@@ -139,7 +141,8 @@ fn engine(mut link: EngineLink, file: &Path, log: Option<&Path>, slow: Option<&P
     let executor = Rc::new(LocalExecutor::new());
     let slow =
         slow.map(|file| Rc::new(Slow { reactor: reactor.clone(), file: file.to_owned(), waiting: Cell::new(0) }));
-    let storage = Recorder { storage, log: log.map(Log::open).transpose()?, slow };
+    let faulty = faulty.map(Rc::from);
+    let storage = Recorder { storage, log: log.map(Log::open).transpose()?, slow, faulty };
     let volumes = PlainVolumes(BTreeMap::from([(VOLUME, PlainDevice::new(storage))]));
     let payloads = area.memory(0..area.len());
     let server = Server::new(link.queues()?, payloads, volumes, Rc::clone(&executor));
@@ -164,6 +167,19 @@ struct Recorder {
     storage: FileStorage,
     log: Option<Log>,
     slow: Option<Rc<Slow>>,
+    faulty: Option<Rc<Path>>,
+}
+
+/// Fails an operation that is to fail, or waits where the disk is slow.
+async fn before(operation: &str, faulty: Option<Rc<Path>>, slow: Option<Rc<Slow>>) -> std::io::Result<()> {
+    let failing = faulty.and_then(|file| std::fs::read_to_string(file).ok());
+    if failing.is_some_and(|words| words.split_whitespace().any(|word| word == operation)) {
+        return Err(std::io::Error::from_raw_os_error(libc::EIO));
+    }
+    match slow {
+        Some(slow) => slow.wait().await,
+        None => Ok(()),
+    }
 }
 
 /// What makes a disk slow, and tells when somebody overtakes what waits.
@@ -190,14 +206,6 @@ impl Slow {
         let slept = self.reactor.sleep(Duration::from_millis(milliseconds)).await;
         self.waiting.set(self.waiting.get() - 1);
         slept
-    }
-}
-
-/// Waits where the disk is slow.
-async fn wait(slow: Option<Rc<Slow>>) -> std::io::Result<()> {
-    match slow {
-        Some(slow) => slow.wait().await,
-        None => Ok(()),
     }
 }
 
@@ -251,36 +259,41 @@ impl Storage for Recorder {
     }
 
     fn read(&self, offset: u64, into: &IoMemory) -> impl Future<Output = std::io::Result<()>> + 'static {
-        let (slow, storage, into) = (self.slow.clone(), self.storage.clone(), into.clone());
+        let (before, storage, into) =
+            (before("read", self.faulty.clone(), self.slow.clone()), self.storage.clone(), into.clone());
         async move {
-            wait(slow).await?;
+            before.await?;
             storage.read(offset, &into).await
         }
     }
 
     fn write(&self, offset: u64, from: &IoMemory) -> impl Future<Output = std::io::Result<()>> + 'static {
-        let (slow, storage, log, from) = (self.slow.clone(), self.storage.clone(), self.log.clone(), from.clone());
+        let (before, storage) = (before("write", self.faulty.clone(), self.slow.clone()), self.storage.clone());
+        let (log, from) = (self.log.clone(), from.clone());
         async move {
-            wait(slow).await?;
+            before.await?;
             storage.write(offset, &from).await?;
             log.map_or(Ok(()), |log| log.append_write(WRITE, offset, &from))
         }
     }
 
     fn write_durable(&self, offset: u64, from: &IoMemory) -> impl Future<Output = std::io::Result<()>> + 'static {
-        let (slow, storage, log, from) = (self.slow.clone(), self.storage.clone(), self.log.clone(), from.clone());
+        let (before, storage) = (before("write", self.faulty.clone(), self.slow.clone()), self.storage.clone());
+        let (log, from) = (self.log.clone(), from.clone());
         async move {
-            wait(slow).await?;
+            before.await?;
             storage.write_durable(offset, &from).await?;
             log.map_or(Ok(()), |log| log.append_write(DURABLE_WRITE, offset, &from))
         }
     }
 
     fn flush(&self) -> impl Future<Output = std::io::Result<()>> + 'static {
-        // It covers what had completed when it began.
+        // It covers what had completed when it began. A slow disk is slow in reading and writing.
         let covered = self.log.as_ref().map(Log::len).transpose();
+        let before = before("flush", self.faulty.clone(), None);
         let (done, log) = (self.storage.flush(), self.log.clone());
         async move {
+            before.await?;
             done.await?;
             match (log, covered?) {
                 (Some(log), Some(covered)) => log.append(FLUSH, 0..0, covered, &[]),

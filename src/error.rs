@@ -51,7 +51,9 @@ pub enum Error {
     #[error("{0}")]
     Unfinished(String),
     /// A metadata write or an fsync failed earlier: nothing is written any more until the pool is opened anew.
-    #[error("pool is poisoned since a write of its metadata failed ({0}); reopen it")]
+    #[error(
+        "pool is poisoned since a write of its metadata failed ({0}); when its disk works again, stop the daemon (plywood stop --force) and start it anew"
+    )]
     Poisoned(String),
 }
 

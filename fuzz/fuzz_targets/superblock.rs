@@ -2,13 +2,14 @@
 //!
 //! * Neither decoding nor choosing panics, whatever the bytes.
 //! * What is accepted encodes to the same bytes, with its checksum made right and as it is.
-//! * The chosen one is a sound copy of the highest generation; copies to be written anew are of its slot.
+//! * The chosen one is a sound copy of the highest generation; when the copies that are to be written anew have been, it is chosen
+//!   again, and none is left to be written.
 //! * Memory: a small multiple of the input.
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;
 use plywood::error::Error;
-use plywood::format::{Superblock, choose_superblock};
+use plywood::format::{SUPERBLOCK_COPIES, Superblock, choose_superblock};
 use plywood::units::BLOCK_SIZE;
 use plywood_fuzz::fields::Fields;
 use plywood_fuzz::layout::Structure;
@@ -53,11 +54,19 @@ fn choose(input: &[u8]) {
     };
     let copies = [[copy(), copy()], [copy(), copy()]];
     let sound: Vec<Superblock> = copies.iter().flatten().flatten().cloned().collect();
-    if let Ok((chosen, slot, anew)) = choose_superblock(copies) {
-        assert!(sound.contains(&chosen));
-        assert!(sound.iter().all(|copy| copy.generation <= chosen.generation));
-        assert_eq!(anew[slot.other().index()], [false; 2]);
+    let Ok(chosen) = choose_superblock(copies.clone()) else { return };
+    assert!(sound.contains(&chosen.superblock));
+    assert!(sound.iter().all(|copy| copy.generation <= chosen.superblock.generation));
+    let mut written = copies;
+    for (address, superblock) in chosen.anew {
+        assert!(sound.contains(&superblock));
+        let places = written.as_flattened_mut().iter_mut().zip(SUPERBLOCK_COPIES.as_flattened());
+        for (copy, _) in places.filter(|(_, place)| **place == address) {
+            *copy = Ok(superblock.clone());
+        }
     }
+    let again = choose_superblock(written).expect("it is still there");
+    assert_eq!((again.superblock, again.slot, again.anew), (chosen.superblock, chosen.slot, Vec::new()));
 }
 
 fuzz_target!(

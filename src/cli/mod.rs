@@ -8,12 +8,15 @@ mod attach;
 mod clone;
 mod context;
 mod demo;
+mod device_name;
 mod diff;
 mod doctor;
+mod documents;
 mod events;
 pub mod image;
 mod metrics;
 pub mod mount;
+mod mount_helper;
 mod name;
 pub mod output;
 mod pool;
@@ -30,7 +33,7 @@ use std::io::{self, Write};
 use std::process::ExitCode;
 
 use anyhow::Result;
-use clap::{Parser, Subcommand};
+use clap::{CommandFactory, Parser, Subcommand};
 
 pub use context::Context;
 pub use name::Name;
@@ -91,7 +94,7 @@ enum Command {
     /// Run a pool's daemon in the foreground
     Serve(serve::ServeArguments),
     /// Have a daemon's engine process succeeded by the program on disk, under mounted volumes
-    Upgrade,
+    Upgrade(serve::UpgradeArguments),
     /// Stop a pool's daemon
     Stop(serve::StopArguments),
     /// The engine process; started by the front
@@ -100,10 +103,19 @@ enum Command {
     /// Does one thing with a loop device; started by the engine process
     #[command(hide = true, name = daemon::LOOP_HELPER)]
     LoopHelper,
+    /// Writes man pages and shell completions; for those who install
+    #[command(hide = true)]
+    Documents(documents::DocumentsArguments),
+    /// Says which volume a loop device is, in the words of udev; for its rules
+    #[command(hide = true)]
+    DeviceName(device_name::DeviceNameArguments),
 }
 
 /// Runs the command line.
 pub fn main() -> ExitCode {
+    if let Some(helper) = mount_helper::called_as() {
+        return helper.main();
+    }
     let arguments = match Arguments::try_parse() {
         Ok(arguments) => arguments,
         Err(error) => {
@@ -144,10 +156,12 @@ fn run(context: &Context, command: Command) -> Result<ExitCode> {
         Command::Top(arguments) => top::run(context, &arguments),
         Command::Doctor(arguments) => return doctor::run(context, &arguments),
         Command::Serve(arguments) => serve::serve(context, &arguments),
-        Command::Upgrade => serve::upgrade(context),
+        Command::Upgrade(arguments) => serve::upgrade(context, &arguments),
         Command::Stop(arguments) => serve::stop(context, &arguments),
         Command::Engine(arguments) => return serve::engine(context, &arguments),
         Command::LoopHelper => Ok(helper::serve_one()?),
+        Command::Documents(arguments) => documents::write(&arguments, Arguments::command()),
+        Command::DeviceName(arguments) => device_name::print(&arguments),
     }?;
     Ok(ExitCode::SUCCESS)
 }
@@ -179,8 +193,6 @@ fn is_broken_pipe(error: &anyhow::Error) -> bool {
 
 #[cfg(test)]
 mod tests {
-    use clap::CommandFactory;
-
     use super::*;
 
     #[test]

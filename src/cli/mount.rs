@@ -18,7 +18,7 @@ use uuid::Uuid;
 
 use super::{Context, Name, output};
 use crate::daemon::filesystem::{self, FileSystem};
-use crate::daemon::mounts::{device_number, own_mounts};
+use crate::daemon::mounts::{Mount, device_number, own_mounts};
 use crate::daemon::protocol::{Attachment, Bytes, Command, Kind, Reply};
 use crate::daemon::{Client, attributes, running_daemons};
 
@@ -83,20 +83,14 @@ pub fn unmount(context: &Context, arguments: &UnmountArguments) -> Result<()> {
         bail!("{}: nothing is mounted there", directory.display());
     };
     let clients = if context.pool.is_some() { vec![context.client()?] } else { running_daemons() };
-    for client in clients {
-        let Reply::Attached(devices) = client.call(Command::AttachList)? else { bail!("unexpected answer") };
-        let is_of = |attachment: &Attachment| {
-            device_number(&attachment.device).is_ok_and(|number| mount.is_of(&attachment.device, number))
+    if let Some((client, Attachment { name, device, .. })) = attachment_of(mount, clients)? {
+        let mounted = Mounted { volume: name, device, directory };
+        unmount_volume(&client, &mounted)?;
+        return if context.json {
+            Ok(output::json("unmounted", &mounted.directory)?)
+        } else {
+            Ok(output::line(&format!("{} unmounted from {}", mounted.volume, mounted.directory.display()))?)
         };
-        if let Some(Attachment { name, device, .. }) = devices.into_iter().find(is_of) {
-            let mounted = Mounted { volume: name, device, directory };
-            unmount_volume(&client, &mounted)?;
-            return if context.json {
-                Ok(output::json("unmounted", &mounted.directory)?)
-            } else {
-                Ok(output::line(&format!("{} unmounted from {}", mounted.volume, mounted.directory.display()))?)
-            };
-        }
     }
     bail!(
         "{}: {} is not a volume of a pool in use; unmount it with umount",
@@ -105,12 +99,40 @@ pub fn unmount(context: &Context, arguments: &UnmountArguments) -> Result<()> {
     )
 }
 
+/// The volume that is mounted there, and the daemon that has it attached.
+pub(super) fn attachment_of(mount: &Mount, clients: Vec<Client>) -> Result<Option<(Client, Attachment)>> {
+    let is_of = |attachment: &Attachment| {
+        device_number(&attachment.device).is_ok_and(|number| mount.is_of(&attachment.device, number))
+    };
+    for client in clients {
+        let Reply::Attached(devices) = client.call(Command::AttachList)? else { bail!("unexpected answer") };
+        if let Some(attachment) = devices.into_iter().find(is_of) {
+            return Ok(Some((client, attachment)));
+        }
+    }
+    Ok(None)
+}
+
 /// Attaches a volume if need be and mounts it on `directory`; a snapshot through a private clone. What was done is
 /// undone when mounting fails.
 ///
 /// # Errors
 /// What the daemon answers, a volume without a file system, and what mount(2) says.
 pub fn mount_volume(client: &Client, name: &str, directory: &Path, read_only: bool) -> Result<Mounted> {
+    mount_volume_by(client, name, directory, read_only, |device, directory| mount_device(device, directory, read_only))
+}
+
+/// As [`mount_volume`], with `by` to mount the device on the directory.
+///
+/// # Errors
+/// As [`mount_volume`], and those of `by`.
+pub(super) fn mount_volume_by(
+    client: &Client,
+    name: &str,
+    directory: &Path,
+    read_only: bool,
+    by: impl FnOnce(&Path, &Path) -> Result<()>,
+) -> Result<Mounted> {
     require_directory(directory)?;
     let directory = fs::canonicalize(directory).with_context(|| directory.display().to_string())?;
     let volume = client.volume(name)?;
@@ -127,7 +149,7 @@ pub fn mount_volume(client: &Client, name: &str, directory: &Path, read_only: bo
             return Err(error);
         }
     };
-    match mount_device(&device, &directory, read_only) {
+    match by(&device, &directory) {
         Ok(()) => Ok(Mounted { volume: name, device, directory }),
         Err(error) => {
             release(client, &name).ok();
@@ -157,19 +179,7 @@ pub fn unmount_volume(client: &Client, mounted: &Mounted) -> Result<()> {
 /// # Errors
 /// When there is no file system on it that is known, and what mount(2) says.
 pub fn mount_device(device: &Path, directory: &Path, read_only: bool) -> Result<()> {
-    let mut head = vec![0; filesystem::HEAD_BYTES];
-    let file = File::open(device).with_context(|| device.display().to_string())?;
-    let len = read_head(&file, &mut head).with_context(|| device.display().to_string())?;
-    drop(file);
-    let Some(FileSystem { kind, .. }) = FileSystem::recognise(&head[..len]) else {
-        bail!("{}: no file system found on it; make one, such as with mkfs.ext4", device.display());
-    };
-    let options = match kind {
-        // A clone carries its origin's uuid; xfs would refuse the second.
-        "xfs" => "discard,nouuid",
-        "btrfs" => "discard=async",
-        _ => "discard",
-    };
+    let (kind, options) = kind_and_options(device)?;
     let mut flags = MountFlags::NOATIME;
     flags.set(MountFlags::RDONLY, read_only);
     let data = CString::new(options).context("mount options")?;
@@ -186,6 +196,26 @@ pub fn mount_device(device: &Path, directory: &Path, read_only: bool) -> Result<
             _ => anyhow!("{what}: mount of {kind}: {error}; dmesg may say more"),
         }
     })
+}
+
+/// The kind of the file system on a block device, and the options that it is mounted with unless others are given.
+///
+/// # Errors
+/// When there is no file system on it that is known.
+pub(super) fn kind_and_options(device: &Path) -> Result<(&'static str, &'static str)> {
+    let mut head = vec![0; filesystem::HEAD_BYTES];
+    let file = File::open(device).with_context(|| device.display().to_string())?;
+    let len = read_head(&file, &mut head).with_context(|| device.display().to_string())?;
+    let Some(FileSystem { kind, .. }) = FileSystem::recognise(&head[..len]) else {
+        bail!("{}: no file system found on it; make one, such as with mkfs.ext4", device.display());
+    };
+    let options = match kind {
+        // A clone carries its origin's uuid; xfs would refuse the second.
+        "xfs" => "discard,nouuid",
+        "btrfs" => "discard=async",
+        _ => "discard",
+    };
+    Ok((kind, options))
 }
 
 fn read_head(file: &File, head: &mut [u8]) -> std::io::Result<usize> {
@@ -225,7 +255,7 @@ fn attach_for_mount(client: &Client, name: &str, read_only: bool) -> Result<Path
 }
 
 /// Detaches what was attached for a mount, unless it is mounted elsewhere too, and deletes a private clone.
-fn release(client: &Client, name: &str) -> Result<()> {
+pub(super) fn release(client: &Client, name: &str) -> Result<()> {
     let found = client.attributes(name)?;
     let marked = |key: &str| found.get(key).is_some_and(|value| value.0 == b"mount");
     if marked(attributes::ATTACHED_BY) {

@@ -11,7 +11,7 @@ use clap::Args;
 use super::output::Waiting;
 use super::{Context, size, volume};
 use crate::daemon::protocol::Command;
-use crate::daemon::{self, EngineArguments, ServeOptions, wait_until_gone};
+use crate::daemon::{self, Client, EngineArguments, ServeOptions, wait_until_gone};
 use crate::export::fuse::TransportChoice;
 
 /// How long a successor may take.
@@ -56,6 +56,19 @@ pub struct StopArguments {
     /// Also when something is mounted, which then gives errors
     #[arg(long)]
     force: bool,
+    // No conflict with --pool, which PLYWOOD_POOL may give.
+    /// Every daemon of this machine
+    #[arg(long)]
+    all: bool,
+}
+
+/// Replaces running programs.
+#[derive(Debug, Args)]
+pub struct UpgradeArguments {
+    // No conflict with --pool, which PLYWOOD_POOL may give.
+    /// Every daemon of this machine
+    #[arg(long)]
+    all: bool,
 }
 
 /// Serves until a signal or `plywood stop` ends it.
@@ -75,33 +88,47 @@ pub fn serve(context: &Context, arguments: &ServeArguments) -> Result<()> {
     Ok(daemon::serve(&found, &options)?)
 }
 
-/// Stops the daemon of a pool and waits until it has gone.
+/// Stops the daemon of a pool, or all of them, and waits until they have gone.
 ///
 /// # Errors
 /// When it does not run, or something is in use.
 pub fn stop(context: &Context, arguments: &StopArguments) -> Result<()> {
+    if arguments.all {
+        return each_daemon(|client| stop_daemon(context, client, arguments.force));
+    }
     let found = context.find_pool()?;
-    let Some(client) = daemon::running(&found)? else {
-        bail!("no daemon serves pool {}; nothing to stop", found.name);
-    };
+    match daemon::running(&found)? {
+        Some(client) => stop_daemon(context, &client, arguments.force),
+        None => bail!("no daemon serves pool {}; nothing to stop", found.name),
+    }
+}
+
+fn stop_daemon(context: &Context, client: &Client, force: bool) -> Result<()> {
     let hello = client.hello()?;
-    client.call(Command::Stop { force: arguments.force })?;
+    client.call(Command::Stop { force })?;
     let waiting = Waiting::begin("stopping the pool's daemon");
     let gone = wait_until_gone(hello.front_pid);
     drop(waiting);
     gone?;
-    volume::done(context, "stopped", &found.name)
+    volume::done(context, "stopped", &hello.pool_name)
 }
 
-/// Has the engine process of a pool's daemon succeeded, and waits for the successor.
+/// Has the engine process of a pool's daemon, or of all of them, succeeded, and waits for the successor.
 ///
 /// # Errors
 /// When no daemon runs, or the program on disk cannot succeed it.
-pub fn upgrade(context: &Context) -> Result<()> {
+pub fn upgrade(context: &Context, arguments: &UpgradeArguments) -> Result<()> {
+    if arguments.all {
+        return each_daemon(|client| upgrade_daemon(context, client));
+    }
     let found = context.find_pool()?;
-    let Some(client) = daemon::running(&found)? else {
-        bail!("no daemon serves pool {}; whatever is started next is the program on disk", found.name);
-    };
+    match daemon::running(&found)? {
+        Some(client) => upgrade_daemon(context, &client),
+        None => bail!("no daemon serves pool {}; whatever is started next is the program on disk", found.name),
+    }
+}
+
+fn upgrade_daemon(context: &Context, client: &Client) -> Result<()> {
     let old = client.hello()?;
     client.call(Command::Upgrade)?;
     let began = Instant::now();
@@ -118,7 +145,19 @@ pub fn upgrade(context: &Context) -> Result<()> {
     };
     drop(waiting);
     let change = if new.build == old.build { new.build } else { format!("{} -> {}", old.build, new.build) };
-    volume::done(context, "upgraded", &format!("{} (engine {change}, process {})", found.name, new.engine_pid))
+    volume::done(context, "upgraded", &format!("{} (engine {change}, process {})", new.pool_name, new.engine_pid))
+}
+
+/// Does something with every daemon of this machine. One that refuses does not keep it from the others.
+fn each_daemon(mut with: impl FnMut(&Client) -> Result<()>) -> Result<()> {
+    let mut refused = Vec::new();
+    for client in daemon::running_daemons() {
+        if let Err(error) = with(&client) {
+            let pool = client.hello().map_or_else(|_| "a pool".to_owned(), |hello| format!("pool {}", hello.pool_name));
+            refused.push(format!("{pool}: {error:#}"));
+        }
+    }
+    if refused.is_empty() { Ok(()) } else { bail!("{}", refused.join("; ")) }
 }
 
 /// The engine process.

@@ -29,7 +29,7 @@ use crate::engine::VolumeInfo;
 use crate::error::{Error, Result};
 use crate::export::link::{EXIT_INCOMPATIBLE, versions};
 use crate::export::loopdev::helper::{self, LoopCommand};
-use crate::export::loopdev::{AttachRequest, Attached, WaitingWrites};
+use crate::export::loopdev::{AttachRequest, Attached, WaitingWrites, announce};
 use crate::units::VolumeId;
 
 /// Our own build, also after its file was replaced or deleted.
@@ -388,11 +388,15 @@ impl Daemon {
         let reply = self.execute(command)?;
         if let Reply::Volume(volume) = &reply {
             let (id, name) = (VolumeId(volume.id), volume.name.clone());
-            self.remote.call(move |engine| async move {
-                if let Some(attachment) = engine.control.devices.borrow_mut().get_mut(&id) {
-                    attachment.name = name;
-                }
+            let device = self.remote.call(move |engine| async move {
+                let mut devices = engine.control.devices.borrow_mut();
+                let attachment = devices.get_mut(&id)?;
+                attachment.name = name;
+                Some(attachment.device.clone())
             })?;
+            if let Some(device) = device {
+                announce(number(&device)?);
+            }
         }
         Ok(reply)
     }

@@ -20,7 +20,7 @@ use signal_hook::iterator::Signals;
 
 use super::engine_process::{CONTROL, METRICS, STARTS};
 use super::lookup::{FoundPool, daemon_socket};
-use super::{logging, places, process};
+use super::{logging, places, process, service_manager};
 use crate::error::{Error, Result};
 use crate::export::front::{EngineCommand, Front, FrontEvent, FrontOptions};
 use crate::export::fuse::TransportChoice;
@@ -64,12 +64,14 @@ pub fn serve(pool: &FoundPool, options: &ServeOptions) -> Result<()> {
     }
     let claim = claim(pool)?;
     let control = ControlSocket::bind(pool)?;
+    // Looked up before the mount namespace is another: under chroot the kernel would tell a path of the machine's root then.
+    let program = std::env::current_exe().map_err(|error| Error::io("finding the plywood program", error))?;
     process::enter_own_mount_namespace(device_of(&pool.path)?)?;
     process::stay_in_memory();
     process::outlive_others();
     let directory = places::mount_directory(pool.uuid);
     places::make_private_directory(&directory)?;
-    let engine = engine_command(pool, options, &control)?;
+    let engine = engine_command(program, pool, options, &control)?;
     let front = Front::start(FrontOptions {
         transport: options.transport,
         claim: Some(claim),
@@ -77,12 +79,28 @@ pub fn serve(pool: &FoundPool, options: &ServeOptions) -> Result<()> {
     })?;
     let stop = front.stop_handle();
     let mut signals = Signals::new([SIGTERM, SIGINT]).map_err(|error| Error::io("signal handlers", error))?;
-    let forward = move || signals.forever().for_each(|_| stop.stop());
+    let forward = {
+        let stop = stop.clone();
+        move || {
+            for _ in signals.forever() {
+                service_manager::stopping();
+                stop.stop();
+            }
+        }
+    };
     thread::Builder::new().name("signals".into()).spawn(forward).map_err(|error| Error::io("a thread", error))?;
+    let mut ready = false;
     let served = front.run(|event| {
         tell(pool, event);
-        if matches!(event, FrontEvent::GaveUp) {
-            control.refuse();
+        match event {
+            // A successor is no news to a service manager.
+            FrontEvent::Serving { .. } if !std::mem::replace(&mut ready, true) => service_manager::ready(&pool.name),
+            FrontEvent::GaveUp => {
+                service_manager::gave_up();
+                // I/O on the devices fails once this process is gone, and whoever wants the pool can have it anew.
+                stop.stop();
+            }
+            _ => {}
         }
     });
     drop(control);
@@ -117,7 +135,13 @@ fn tell(pool: &FoundPool, event: &FrontEvent) {
             tracing::info!(%pool, pid, after_ms, "engine process serves");
         }
         FrontEvent::Ended { pid, status } => tracing::info!(%pool, pid, "engine process ended with {status}"),
-        FrontEvent::GaveUp => tracing::error!(%pool, "engine processes die one after the other; giving up"),
+        FrontEvent::GaveUp => {
+            tracing::error!(
+                %pool,
+                "engine processes die one after the other; the daemon ends, and its devices give errors from now on; \
+                 `plywood attach --all` starts it anew"
+            );
+        }
     }
 }
 
@@ -140,9 +164,13 @@ fn device_of(path: &Path) -> Result<(u32, u32)> {
     Ok((rustix::fs::major(number), rustix::fs::minor(number)))
 }
 
-fn engine_command(pool: &FoundPool, options: &ServeOptions, control: &ControlSocket) -> Result<EngineCommand> {
+fn engine_command(
+    program: PathBuf,
+    pool: &FoundPool,
+    options: &ServeOptions,
+    control: &ControlSocket,
+) -> Result<EngineCommand> {
     let failed = |error| Error::io("preparing the engine process", error);
-    let program = std::env::current_exe().map_err(failed)?;
     let mut arguments: Vec<OsString> = vec!["--pool".into(), pool.path.clone().into(), "engine".into()];
     if options.attach_all {
         arguments.push("--attach-all".into());
@@ -202,17 +230,6 @@ impl ControlSocket {
         let listener = UnixListener::bind(&path).map_err(failed)?;
         fs::set_permissions(&path, fs::Permissions::from_mode(0o600)).map_err(failed)?;
         Ok(Self { listener: listener.into(), path })
-    }
-
-    /// No engine will come and answer: whoever waits is let go, and nobody waits from now on.
-    fn refuse(&self) {
-        let refused = rustix::net::shutdown(&self.listener, rustix::net::Shutdown::Both);
-        if let Err(error) = refused {
-            tracing::warn!(%error, "the control socket stays open, and commands hang");
-        }
-        if rustix::io::ioctl_fionbio(&self.listener, true).is_ok() {
-            while rustix::net::accept(&self.listener).is_ok() {}
-        }
     }
 }
 

@@ -53,9 +53,8 @@ fn find(named: &str, identify: fn(&Path) -> Result<FoundPool>) -> Result<FoundPo
         if let Some(path) = daemon_paths().into_iter().find(|(name, _)| name == named).map(|(_, path)| path) {
             return identify(&path);
         }
-        let listed = Path::new(places::POOLS_DIRECTORY).join(named);
-        if listed.exists() {
-            return identify(&listed);
+        if let Some(path) = listed(Path::new(places::POOLS_DIRECTORY), named)? {
+            return identify(&path);
         }
     }
     identify(Path::new(named)).map_err(|error| match error {
@@ -68,9 +67,58 @@ fn find(named: &str, identify: fn(&Path) -> Result<FoundPool>) -> Result<FoundPo
     })
 }
 
+/// The pool that a directory lists by this name: `NAME.conf` with a line `PLYWOOD_POOL=/path`, which is what the service
+/// manager reads too (systemd's `EnvironmentFile=`), or a symbolic link `NAME`.
+fn listed(directory: &Path, named: &str) -> Result<Option<PathBuf>> {
+    let path = directory.join(format!("{named}.conf"));
+    match fs::read_to_string(&path) {
+        Ok(text) => pool_of_settings(&text).map(Some).ok_or_else(|| {
+            Error::InvalidInput(format!("{} has no line PLYWOOD_POOL=/path/of/the/pool; add one", path.display()))
+        }),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {
+            let link = directory.join(named);
+            Ok(link.exists().then_some(link))
+        }
+        Err(error) => Err(Error::io(path.display().to_string(), error)),
+    }
+}
+
+/// What the last assignment says, as with systemd. A relative path would mean another file in each directory.
+fn pool_of_settings(text: &str) -> Option<PathBuf> {
+    let value = text.lines().rev().find_map(|line| line.trim_start().strip_prefix("PLYWOOD_POOL="))?.trim();
+    let quoted = |quote: char| value.strip_prefix(quote)?.strip_suffix(quote);
+    let value = quoted('"').or_else(|| quoted('\'')).unwrap_or(value);
+    value.starts_with('/').then(|| PathBuf::from(value))
+}
+
 /// Clients of all daemons that answer.
 pub fn running_daemons() -> Vec<Client> {
     sockets().iter().filter_map(|socket| Client::connect(socket).ok()).collect()
+}
+
+/// Pool and volume of a loop device that is attached, or being attached: what its file is called says which. None for a
+/// device that is not ours.
+///
+/// # Errors
+/// When the pool's daemon does not answer, or knows no such volume.
+pub fn name_of_device(device: &str) -> Result<Option<(String, String)>> {
+    let path = format!("/sys/block/{device}/loop/backing_file");
+    let file = match fs::read_to_string(&path) {
+        Ok(file) => file,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+        Err(error) => return Err(Error::io(path, error)),
+    };
+    let Some((pool, volume)) = places::pool_and_volume_of(Path::new(file.trim_end())) else { return Ok(None) };
+    let socket = places::socket(pool);
+    let failed = |error| Error::io(socket.display().to_string(), error);
+    let client = Client::connect_for(&socket, PATIENCE).map_err(failed)?;
+    let unanswered = |failure: super::protocol::Failure| Error::Busy(format!("pool {pool}: {}", failure.message));
+    let name = client.hello().map_err(unanswered)?.pool_name;
+    let volumes = client.volumes().map_err(unanswered)?;
+    match volumes.into_iter().find(|known| known.id == volume) {
+        Some(volume) => Ok(Some((name, volume.name))),
+        None => Err(Error::NotFound(format!("pool {name} has no volume of id {volume}"))),
+    }
 }
 
 /// Name and file of every pool that a daemon serves.
@@ -189,6 +237,27 @@ mod tests {
             file.write_all(content).unwrap();
             let error = identify(file.path()).unwrap_err();
             assert!(matches!(&error, Error::InvalidInput(words) if words.contains("not a plywood pool")), "{error}");
+        }
+    }
+
+    #[test]
+    fn listed_pools_are_found_by_settings_and_by_link() {
+        let folder = tempfile::tempdir().unwrap();
+        let write = |name: &str, text: &str| std::fs::write(folder.path().join(name), text).unwrap();
+        write("plain.conf", "# a pool\nPLYWOOD_POOL=/srv/plain.pool\nPLYWOOD_SEAL_RATE=0\n");
+        write("quoted.conf", "PLYWOOD_POOL=/srv/old\n  PLYWOOD_POOL=\"/srv/with space\"  \n");
+        write("commented.conf", "#PLYWOOD_POOL=/srv/x\n");
+        write("relative.conf", "PLYWOOD_POOL=pool\n");
+        write("file", "");
+        std::os::unix::fs::symlink("file", folder.path().join("link")).unwrap();
+        let find = |name: &str| listed(folder.path(), name);
+        assert_eq!(find("plain").unwrap().as_deref(), Some(Path::new("/srv/plain.pool")));
+        assert_eq!(find("quoted").unwrap().as_deref(), Some(Path::new("/srv/with space")));
+        assert_eq!(find("link").unwrap(), Some(folder.path().join("link")));
+        assert_eq!(find("absent").unwrap(), None);
+        for faulty in ["commented", "relative"] {
+            let error = find(faulty).unwrap_err();
+            assert!(matches!(&error, Error::InvalidInput(words) if words.contains("PLYWOOD_POOL=")), "{error}");
         }
     }
 

@@ -13,7 +13,7 @@ use crate::error::{Error, Result};
 pub const RUN_DIRECTORY: &str = "/run/plywood";
 /// Logs of daemons in the background.
 pub const LOG_DIRECTORY: &str = "/var/log/plywood";
-/// Pools by name: a symbolic link each.
+/// Pools by name: a file of settings each (`NAME.conf`), or a symbolic link.
 pub const POOLS_DIRECTORY: &str = "/etc/plywood/pools.d";
 
 /// The control socket of a pool.
@@ -24,6 +24,13 @@ pub fn socket(pool: Uuid) -> PathBuf {
 /// Where a pool's front mounts its FUSE file system, in its own mount namespace.
 pub fn mount_directory(pool: Uuid) -> PathBuf {
     Path::new(RUN_DIRECTORY).join(pool.to_string())
+}
+
+/// Pool and id of the volume that a file of a front stands for.
+pub fn pool_and_volume_of(file: &Path) -> Option<(Uuid, u64)> {
+    let directory = file.parent()?;
+    let pool = directory.file_name()?.to_str()?.parse().ok()?;
+    (directory == mount_directory(pool)).then_some((pool, file.file_name()?.to_str()?.parse().ok()?))
 }
 
 /// The log of a pool's daemon in the background. A name that is no file name is replaced by the uuid.
@@ -66,6 +73,16 @@ mod tests {
         assert_eq!(log("main", uuid), Path::new("/var/log/plywood/main.log"));
         for odd in ["", "..", "../../etc/passwd", "a/b", ".hidden"] {
             assert_eq!(log(odd, uuid), Path::new(LOG_DIRECTORY).join(format!("{uuid}.log")), "{odd}");
+        }
+    }
+
+    #[test]
+    fn files_of_fronts_say_whose_they_are() {
+        let pool = Uuid::from_u128(7);
+        let file = |name: &str| mount_directory(pool).join(name);
+        assert_eq!(pool_and_volume_of(&file("12")), Some((pool, 12)));
+        for other in [file("x"), file("1/2"), Path::new("/home").join(pool.to_string()).join("12"), "/image".into()] {
+            assert_eq!(pool_and_volume_of(&other), None, "{}", other.display());
         }
     }
 

@@ -314,6 +314,14 @@ pub fn grow(number: u32, file: &Path, size_bytes: u64) -> Result<()> {
     device.set_capacity().map_err(|error| Error::io(format!("growing {}", path.display()), error))
 }
 
+/// Has the host's device manager look at a device again, because its volume is called something else now. Best effort: where
+/// there is none, nobody is told.
+pub fn announce(number: u32) {
+    if let Err(error) = fs::write(sys_path(number, "uevent"), "change") {
+        tracing::debug!(number, %error, "uevent");
+    }
+}
+
 /// The devices that carry volumes of this pool, also those that a front left behind which has died: their files are not in
 /// the file system mounted on `directory`.
 ///

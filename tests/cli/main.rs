@@ -5,6 +5,7 @@
 
 mod bad_pools;
 mod bad_volumes;
+mod documents;
 mod help;
 mod json;
 mod scratch;

@@ -348,15 +348,35 @@ impl Medium {
             3 => (5, 10),
             _ => (random.u32(..80), random.u32(..20)),
         };
-        for change in &state.cached {
-            leave(&mut image, random, (applied, torn), &change.range, &change.content, &change.outdated);
-        }
-        for operation in &state.in_flight {
-            if let Some(content) = operation.action.content() {
-                leave(&mut image, random, (applied, torn), &operation.action.range(), &content, &HashSet::new());
-            }
-        }
+        state.not_durable(|change| {
+            let chance = random.u32(..100);
+            let fate = match chance {
+                _ if chance < applied => Fate::Whole,
+                _ if chance < applied + torn => Fate::Torn,
+                _ => Fate::Lost,
+            };
+            leave(&mut image, random, fate, change);
+        });
         image.into()
+    }
+
+    /// Everything that a power cut at this moment may leave, when no more than `most` changes are not durable: each is
+    /// there, or not, or torn somewhere, in every combination.
+    pub fn every_power_cut(&self, most: u32, random: &mut Rng) -> Option<Vec<Left>> {
+        const FATES: [Fate; 3] = [Fate::Whole, Fate::Lost, Fate::Torn];
+        let state = self.state.borrow();
+        let mut count = 0;
+        state.not_durable(|_| count += 1);
+        let combinations = (count <= most).then(|| FATES.len().pow(count))?;
+        let cut = |combination: usize| {
+            let (mut image, mut rest) = (state.durable.clone(), combination);
+            state.not_durable(|change| {
+                leave(&mut image, random, FATES[rest % FATES.len()], change);
+                rest /= FATES.len();
+            });
+            image.into()
+        };
+        Some((0..combinations).map(cut).collect())
     }
 
     /// What the death of the process leaves: what was begun ends, or was never carried out at all; what was not durable
@@ -448,20 +468,21 @@ fn make_durable(durable: &mut Image, cached: &mut [Cached], range: &Range<u64>, 
     }
 }
 
+/// What becomes of a change that is not durable when the power goes.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Fate {
+    Whole,
+    Lost,
+    Torn,
+}
+
 /// Leaves a change on `image` whole, not at all, or torn.
-fn leave(
-    image: &mut Image,
-    random: &mut Rng,
-    (applied, torn): (u32, u32),
-    range: &Range<u64>,
-    content: &Content,
-    outdated: &HashSet<u64>,
-) {
-    let chance = random.u32(..100);
-    if chance >= applied + torn {
+fn leave(image: &mut Image, random: &mut Rng, fate: Fate, change: &Cached) {
+    let Cached { range, content, outdated, .. } = change;
+    if fate == Fate::Lost {
         return;
     }
-    let is_torn = chance >= applied;
+    let is_torn = fate == Fate::Torn;
     if !is_torn && outdated.is_empty() {
         return content.write(image, range, range.clone());
     }
@@ -476,6 +497,17 @@ fn leave(
 }
 
 impl State {
+    /// Every change that is not durable, in the order in which they ended; those in flight come last.
+    fn not_durable(&self, mut take: impl FnMut(&Cached)) {
+        self.cached.iter().for_each(&mut take);
+        for operation in &self.in_flight {
+            if let Some(content) = operation.action.content() {
+                let (number, range) = (operation.number, operation.action.range());
+                take(&Cached { number, range, content, outdated: HashSet::new() });
+            }
+        }
+    }
+
     fn begin(&mut self, action: Action, done: Rc<RefCell<Done>>) {
         let range = action.range();
         let alignment = self.alignment as u64;

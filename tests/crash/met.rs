@@ -11,6 +11,8 @@ pub struct Met {
     /// Crash states opened and compared.
     pub states: u64,
     pub power_cuts: u64,
+    /// Power cuts of which everything that they may leave was looked at.
+    pub cuts_enumerated: u64,
     pub deaths: u64,
     pub replays_interrupted: u64,
     pub went_on: u64,
@@ -93,6 +95,7 @@ impl Met {
             ("worlds", self.worlds),
             ("operations", self.operations),
             ("power cuts", self.power_cuts),
+            ("power cuts in every combination", self.cuts_enumerated),
             ("process deaths", self.deaths),
             ("replays interrupted", self.replays_interrupted),
             ("crashes gone on from", self.went_on),
@@ -135,6 +138,7 @@ impl Met {
         self.operations += other.operations;
         self.states += other.states;
         self.power_cuts += other.power_cuts;
+        self.cuts_enumerated += other.cuts_enumerated;
         self.deaths += other.deaths;
         self.replays_interrupted += other.replays_interrupted;
         self.went_on += other.went_on;

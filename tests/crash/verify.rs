@@ -25,6 +25,8 @@ const BLOCK_BYTES: u64 = SECTOR * SECTORS;
 const READ_BLOCKS: u64 = 64;
 /// Rounds without progress after which an engine is taken to be stuck.
 const PATIENCE: u32 = 100;
+/// Ticks after which it is, too: each wakes tasks that look and wait again. The slowest sealing takes thousands.
+const TICKS: u32 = 1_000_000;
 
 /// How an engine ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -65,7 +67,7 @@ pub fn run<T: 'static>(
         let value = future.await;
         *slot.borrow_mut() = Some(value);
     });
-    let mut idle = 0;
+    let (mut idle, mut ticks) = (0, 0);
     while result.borrow().is_none() {
         panicked.check().unwrap_or_else(|error| panic!("{error}"));
         if executor.try_tick() {
@@ -75,8 +77,9 @@ pub fn run<T: 'static>(
         idle += 1;
         if let Some(pool) = pool() {
             pool.tick();
+            ticks += 1;
         }
-        if idle > PATIENCE {
+        if idle > PATIENCE || ticks > TICKS {
             return None;
         }
     }

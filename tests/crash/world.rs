@@ -20,6 +20,8 @@ use crate::task::Panicked;
 use crate::verify::{self, Crash, Remains, Setting, judge, log_after, observe, verify};
 
 const MIB: u64 = 1 << 20;
+/// Of as many changes that are not durable every combination is looked at now and then.
+const FEW_CHANGES: u32 = 4;
 /// Steps without progress after which an engine is taken to be stuck.
 const PATIENCE: u32 = 20_000;
 
@@ -247,13 +249,22 @@ impl World {
     fn crash_in_thought(&mut self) -> Result<(), String> {
         let crash = if self.random.u32(..3) == 0 { Crash::ProcessDeath } else { Crash::PowerCut };
         let mut remains = self.remains(crash);
+        let mut images = vec![remains.image.clone()];
         if self.random.u32(..8) == 0 {
-            remains.image.damage_superblock(&mut self.random);
+            images[0].damage_superblock(&mut self.random);
+        } else if crash == Crash::PowerCut && self.random.u32(..24) == 0 {
+            let every = self.medium.every_power_cut(FEW_CHANGES, &mut self.random);
+            self.shared.met.borrow_mut().cuts_enumerated += u64::from(every.is_some());
+            images = every.unwrap_or(images);
         }
         let model = self.shared.model.borrow();
         let mut met = self.shared.met.borrow_mut();
-        verify(&remains, self.setting, &model, &mut self.random, &mut met)
-            .map_err(|error| format!("after a {crash:?}: {error}"))
+        for image in images {
+            remains.image = image;
+            verify(&remains, self.setting, &model, &mut self.random, &mut met)
+                .map_err(|error| format!("after a {crash:?}: {error}"))?;
+        }
+        Ok(())
     }
 
     fn remains(&mut self, crash: Crash) -> Remains {

@@ -5,15 +5,19 @@
 //! devices and its `fuse.enable_uring`.
 
 mod containers;
+mod dying;
 mod fence;
 mod fio;
+mod fstab;
 mod full;
 mod growth;
 mod kill;
 mod power_cut;
+mod reclaim;
 mod recording;
 mod refusals;
 mod sealed;
+mod service;
 mod space;
 mod storm;
 mod story;
@@ -57,6 +61,7 @@ const RECORDED: &[Need] = &[
     Need::Program("sqlite3"),
 ];
 const TERMINAL: &[Need] = &[Need::FileSystem("ext4"), Need::Program("script"), Need::Program("stty")];
+const FSTAB: &[Need] = &[Need::FileSystem("ext4"), Need::FileSystem("overlay")];
 const CONTAINERS: &[Need] = &[Need::FileSystem("ext4"), Need::Program("runc")];
 
 fn main() {
@@ -91,8 +96,18 @@ fn main() {
         trial("successor_waits_for_the_last_io_of_the_dead", EXT4, || {
             fence::successor_waits_for_the_dead(Transport::Auto);
         }),
+        trial("failed_writes_stop_the_pool_until_it_is_opened_anew", EXT4, || {
+            dying::failed_writes_stop_the_pool_until_it_is_opened_anew();
+        }),
+        trial("disk_that_goes_away_hangs_nobody", EXT4, dying::disk_that_goes_away_hangs_nobody),
+        trial("writer_in_small_memory_hangs_nobody", EXT4, reclaim::writer_in_small_memory_hangs_nobody),
+        trial("threads_wait_for_no_writeback_and_stay_in_memory", EXT4, || {
+            reclaim::threads_wait_for_no_writeback_and_stay_in_memory();
+        }),
         trial("front_killed_loses_nothing_acknowledged", EXT4, succession::front_killed),
         trial("engine_is_upgraded_under_load", EXT4, succession::upgraded_under_load),
+        trial("service_manager_is_told_of_start_and_stop", EXT4, service::manager_is_told),
+        trial("mount_and_umount_know_volumes", FSTAB, fstab::mounts_and_unmounts),
         trial("nobody_opens_the_pool_before_the_successor", EXT4, succession::nobody_slips_in),
         trial("damage_of_a_sealed_snapshot_is_an_error", EXT4, sealed::damage_is_an_error),
         trial("full_pool_lets_writes_wait_for_space", EXT4, full::writes_wait_for_space),

@@ -24,6 +24,9 @@ fn pool_of_every_version_opens_with_all_that_it_held() {
         golden::with_pool(&storage, 7, async |pool| {
             let found = golden::describe(pool, expected.size_bytes).await.expect("all of it can be read");
             assert_eq!(found, expected, "version {version}");
+            for info in pool.volumes().iter().filter(|info| info.sealed) {
+                pool.verify_sealed(info.id).await.expect("every block is what was sealed");
+            }
             assert!(pool.check().await.expect("a check").is_clean(), "version {version}");
         });
     }

@@ -8,6 +8,7 @@ mod file_pool;
 mod golden;
 mod golden_pools;
 mod refusals;
+mod space;
 mod tools;
 
 use file_pool::{Ending, FilePool, MIB, by_name, bytes_of, new_clone, new_snapshot, new_volume, read, write};

@@ -48,6 +48,8 @@ pub struct GoldenVolume {
     pub attributes: BTreeMap<String, String>,
     /// BLAKE3 over number and content of all blocks that are not all zero.
     pub content: String,
+    /// Of a sealed snapshot.
+    pub digest: Option<String>,
 }
 
 /// The pool that `file` keeps, of `size_bytes`.
@@ -98,6 +100,7 @@ pub async fn describe(pool: &Pool<MemoryStorage>, size_bytes: u64) -> Result<Gol
             created: info.created,
             attributes: attributes.map(|(key, value)| (key, blake3::hash(&value).to_string())).collect(),
             content: content(pool, info.id).await?,
+            digest: info.digest.map(|digest| blake3::Hash::from_bytes(digest).to_string()),
             name: info.name,
         });
     }

@@ -25,6 +25,16 @@ impl KernelLog {
         let complaints: Vec<&String> = lines.iter().filter(is_complaint).collect();
         assert!(complaints.is_empty(), "the kernel saw I/O errors: {complaints:?}");
     }
+
+    /// # Panics
+    /// When the kernel has told of a task that hung since.
+    pub fn assert_nobody_hung(&self) {
+        let lines = lines();
+        let hung =
+            |line: &&String| seconds(line).is_none_or(|at| at > self.from) && line.contains("blocked for more than");
+        let hung: Vec<&String> = lines.iter().filter(hung).collect();
+        assert!(hung.is_empty(), "tasks hung: {hung:?}");
+    }
 }
 
 fn lines() -> Vec<String> {
