@@ -52,8 +52,10 @@ impl Screen {
     /// When the terminal takes no more.
     pub fn show(&self, lines: &[String]) -> io::Result<()> {
         let size = tcgetwinsize(io::stdout()).ok();
-        let rows = size.map_or(ROWS, |size| size.ws_row).max(2);
-        let columns = size.map_or(u16::MAX, |size| size.ws_col).max(1);
+        // One that does not know says 0.
+        let rows = size.map_or(0, |size| size.ws_row);
+        let rows = if rows == 0 { ROWS } else { rows.max(2) };
+        let columns = size.map(|size| size.ws_col).filter(|columns| *columns > 0).unwrap_or(u16::MAX);
         print(&drawn(lines, usize::from(rows) - 1, usize::from(columns)))
     }
 
