@@ -62,17 +62,9 @@ impl Told {
             ("journal_size", "The journal ring", pool.journal_bytes),
             ("journal_used", "Part of the journal that is in use", pool.journal_used_bytes),
         ];
-        for (name, help, bytes) in spaces.into_iter().chain(host_free) {
-            let encoder = encoder.encode_descriptor(name, help, Some(&Unit::Bytes), MetricType::Gauge)?;
-            gauge(bytes).encode(encoder)?;
-        }
+        encode_each(encoder, MetricType::Gauge, Some(&Unit::Bytes), spaces.into_iter().chain(host_free))?;
         let help = "Part of the space that pool and host can give that is used, in percent";
-        gauge(pool.filled_percent).encode(encoder.encode_descriptor(
-            "pool_filled_percent",
-            help,
-            None,
-            MetricType::Gauge,
-        )?)?;
+        encode_each(encoder, MetricType::Gauge, None, [("pool_filled_percent", help, pool.filled_percent)])?;
         let help = "Whether a threshold of used space is reached";
         let mut reached = encoder.encode_descriptor("threshold_reached", help, None, MetricType::Gauge)?;
         for threshold in &pool.thresholds {
@@ -96,10 +88,7 @@ impl Told {
             ("engine_restarts", "How often the engine process was started again", pool.engine_restarts.unwrap_or(0)),
             ("scrub_faults", "Faults that the last scrub could not mend", scrub_faults(&self.0)),
         ];
-        for (name, help, value) in states {
-            gauge(value).encode(encoder.encode_descriptor(name, help, None, MetricType::Gauge)?)?;
-        }
-        Ok(())
+        encode_each(encoder, MetricType::Gauge, None, states)
     }
 
     fn encode_engine(&self, encoder: &mut DescriptorEncoder<'_>) -> fmt::Result {
@@ -123,10 +112,7 @@ impl Told {
             ("quota_refusals", "Writes refused by a quota", counters.quota_hits),
             ("space_refusals", "Writes refused for want of space", counters.space_refusals),
         ];
-        for (name, help, value) in counts {
-            let encoder = encoder.encode_descriptor(name, help, None, MetricType::Counter)?;
-            ConstCounter::new(value).encode(encoder)?;
-        }
+        encode_each(encoder, MetricType::Counter, None, counts)?;
         let written = [
             (
                 "metadata_written",
@@ -135,11 +121,7 @@ impl Told {
             ),
             ("data_written", "Data written", counters.data_bytes_written),
         ];
-        for (name, help, value) in written {
-            let encoder = encoder.encode_descriptor(name, help, Some(&Unit::Bytes), MetricType::Counter)?;
-            ConstCounter::new(value).encode(encoder)?;
-        }
-        Ok(())
+        encode_each(encoder, MetricType::Counter, Some(&Unit::Bytes), written)
     }
 
     fn encode_volumes(&self, encoder: &mut DescriptorEncoder<'_>) -> fmt::Result {
@@ -201,6 +183,24 @@ impl Told {
         }
         Ok(())
     }
+}
+
+/// Figures that have no labels of their own: name, help and value of each.
+fn encode_each(
+    encoder: &mut DescriptorEncoder<'_>,
+    kind: MetricType,
+    unit: Option<&Unit>,
+    figures: impl IntoIterator<Item = (&'static str, &'static str, u64)>,
+) -> fmt::Result {
+    for (name, help, value) in figures {
+        let encoder = encoder.encode_descriptor(name, help, unit, kind)?;
+        if matches!(kind, MetricType::Counter) {
+            ConstCounter::new(value).encode(encoder)?;
+        } else {
+            gauge(value).encode(encoder)?;
+        }
+    }
+    Ok(())
 }
 
 fn gauge(value: u64) -> ConstGauge<i64> {
