@@ -157,7 +157,7 @@ impl Daemon {
                 let volume = self.find(&name)?;
                 let Some(attachment) = self.attachment(volume.id)? else {
                     // A predecessor may have died between detaching and forgetting.
-                    self.forget(volume.id)?;
+                    self.set_mark(volume.id, None)?;
                     return Err(Error::NotFound(format!("{name} is not attached; nothing to detach")).into());
                 };
                 self.detach(volume.id, &attachment, true)?;
@@ -219,15 +219,18 @@ impl Daemon {
         self.remote.call(|engine| async move { engine.control.devices.borrow().clone() })
     }
 
-    fn remember(&self, id: VolumeId, value: Option<&'static str>) -> Result<()> {
-        let changes = BTreeMap::from([(attributes::ATTACHED.to_owned(), value.map(|value| value.as_bytes().to_vec()))]);
-        self.remote.call(move |engine| async move { engine.control.pool.set_attributes(id, changes).await })?
+    /// The mark of an attached volume, where there is one.
+    fn mark(&self, id: VolumeId) -> Result<Option<Vec<u8>>> {
+        let attributes = self.remote.call(move |engine| async move { engine.control.pool.attributes(id).await })??;
+        Ok(attributes.get(attributes::ATTACHED).cloned())
     }
 
-    /// Takes the mark of an attached volume away, when it is there.
-    fn forget(&self, id: VolumeId) -> Result<()> {
-        let attributes = self.remote.call(move |engine| async move { engine.control.pool.attributes(id).await })??;
-        if attributes.contains_key(attributes::ATTACHED) { self.remember(id, None) } else { Ok(()) }
+    fn set_mark(&self, id: VolumeId, mark: Option<Vec<u8>>) -> Result<()> {
+        if self.mark(id)? == mark {
+            return Ok(());
+        }
+        let changes = BTreeMap::from([(attributes::ATTACHED.to_owned(), mark)]);
+        self.remote.call(move |engine| async move { engine.control.pool.set_attributes(id, changes).await })?
     }
 
     fn file(&self, id: VolumeId) -> PathBuf {
@@ -245,7 +248,8 @@ impl Daemon {
             return Err(Error::Busy(format!("{name} is attached {how} as {device} already; detach it first")));
         }
         // First noted, then done: a successor knows of every device that there may be.
-        self.remember(volume.id, Some(if read_only { "ro" } else { "rw" }))?;
+        let before = self.mark(volume.id)?;
+        self.set_mark(volume.id, Some(if read_only { b"ro".to_vec() } else { b"rw".to_vec() }))?;
         let request = AttachRequest {
             file: self.file(volume.id),
             pool: self.pool,
@@ -260,7 +264,8 @@ impl Daemon {
         let attached = match attached {
             Ok(attached) => attached,
             Err(error) => {
-                if let Err(error) = self.remember(volume.id, None) {
+                // What was to be brought back still is.
+                if let Err(error) = self.set_mark(volume.id, before) {
                     tracing::warn!(volume = %name, "attach: {error}");
                 }
                 return Err(error);
@@ -291,7 +296,7 @@ impl Daemon {
         })?;
         tracing::info!(volume = %name, device = %attachment.device.display(), "detached");
         self.tell(EventKind::Detached, name, attachment.device.display().to_string());
-        if forget { self.remember(id, None) } else { Ok(()) }
+        if forget { self.set_mark(id, None) } else { Ok(()) }
     }
 
     /// Names the mount points, and the processes that work in them.

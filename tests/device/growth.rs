@@ -2,6 +2,7 @@
 
 use std::fs;
 
+use crate::refusals;
 use crate::story::FileSystem;
 use crate::support::command::run;
 use crate::support::pool::{TestPool, Transport};
@@ -42,6 +43,10 @@ pub fn attach_all_remembers() {
     pool.done("detach two");
     pool.stop();
     assert!(pool.volume("one")["device"].is_null(), "a stopped daemon leaves no device");
+    // Where it cannot be done it is not forgotten either.
+    let broken_loop = format!("{}; cp -a /dev/null /dev/loop-control", refusals::devices("fuse"));
+    refusals::in_namespace(&pool, &broken_loop, "attach --all").expect_refusal(&["loop"]);
+    pool.stop();
     pool.done("attach --all");
     assert!(pool.volume("one")["device"].is_string(), "one was attached when the daemon stopped");
     assert!(pool.volume("three")["device"].is_string(), "three was attached when the daemon stopped");

@@ -120,23 +120,25 @@ pub fn not_root() {
 }
 
 /// Runs `plywood LINE` in a mount namespace of its own after `preparation`, and returns what it said.
-fn in_namespace(pool: &TestPool, preparation: &str, line: &str) -> crate::support::command::Outcome {
+pub fn in_namespace(pool: &TestPool, preparation: &str, line: &str) -> crate::support::command::Outcome {
     let line =
         format!("{preparation}; exec env PLYWOOD_POOL='{}' '{}' {line}", pool.file().display(), binary().display());
     run("unshare", ["--mount", "--propagation", "private", "sh", "-e", "-c", &line])
 }
 
+/// Makes /dev, in a namespace, one that has these devices beside the plainest, and no others.
+pub fn devices(kept: &str) -> String {
+    format!(
+        "mkdir -p /run/plywood-test-dev; mount -t tmpfs none /run/plywood-test-dev; \
+         for device in null zero full random urandom {kept}; do \
+         cp -a /dev/$device /run/plywood-test-dev/; done; \
+         mkdir -p /run/plywood-test-dev/shm; mount --move /run/plywood-test-dev /dev"
+    )
+}
+
 pub fn without_devices() {
     let pool = TestPool::create("1G", Transport::Auto);
     pool.done("volume create files --size 64M");
-    let devices = |kept: &str| {
-        format!(
-            "mkdir -p /run/plywood-test-dev; mount -t tmpfs none /run/plywood-test-dev; \
-             for device in null zero full random urandom {kept}; do \
-             cp -a /dev/$device /run/plywood-test-dev/; done; \
-             mkdir -p /run/plywood-test-dev/shm; mount --move /run/plywood-test-dev /dev"
-        )
-    };
     in_namespace(&pool, &devices("loop-control"), "attach files").expect_refusal(&["/dev/fuse"]);
     in_namespace(&pool, &devices("fuse"), "attach files").expect_refusal(&["loop"]);
     let _ = fs::remove_dir("/run/plywood-test-dev");
