@@ -80,8 +80,10 @@ impl Launcher {
 
     pub(super) fn launch(&mut self) -> Result<Engine> {
         let mut launched = self.commands[usize::from(self.own_build)].spawn();
-        if launched.is_err() && self.use_own_build() {
-            tracing::warn!("the program on disk cannot be started; the front's own build is");
+        if let Err(error) = &launched
+            && self.use_own_build()
+        {
+            tracing::warn!(%error, "the program on disk cannot be started; the front's own build is");
             launched = self.commands[1].spawn();
         }
         let child = launched.map_err(|error| Error::io("starting the engine", error))?;
