@@ -1,0 +1,239 @@
+"""Block level: what fio sees on the devices themselves."""
+
+import os
+import time
+from contextlib import ExitStack
+
+from .bench import GIB, MIB, case
+from .devices import fio, operations_a_second, overwrite, write_scattered
+from .peers import CLONERS, REFERENCES, Plywood, RawLoop, Split
+from .plywood import Pool
+from .results import Target
+
+PATTERNS = [  # name, what fio calls it, block size, depth
+    ("randread-4k-1", "randread", "4k", 1),
+    ("randwrite-4k-1", "randwrite", "4k", 1),
+    ("randread-4k-32", "randread", "4k", 32),
+    ("randwrite-4k-32", "randwrite", "4k", 32),
+    ("randread-4k-128", "randread", "4k", 128),
+    ("randwrite-4k-128", "randwrite", "4k", 128),
+    ("read-1M-8", "read", "1M", 8),
+    ("write-1M-8", "write", "1M", 8),
+]
+AGAINST_RAW = {1: 0.55, 32: 0.68, 128: 0.85, 8: 0.95}
+
+
+def title_of(rw, block_size, depth):
+    """A pattern in words."""
+    order = "random" if rw.startswith("rand") else "sequential"
+    side = "read" if rw.endswith("read") else "write"
+    return f"{block_size.replace('k', ' KiB').replace('M', ' MiB')} {order} {side}, depth {depth}"
+
+
+def rate(bench, device, pattern, size_bytes, **more):
+    """One fio job of a pattern."""
+    _, rw, block_size, depth = pattern
+    job = fio(device, rw, block_size, depth, size_bytes, seconds=bench.seconds, time_based=True, **more)
+    return operations_a_second(job, rw)
+
+
+def pattern_rows(bench, targets, reference=None, only=None):
+    """A row a pattern."""
+    rows = {}
+    for pattern in PATTERNS:
+        if only and pattern[0] not in only:
+            continue
+        name, rw, block_size, depth = pattern
+        rows[pattern] = bench.row(name, title_of(rw, block_size, depth), "IOPS", reference=reference,
+                                  targets=targets(rw, depth))
+    return rows
+
+
+@case("block", "steady", "Every block provisioned, metadata cached", 9, 12 * GIB)
+def steady(bench):
+    """The cases of tools/compare, on a volume all of whose blocks are its own."""
+
+    def targets(_rw, depth):
+        return [Target(0.95, "split", text="split"), Target(0.85 if depth == 1 else 0.90, "ceiling", text="ceiling"),
+                Target(AGAINST_RAW[depth], RawLoop.name, text="loop on raw file")]
+
+    size = bench.size(2 * GIB, 256 * MIB)
+    rows = pattern_rows(bench, targets, RawLoop.name)
+    with bench.prepared([*REFERENCES, Plywood], size, rows.values()) as peers:
+        for _ in bench.each_round():
+            for pattern, row in rows.items():
+                for peer in peers:
+                    bench.measure(row, peer.name, lambda peer=peer, pattern=pattern: rate(bench, peer.base, pattern, size))
+
+
+@case("block", "clone", "Fresh clone of a full volume: every block shared", 14, 14 * GIB)
+def clone(bench):
+    """Each write job has a clone of its own, and writes no block twice."""
+
+    def targets(rw, depth):
+        if rw == "randwrite" and depth == 32:
+            return [Target(0.85, "split", text="split"), Target(2.5, "XFS reflink copy", text="XFS reflink copy"),
+                    Target(2.5, "qcow2", text="qcow2")]
+        return []
+
+    size = bench.size(GIB, 256 * MIB)
+    only = None if not bench.quick else {"randwrite-4k-32", "randread-4k-32", "randwrite-4k-1"}
+    rows = pattern_rows(bench, targets, "split", only)
+    with bench.prepared([Split, *CLONERS], size, rows.values(), seal=True) as peers:
+        for _ in bench.each_round():
+            for pattern, row in rows.items():
+                for peer in peers:
+                    def once(peer=peer, pattern=pattern):
+                        device = peer.fresh() if peer.clones else peer.base
+                        _, rw, block_size, depth = pattern
+                        # Not time_based: it ends when every block has been written once.
+                        job = fio(device, rw, block_size, depth, size, seconds=bench.seconds)
+                        return operations_a_second(job, rw)
+                    bench.measure(row, peer.name, once)
+                    if peer.clones:
+                        bench.measure([], peer.name, peer.drop)
+
+
+@case("block", "depth", "Reads down a chain, each layer having overwritten scattered blocks", 9, 8 * GIB)
+def depth(bench):
+    """Clones of clones. Labels are depths; the reference is depth 1."""
+    size = bench.size(GIB, 256 * MIB)
+    depths = [1, 100, 1000] if not bench.quick else [1, 20, 60]
+    labels = {deep: "plywood" if deep == depths[-1] else f"plywood, depth {deep}" for deep in depths}
+    first = labels[1]
+    rows = pattern_rows(bench, lambda rw, _depth: [Target(0.95, first, text="depth 1")] if rw == "randread" else [], first,
+                        {"randread-4k-1", "randread-4k-32", "randwrite-4k-32"})
+    for row in rows.values():
+        row.note = f"plywood: depth {depths[-1]}"
+    with ExitStack() as stack:
+        pool = Pool(bench.program, os.path.join(bench.scratch, f"pool-{bench.number()}"), 16 * GIB, stack)
+        name, device = pool.volume("layer-0", size), None
+        device = pool.attach(name)
+        overwrite(device, size)
+        attached = {}
+        deep = 0
+        while deep < depths[-1]:
+            pool.detach(name)
+            # A snapshot and a clone of it: two steps down.
+            snapshot, below = f"snapshot-{deep}", deep
+            pool.snapshot(name, snapshot)
+            name = f"layer-{deep + 2}"
+            pool.clone(snapshot, name)
+            deep += 2
+            device = pool.attach(name)
+            write_scattered(device, size, 64, deep)
+            for wanted in depths:
+                if below < wanted <= deep and wanted not in attached:
+                    sibling = f"at-depth-{wanted}"
+                    pool.clone(snapshot, sibling)
+                    attached[wanted] = pool.attach(sibling)
+            if deep % 50 == 0:
+                bench.progress(f"depth {deep}", 0.5 * deep / depths[-1])
+        for _ in bench.each_round():
+            for pattern, row in rows.items():
+                for wanted in depths:
+                    bench.measure(row, labels[wanted], lambda wanted=wanted, pattern=pattern: rate(bench, attached[wanted], pattern, size))
+
+
+@case("block", "cold", "Cold metadata: random over 1 TiB of leaves", 6, 12 * GIB)
+def cold(bench):
+    """A block in each leaf of 1 TiB, so that nearly every access loads a leaf; the pool's cache is its default."""
+    size = bench.size(1024 * GIB, 64 * GIB)
+    raw_size = bench.size(2 * GIB, 256 * MIB)
+    patterns = [pattern for pattern in PATTERNS if pattern[2] == "4k"]
+    rows = pattern_rows(bench, lambda _rw, _depth: [Target(0.5, "split", text="split")], "split",
+                        {pattern[0] for pattern in patterns})
+    with ExitStack() as stack:
+        device, _pool = scattered(bench, size, stack)
+        with bench.prepared([Split], raw_size, rows.values()) as peers:
+            for _ in bench.each_round():
+                for pattern, row in rows.items():
+                    for peer in peers:
+                        bench.measure(row, peer.name, lambda peer=peer, pattern=pattern: rate(bench, peer.base, pattern, raw_size))
+                    bench.measure(row, "plywood", lambda pattern=pattern: rate(bench, device, pattern, size, blockalign="1M"))
+
+
+def scattered(bench, size, stack, name="wide"):
+    """A volume with one block in each mebibyte: a leaf of its own. Answers its device, and the pool."""
+    pool = Pool(bench.program, os.path.join(bench.scratch, f"pool-{bench.number()}"), size // 64 + 16 * GIB, stack)
+    pool.volume(name, size)
+    device = pool.attach(name)
+    bench.progress("writing a block in each leaf", 0.1)
+    fio(device, "write:1020k", "4k", 64, size, io_size=size // MIB * 4096, end_fsync=1)
+    return device, pool
+
+
+@case("block", "aged", "After aging: overwritten ten times at random, 50 snapshots rotating, 90 % full", 12, 8 * GIB)
+def aged(bench):
+    """Two pools side by side, one fresh and one aged, with the same content."""
+    size = bench.size(GIB, 128 * MIB)
+    snapshots, times = bench.size(50, 10), bench.size(10, 3)
+    pool_size = size * 4
+    # So much is written between two snapshots that all of them together hold the pool's room.
+    step = (pool_size * 85 // 100 - size) // snapshots // 4096 * 4096
+    rows = pattern_rows(bench, lambda _rw, _depth: [Target(0.7, "plywood, fresh", text="fresh")], "plywood, fresh",
+                        {"randread-4k-1", "randwrite-4k-1", "randread-4k-32", "randwrite-4k-32"})
+    with ExitStack() as stack:
+        fresh = Pool(bench.program, os.path.join(bench.scratch, f"pool-{bench.number()}"), pool_size, stack)
+        fresh.volume("fresh", size)
+        fresh_device = fresh.attach("fresh")
+        overwrite(fresh_device, size)
+        pool = Pool(bench.program, os.path.join(bench.scratch, f"pool-{bench.number()}"), pool_size, stack)
+        pool.volume("aged", size)
+        device = pool.attach("aged")
+        overwrite(device, size)
+        rounds = size * times // step
+        for number in range(rounds):
+            if number % 10 == 0:
+                bench.progress(f"aging, {number} of {rounds}", 0.5 * number / rounds)
+            pool.snapshot("aged", f"snapshot-{number}")
+            if number >= snapshots:
+                pool.delete(f"snapshot-{number - snapshots}")
+            fio(device, "randwrite", "4k", 32, size, io_size=step, randseed=number + 1)
+        info = pool.settle()
+        filler = max(0, pool_size * 90 // 100 - info["used_bytes"]) // MIB * MIB
+        if filler:
+            pool.volume("filler", filler)
+            overwrite(pool.attach("filler"), filler)
+        # With all its snapshots, a write to the aged volume would break sharing: that is another question.
+        pool.settle()
+        overwrite_own(device, size)
+        for row in rows.values():
+            row.note = f"{pool.info()['used_bytes'] * 100 // pool_size} % of the pool used"
+        for _ in bench.each_round():
+            for pattern, row in rows.items():
+                bench.measure(row, "plywood, fresh", lambda pattern=pattern: rate(bench, fresh_device, pattern, size))
+                bench.measure(row, "plywood", lambda pattern=pattern: rate(bench, device, pattern, size))
+
+
+def overwrite_own(device, size):
+    """Random writes all over, so that the blocks are the volume's own, where the pool has room for that."""
+    fio(device, "randwrite", "4k", 32, size, seconds=60)
+
+
+@case("block", "discard", "Discard of 1 TiB", 4, 12 * GIB)
+def discard(bench):
+    """blkdiscard of a volume with a block in each leaf: until it answers, and until the host has the space back."""
+    from .shell import run
+    size = bench.size(1024 * GIB, 64 * GIB)
+    answer = bench.row("answer", f"blkdiscard of {size >> 30} GiB answers", "ms", better="less", targets=[Target(1000)])
+    back = bench.row("back", "space back at the host", "GiB/s", targets=[Target(1.0)])
+    whole = bench.row("back-s", "all of it back after", "s", better="less")
+    # Each round fills anew, which takes most of the time.
+    for _ in bench.each_round():
+        with ExitStack() as stack:
+            device, pool = scattered(bench, size, stack)
+            full = pool.settle()["host_bytes"]
+            began = time.monotonic()
+            run("blkdiscard", device)
+            answered = time.monotonic() - began
+            least, changed = full, began
+            while time.monotonic() - changed < 8:
+                now = os.stat(pool.path).st_blocks * 512
+                if now < least - 8 * MIB:
+                    least, changed = now, time.monotonic()
+                time.sleep(0.05)
+            answer.add("plywood", answered * 1000)
+            back.add("plywood", (full - least) / GIB / max(changed - began, 1e-3))
+            whole.add("plywood", changed - began)
+            answer.note = f"{(full - least) / GIB:.1f} of {full / GIB:.1f} GiB came back"
