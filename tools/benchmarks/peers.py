@@ -12,7 +12,7 @@ from contextlib import ExitStack
 from . import ceiling
 from .devices import Disk, attach_loop, host_file_system, overwrite, remove_file, sparse_file
 from .plywood import Pool
-from .shell import end_process, make_directory, require, run, wait_until
+from .shell import NotRun, end_process, make_directory, require, run, wait_until
 
 
 class Peer:
@@ -30,7 +30,6 @@ class Peer:
         self.base = None
         self.fresh_count = 0
         self.scratch = make_directory(bench.scratch, f"{self.name.replace(' ', '-').replace('/', '-')}-{bench.number()}")
-        self.stack.callback(self.drop)
 
     def prepare(self, fill=None):
         """Makes the base and fills it: by `fill(device)`, else from end to end with noise."""
@@ -60,7 +59,10 @@ class Peer:
 
     def tear_down(self):
         """Takes everything away. Called again, it does nothing."""
-        self.stack.close()
+        try:
+            self.clone_stack.close()
+        finally:
+            self.stack.close()
 
     def __enter__(self):
         return self
@@ -244,7 +246,6 @@ class Qcow2(Peer):
         self.clone_stack.callback(end_process, process)
         wait_until(lambda: os.path.getsize(point) == self.size_bytes or process.poll() is not None, "qemu-storage-daemon")
         if process.poll() is not None:
-            from .shell import NotRun
             raise NotRun("qemu-storage-daemon: " + (process.stderr.read().strip().splitlines() or ["ended"])[-1])
         return attach_loop(point, self.clone_stack)
 
