@@ -43,8 +43,8 @@ def overwrite(path, size_bytes, seed=1):
 
 
 def make_ext4(device):
-    """An ext4 without its background work: a lazily written inode table would show up in somebody's figures."""
-    run("mkfs.ext4", "-q", "-F", "-m", "0", "-E", "lazy_itable_init=0,lazy_journal_init=0,nodiscard", device)
+    """An ext4 without its background work, which would show up in somebody's figures, and with blocks that any device takes."""
+    run("mkfs.ext4", "-q", "-F", "-b", "4096", "-m", "0", "-E", "lazy_itable_init=0,lazy_journal_init=0,nodiscard", device)
 
 
 def mount(device, directory, stack, options="noatime"):

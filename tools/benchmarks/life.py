@@ -15,7 +15,7 @@ from .block import scattered
 from .devices import Disk, Load, attach_loop, fio, host_file_system, make_ext4, mount, overwrite, sparse_file
 from .plywood import Pool, new_uuid
 from .results import Target
-from .roots import Overlay, OverlayXfs, PlywoodRoots, Qcow2Roots, XfsReflinkRoots, BtrfsRoots
+from .roots import BtrfsRoots, Overlay, OverlayXfs, Qcow2Roots, XfsReflinkRoots
 from .shell import NotRun, make_directory, require, run, wait_until
 
 AT_ONCE = 100

@@ -155,8 +155,8 @@ class OnDisk(Peer):
 
     def make_base(self):
         require(f"mkfs.{self.kind}")
-        disk = Disk(os.path.join(self.scratch, "disk"), self.disk_bytes, self.stack)
-        self.directory = host_file_system(disk, self.kind, os.path.join(self.scratch, "host"), self.stack)
+        self.disk = Disk(os.path.join(self.scratch, "disk"), self.disk_bytes, self.stack)
+        self.directory = host_file_system(self.disk, self.kind, os.path.join(self.scratch, "host"), self.stack)
         return self.base_in_directory()
 
     def base_in_directory(self):
@@ -210,10 +210,9 @@ class Qcow2(Peer):
     """An overlay with a backing file, served by QEMU's storage daemon over FUSE."""
 
     name = "qcow2"
-    settings = ("qemu-storage-daemon --export fuse (growable=off, writable=on), file driver with cache.direct=on and aio=io_uring "
-                "(or native); qcow2 with 64 KiB clusters, extended_l2=on (4 KiB subclusters would want 128 KiB clusters), "
-                "backing file raw; l2-cache for the whole image; losetup --direct-io=on")
-    kind = ""
+    settings = ("qemu-storage-daemon --export fuse,writable=on,growable=off; files with cache.direct=on,aio=native; qcow2 with "
+                "cluster_size=128k,extended_l2=on (subclusters of 4 KiB) and lazy_refcounts=on over a raw backing file; an L2 cache "
+                "that covers the whole image; losetup --direct-io=on")
 
     def make_base(self):
         require("qemu-storage-daemon", "qemu-img")
@@ -228,7 +227,7 @@ class Qcow2(Peer):
 
     def make_clone(self):
         overlay = os.path.join(self.scratch, f"clone-{self.fresh_count}.qcow2")
-        run("qemu-img", "create", "-q", "-f", "qcow2", "-F", "raw", "-b", self.image, "-o", "extended_l2=on,lazy_refcounts=on",
+        run("qemu-img", "create", "-q", "-f", "qcow2", "-F", "raw", "-b", self.image, "-o", "cluster_size=128k,extended_l2=on,lazy_refcounts=on",
             overlay)
         self.clone_stack.callback(remove_file, overlay)
         point = os.path.join(self.scratch, f"export-{self.fresh_count}")

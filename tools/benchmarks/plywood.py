@@ -6,8 +6,8 @@ import shutil
 import socket
 import uuid
 
-from .shell import NotRun, make_directory, run, unmount
 from .devices import remove_file
+from .shell import NotRun, make_directory, run, unmount
 
 
 class Pool:

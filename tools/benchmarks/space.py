@@ -1,1 +1,214 @@
-"""Not written yet."""
+"""Space: what is written for a write, what metadata takes, what du sees."""
+
+import os
+import re
+import subprocess
+from contextlib import ExitStack
+
+from .bench import GIB, MIB, case
+from .devices import Disk, fio, host_file_system, overwrite
+from .peers import BtrfsSnapshot, Plywood, Qcow2, XfsReflink
+from .plywood import Pool
+from .results import Target
+from .shell import NotRun, make_directory, require, run
+
+
+class Counted:
+    """A peer with everything that it has on a disk of its own that counts. btrfs and XFS have one; ours and qcow2 get one."""
+
+    def __init__(self, bench, kind, size):
+        self.stack, self.name = ExitStack(), kind.name
+        disk_bytes = size * 5 // 2 + GIB
+        self.disk = None
+        if kind is Plywood:
+            # Straight on the device: a pool may be one.
+            self.disk = Disk(os.path.join(bench.scratch, f"disk-{bench.number()}"), disk_bytes, self.stack)
+            self.peer = kind(bench, size, on=self.disk.device)
+        elif kind is Qcow2:
+            self.disk = Disk(os.path.join(bench.scratch, f"disk-{bench.number()}"), disk_bytes, self.stack)
+            place = host_file_system(self.disk, "ext4", os.path.join(bench.scratch, f"host-{bench.number()}"), self.stack)
+            self.peer = kind(bench, size)
+            self.peer.scratch = make_directory(place, "qcow2")
+        else:
+            self.peer = kind(bench, size, disk_bytes)
+        self.stack.callback(self.peer.tear_down)
+        self.peer.prepare()
+        self.peer.seal()
+        self.disk = self.disk or self.peer.disk
+
+    def written(self, rw, size, **more):
+        """Bytes and requests that reached the disk for a job on a new clone, all that is pending included, for each of its own."""
+        device = self.peer.fresh()
+        run("sync")
+        before = self.disk.counts()
+        job = fio(device, rw, "4k", 1 if "fdatasync" in more and more["fdatasync"] == 1 else 32, size, **more)
+        run("sync")
+        self.settle()
+        after = self.disk.counts()
+        user = job["write"]["io_bytes"]
+        return (after["bytes"] - before["bytes"]) / user, (after["writes"] - before["writes"]) / (user / 4096), (
+            after["bytes"] - before["bytes"]) / (user / 4096)
+
+    def settle(self):
+        """Until what the peer writes later has been written: its checkpoint is part of its cost."""
+        if isinstance(self.peer, Plywood):
+            self.peer.pool.settle()
+            self.peer.drop()
+            self.peer.pool.stop()
+            self.peer.pool.attach("base")
+            self.peer.pool.detach("base")
+
+
+@case("space", "amplification", "Bytes written to the disk for bytes written by the user", 8, 14 * GIB)
+def amplification(bench):
+    """Random 4 KiB writes over a tenth of a fresh clone, counted at a disk of each peer's own (a loop device), to the end of all
+    that is written later. No times."""
+    size = bench.size(2 * GIB, 256 * MIB)
+    batch = bench.row("batched", "4 KiB random writes, a FLUSH every 32: bytes for a byte", "bytes/byte", better="less",
+                      reference="XFS reflink copy", targets=[Target(1.15)])
+    requests = bench.row("batched-requests", "the same: writes of the disk for a write", "writes/write", better="less", reference="XFS reflink copy")
+    single = bench.row("single", "4 KiB random write and FLUSH, each", "bytes", better="less", reference="XFS reflink copy")
+    kinds = [Plywood, XfsReflink, BtrfsSnapshot, Qcow2]
+    with ExitStack() as stack:
+        counted = []
+        for kind in kinds:
+            bench.progress(f"preparing {kind.name}", 0)
+            try:
+                one = Counted(bench, kind, size)
+            except (NotRun, OSError) as error:
+                for row in (batch, requests, single):
+                    row.refuse(kind.name, error)
+                continue
+            stack.callback(one.stack.close)
+            counted.append(one)
+        for number in bench.each_round():
+            for one in counted:
+                bench.measure([batch, requests], one.name,
+                              lambda one=one, number=number: one.written("randwrite", size, io_size=size // 10, fdatasync=32, randseed=number)[:2])
+                bench.measure(single, one.name,
+                              lambda one=one, number=number: one.written("randwrite", size, io_size=bench.size(16 * MIB, 2 * MIB), fdatasync=1,
+                                                                         randseed=number + 100)[2])
+    thin = bench.row("dm-thin", "dm-thin in QEMU (Debian's kernel, 64 KiB blocks), bytes for a byte, a FLUSH every 32", "bytes/byte", better="less")
+    thin_single = bench.row("dm-thin-single", "dm-thin in QEMU, 4 KiB random write and FLUSH, each", "bytes", better="less")
+    bench.settings["dm-thin"] = ("in tools/qemu-test's guest: thin-pool with 64 KiB blocks (its least, and LVM's default) and skip_block_zeroing on two "
+                                 "loop disks on ext4; a snapshot of a full thin volume; bytes and I/Os only, since it is emulated")
+    bench.measure([thin, thin_single], "dm-thin", lambda: dm_thin(bench))
+    for number in range(bench.rounds - 1):
+        del number
+        for row in (thin, thin_single):
+            if row.samples.get("dm-thin"):
+                # Counted by a deterministic job in a guest of its own: once is enough, and said so.
+                row.note = "dm-thin's counts are of one run: the job has a fixed seed and nothing else runs in the guest"
+
+
+GUEST = """
+modprobe dm_thin_pool
+cd /var/tmp
+truncate -s 64M meta; truncate -s {data}M data
+M=$(losetup -f --show meta); D=$(losetup -f --show data)
+sectors=$(({data}*2048))
+dmsetup create pool --table "0 $sectors thin-pool $M $D 128 0 1 skip_block_zeroing"
+dmsetup message pool 0 "create_thin 0"
+dmsetup create base --table "0 $(({size}*2048)) thin /dev/mapper/pool 0"
+dd if=/dev/urandom of=/dev/mapper/base bs=1M count={size} oflag=direct conv=fsync status=none
+snap() {{ dmsetup suspend base; dmsetup message pool 0 "create_snap $1 0"; dmsetup resume base
+dmsetup create s$1 --table "0 $(({size}*2048)) thin /dev/mapper/pool $1"; sync; }}
+count() {{ awk '{{b += $7*512; w += $5}} END {{print b, w}}' /sys/block/$(basename $M)/stat /sys/block/$(basename $D)/stat; }}
+job() {{ fio --name=j --filename=/dev/mapper/s$1 --direct=1 --rw=randwrite --bs=4k --ioengine=libaio --iodepth=$2 --fdatasync=$3 \
+--size={size}M --io_size=$4k --randseed=1 >/dev/null; sync; dmsetup suspend s$1; dmsetup resume s$1; }}
+snap 1; echo "thin: before $(count)"; job 1 32 32 {batched}; echo "thin: after $(count)"
+snap 2; echo "thin: before $(count)"; job 2 1 1 {single}; echo "thin: after $(count)"
+"""
+
+
+def dm_thin(bench):
+    """Bytes for a byte, and bytes for a write with FLUSH."""
+    require("qemu-system-x86_64")
+    size = bench.size(512, 128)
+    batched, single = size * 1024 // 10 // 4 * 4, 2048
+    script = GUEST.format(data=size * 3, size=size, batched=batched, single=single)
+    bench.progress("dm-thin in QEMU", 0.8)
+    done = subprocess.run([os.path.join(bench.root, "tools/qemu-test"), "--shell", script], check=False, text=True, cwd=bench.root,
+                          stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, timeout=3600)
+    counts = [tuple(map(int, found)) for found in re.findall(r"^thin: (?:before|after) (\d+) (\d+)", done.stdout, re.M)]
+    if len(counts) != 4:
+        raise NotRun(f"the guest did not get that far: {(done.stdout.strip().splitlines() or ['nothing'])[-1]}")
+    return (counts[1][0] - counts[0][0]) / (batched * 1024), (counts[3][0] - counts[2][0]) / (single // 4)
+
+
+@case("space", "metadata", "Metadata for data, dense", 4, 8 * GIB)
+def metadata(bench):
+    """A volume written from end to end; the same as a snapshot that is sealed. Counted, so one round is enough."""
+    size = bench.size(4 * GIB, 512 * MIB)
+    plain = bench.row("unsealed", "dense data, unsealed", "%", better="less", targets=[Target(0.8)])
+    sealed = bench.row("sealed", "dense data, sealed", "%", better="less", targets=[Target(1.0)])
+    for _ in bench.each_round():
+        with ExitStack() as stack:
+            pool = Pool(bench.program, os.path.join(bench.scratch, f"pool-{bench.number()}"), 16 * GIB, stack)
+            empty = pool.info()
+            pool.volume("volume", size)
+            device = pool.attach("volume")
+            overwrite(device, size)
+            info = pool.settle()
+            # Of the layout, what the ring and the first groups take is there without data too.
+            plain.add("plywood", (info["used_bytes"] - empty["used_bytes"] - size + grown_layout(empty, info)) * 100 / size)
+            pool.snapshot("volume", "snapshot")
+            pool.command("snapshot", "seal", "snapshot")
+            info = pool.settle()
+            sealed.add("plywood", (info["used_bytes"] - empty["used_bytes"] - size + grown_layout(empty, info)) * 100 / size)
+    plain.note = "nodes, records, and the space map's share of the groups in use; journal and superblocks are not metadata of data"
+
+
+def grown_layout(empty, info):
+    """Layout that came with groups, where used_bytes does not contain it."""
+    return 0 if info["used_bytes"] - empty["used_bytes"] > info["layout_bytes"] - empty["layout_bytes"] and contains_layout(info) else (
+        info["layout_bytes"] - empty["layout_bytes"])
+
+
+def contains_layout(info):
+    """Whether `used` counts the layout: it does not where an almost empty pool uses less than its journal."""
+    return info["used_bytes"] >= info["layout_bytes"]
+
+
+@case("space", "du", "du of the pool after each phase", 4, 8 * GIB)
+def du(bench):
+    """What the host's file takes over what it should: live data and metadata, journal, reserve, 64 MiB (promise P5); and its extents."""
+    size = bench.size(2 * GIB, 256 * MIB)
+    phases = ["filled", "half overwritten at random", "snapshot kept, half overwritten", "snapshot deleted", "all discarded"]
+    taken = {phase: bench.row(f"taken-{index}", phase, "of what P5 allows", better="less", targets=[Target(1.0)]) for index, phase in enumerate(phases)}
+    extents = {phase: bench.row(f"extents-{index}", f"{phase}: extents of the pool file", "extents", better="less") for index, phase in enumerate(phases)}
+    for number in bench.each_round():
+        with ExitStack() as stack:
+            pool = Pool(bench.program, os.path.join(bench.scratch, f"pool-{bench.number()}"), 16 * GIB, stack)
+            pool.volume("volume", size)
+            device = pool.attach("volume")
+
+            def half(seed):
+                fio(device, "randwrite", "4k", 32, size, io_size=size // 2, randseed=seed)
+
+            steps = [lambda: overwrite(device, size), lambda: half(number), lambda: (pool.snapshot("volume", "kept"), half(number + 9)),
+                     lambda: pool.delete("kept"), lambda: run("blkdiscard", device)]
+            for phase, step in zip(phases, steps):
+                step()
+                info = wait_for_space(pool, size)
+                taken[phase].add("plywood", taken_part(pool, info))
+                extents[phase].add("plywood", count_extents(pool.path))
+
+
+def wait_for_space(pool, size):
+    """As long as P5 allows: 10 s and 1 s a GiB. Less when nothing changes any more."""
+    return pool.settle(10 + size // GIB)
+
+
+def taken_part(pool, info):
+    """du over its bound."""
+    allowed = 1.02 * info["used_bytes"] + info["journal_bytes"] + info["reserve_bytes"] + 64 * MIB
+    return os.stat(pool.path).st_blocks * 512 / allowed
+
+
+def count_extents(path):
+    """As filefrag counts them."""
+    found = re.search(r": (\d+) extents? found", run("filefrag", path))
+    if not found:
+        raise NotRun("filefrag told no number")
+    return int(found.group(1))
