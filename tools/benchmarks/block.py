@@ -176,10 +176,9 @@ def aged(bench):
         fresh.volume("fresh", size)
         fresh_device = fresh.attach("fresh")
         overwrite(fresh_device, size)
-        pool, device = aged_pool(bench, size, pool_size, snapshots, times, stack)
-        info = pool.info()
+        device, taken = aged_pool(bench, size, pool_size, snapshots, times, stack)
         for row in rows.values():
-            row.note = f"{100 - info['free_bytes'] * 100 // pool_size} % of the aged pool taken, {snapshots} snapshots; its volume's blocks are its own"
+            row.note = f"{taken} % of the aged pool taken, {snapshots} snapshots; its volume's blocks are its own"
         for _ in bench.each_round():
             for pattern, row in rows.items():
                 bench.measure(row, "plywood, fresh", lambda pattern=pattern: rate(bench, fresh_device, pattern, size))
@@ -187,7 +186,7 @@ def aged(bench):
 
 
 def aged_pool(bench, size, pool_size, snapshots, times, stack):
-    """A pool with a volume that has a hard life behind it. Answers the pool and the volume's device."""
+    """A pool with a volume that has a hard life behind it. Answers the volume's device, and how full the pool is, in percent."""
     pool = Pool(bench.program, os.path.join(bench.scratch, f"pool-{bench.number()}"), pool_size, stack)
     # So much is written between two snapshots that all of them together take most of the room; the volume keeps twice its own.
     step = (pool.info()["free_bytes"] * 7 // 10 - 2 * size) // snapshots // 4096 * 4096
@@ -204,12 +203,14 @@ def aged_pool(bench, size, pool_size, snapshots, times, stack):
         fio(device, "randwrite", "4k", 32, size, io_size=step, randseed=number + 1)
     # Every block once more: a write to a shared block is another question, and wants room that there is none of afterwards.
     fio(device, "randwrite", "4k", 32, size, randseed=0)
-    filler = (pool.settle()["free_bytes"] - pool_size // 10) // MIB * MIB
+    pool.detach("aged")
+    filler = (pool.at_rest()["free_bytes"] - pool_size // 10) // MIB * MIB
     if filler > 0:
         pool.volume("filler", filler)
         overwrite(pool.attach("filler"), filler)
-        pool.settle()
-    return pool, device
+        pool.detach("filler")
+    info = pool.at_rest()
+    return pool.attach("aged"), 100 - info["free_bytes"] * 100 // pool_size
 
 
 @case("block", "discard", "Discard of 1 TiB", 4, 12 * GIB)

@@ -4,6 +4,7 @@ import json
 import os
 import shutil
 import socket
+import time
 import uuid
 
 from .devices import remove_file
@@ -98,7 +99,6 @@ class Pool:
 
     def settle(self, seconds=60):
         """Waits until the background has nothing left to do: deletions eaten, the journal short."""
-        import time
         former, deadline = None, time.monotonic() + seconds
         while time.monotonic() < deadline:
             info = self.info()
@@ -107,6 +107,13 @@ class Pool:
                 return info
             former = state
             time.sleep(1.2)
+        return self.info()
+
+
+    def at_rest(self):
+        """`pool info` of the closed pool: what it says of space while it is in use is as of the last checkpoint."""
+        self.settle()
+        self.stop()
         return self.info()
 
 

@@ -147,27 +147,17 @@ def metadata(bench):
             pool = Pool(bench.program, os.path.join(bench.scratch, f"pool-{bench.number()}"), 16 * GIB, stack)
             empty = pool.info()
             pool.volume("volume", size)
-            device = pool.attach("volume")
-            overwrite(device, size)
-            info = pool.settle()
-            # Of the layout, what the ring and the first groups take is there without data too.
-            plain.add("plywood", (info["used_bytes"] - empty["used_bytes"] - size + grown_layout(empty, info)) * 100 / size)
+            overwrite(pool.attach("volume"), size)
+            plain.add("plywood", metadata_part(empty, pool.at_rest(), size))
             pool.snapshot("volume", "snapshot")
             pool.command("snapshot", "seal", "snapshot")
-            info = pool.settle()
-            sealed.add("plywood", (info["used_bytes"] - empty["used_bytes"] - size + grown_layout(empty, info)) * 100 / size)
-    plain.note = "nodes, records, and the space map's share of the groups in use; journal and superblocks are not metadata of data"
+            sealed.add("plywood", metadata_part(empty, pool.at_rest(), size))
+    plain.note = "nodes, records, and the space map's pages of the groups in use, over those of the empty pool"
 
 
-def grown_layout(empty, info):
-    """Layout that came with groups, where used_bytes does not contain it."""
-    return 0 if info["used_bytes"] - empty["used_bytes"] > info["layout_bytes"] - empty["layout_bytes"] and contains_layout(info) else (
-        info["layout_bytes"] - empty["layout_bytes"])
-
-
-def contains_layout(info):
-    """Whether `used` counts the layout: it does not where an almost empty pool uses less than its journal."""
-    return info["used_bytes"] >= info["layout_bytes"]
+def metadata_part(empty, info, size):
+    """Percent of the data. What is used is data, nodes, records, and the layout of the groups in use."""
+    return (info["used_bytes"] - empty["used_bytes"] - size) * 100 / size
 
 
 @case("space", "du", "du of the pool after each phase", 4, 8 * GIB)
@@ -181,29 +171,24 @@ def du(bench):
         with ExitStack() as stack:
             pool = Pool(bench.program, os.path.join(bench.scratch, f"pool-{bench.number()}"), 16 * GIB, stack)
             pool.volume("volume", size)
-            device = pool.attach("volume")
 
             def half(seed):
-                fio(device, "randwrite", "4k", 32, size, io_size=size // 2, randseed=seed)
+                fio(pool.attach("volume"), "randwrite", "4k", 32, size, io_size=size // 2, randseed=seed)
 
-            steps = [lambda: overwrite(device, size), lambda: half(number), lambda: (pool.snapshot("volume", "kept"), half(number + 9)),
-                     lambda: pool.delete("kept"), lambda: run("blkdiscard", device)]
+            steps = [lambda: overwrite(pool.attach("volume"), size), lambda: half(number), lambda: (pool.snapshot("volume", "kept"), half(number + 9)),
+                     lambda: pool.delete("kept"), lambda: run("blkdiscard", pool.attach("volume"))]
             for phase, step in zip(phases, steps):
                 step()
-                info = wait_for_space(pool, size)
-                taken[phase].add("plywood", taken_part(pool, info))
+                # As long as P5 allows: 10 s and 1 s a GiB, or until nothing changes any more.
+                pool.settle(10 + size // GIB)
+                host = os.stat(pool.path).st_blocks * 512
                 extents[phase].add("plywood", count_extents(pool.path))
+                taken[phase].add("plywood", host / allowed_bytes(pool.at_rest()))
 
 
-def wait_for_space(pool, size):
-    """As long as P5 allows: 10 s and 1 s a GiB. Less when nothing changes any more."""
-    return pool.settle(10 + size // GIB)
-
-
-def taken_part(pool, info):
-    """du over its bound."""
-    allowed = 1.02 * info["used_bytes"] + info["journal_bytes"] + info["reserve_bytes"] + 64 * MIB
-    return os.stat(pool.path).st_blocks * 512 / allowed
+def allowed_bytes(info):
+    """What du may see by P5. The groups' layout is part of what is used."""
+    return 1.02 * info["used_bytes"] + info["journal_bytes"] + info["reserve_bytes"] + 64 * MIB
 
 
 def count_extents(path):
