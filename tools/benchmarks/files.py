@@ -41,13 +41,24 @@ def write_block_ms(path, size, number):
 @case("files", "copy-up", "4 KiB write and fsync into a file of the image", 7, 14 * GIB)
 def copy_up(bench):
     """The first and the second, by the file's size."""
-    sizes = {"1 MiB": MIB, "64 MiB": 64 * MIB, "1 GiB": GIB} if not bench.quick else {"1 MiB": MIB, "64 MiB": 64 * MIB}
+    first_and_second(bench, {"1 MiB": MIB, "64 MiB": 64 * MIB, "1 GiB": GIB} if not bench.quick else {"1 MiB": MIB, "64 MiB": 64 * MIB}, ALL)
+
+
+@case("files", "copy-up-large", "4 KiB write and fsync into a large file of the image", 5, 15 * GIB)
+def copy_up_large(bench):
+    """4 GiB. All sides would not fit the space that a run may take: the two that matter."""
+    first_and_second(bench, {"4 GiB": 4 * GIB} if not bench.quick else {"128 MiB": 128 * MIB}, [PlywoodRoots, Overlay])
+
+
+def first_and_second(bench, sizes, kinds):
+    """Rows for the first and the second write to files of these sizes."""
+    targets = [target for target in (Target(2000, Overlay.name), Target(1, OverlayXfs.name)) if target.against in [kind.name for kind in kinds]]
     largest = max(sizes.values())
-    targets = [Target(2000, Overlay.name), Target(1, OverlayXfs.name)]
     rows = {}
     for name, size in sizes.items():
         for turn in ("first", "second"):
-            wanted = targets if (turn, size) == ("first", largest) else []
+            # 1 GiB is what the design speaks of.
+            wanted = targets if turn == "first" and size == largest and len(kinds) > 2 else []
             rows[name, turn] = bench.row(f"{name.replace(' ', '')}-{turn}", f"{turn} write, file of {name}", "ms", better="less",
                                          reference=Overlay.name, targets=wanted)
 
@@ -55,8 +66,7 @@ def copy_up(bench):
         for name, size in sizes.items():
             write_file(os.path.join(directory, name.replace(" ", "-")), size)
 
-    total = sum(sizes.values())
-    with bench.prepared(ALL, total * 5 // 4 + 256 * MIB, rows.values(), fill, seal=True) as ready:
+    with bench.prepared(kinds, sum(sizes.values()) * 21 // 20 + 256 * MIB, rows.values(), fill, seal=True) as ready:
         for turn in bench.each_round():
             for roots in ready:
                 bench.measure([rows[name, one] for name in sizes for one in ("first", "second")], roots.name,
@@ -271,7 +281,7 @@ def cluster(directory, scale):
     programs = postgres_programs()
     data = make_directory(directory, "pg")
     shutil.chown(data, "postgres", "postgres")
-    reachable(data)
+    reachable(directory)
     as_postgres(f"{programs}/initdb", "-D", data, "-A", "trust", "--no-instructions")
     with Server(data) as server:
         as_postgres(f"{programs}/pgbench", "-h", server.socket, "-i", "-q", "-s", scale, "postgres")
@@ -303,7 +313,8 @@ class Server:
 def pgbench_rate(root, seconds):
     """Transactions a second."""
     data = os.path.join(root, "pg")
-    reachable(data)
+    # Not the data directory itself: PostgreSQL insists on it being private.
+    reachable(root)
     with Server(data) as server:
         said = as_postgres(f"{server.programs}/pgbench", "-h", server.socket, "-n", "-c", 4, "-j", 2, "-T", seconds, "postgres")
     for line in said.splitlines():
