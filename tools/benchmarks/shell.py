@@ -89,12 +89,17 @@ def make_directory(*parts):
 
 
 def end_by_exception():
-    """Has SIGTERM and SIGHUP unwind as Ctrl-C does."""
+    """Has signals unwind the stacks. SIGINT too: where a shell has started this in the background it would be ignored."""
+
+    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
     def stop(number, _frame):
+        # A second one would break the undoing off, and leave devices behind.
+        for each in numbers:
+            signal.signal(each, signal.SIG_IGN)
         raise KeyboardInterrupt(signal.Signals(number).name)
 
-    for number in (signal.SIGTERM, signal.SIGHUP):
+    for number in numbers:
         signal.signal(number, stop)
 
 
