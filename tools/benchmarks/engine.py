@@ -7,15 +7,23 @@ from .bench import case
 from .results import Target
 from .shell import run
 
-# What criterion calls it, in words, and what the design asks for.
+# The bench, what criterion calls it, what is taken off it, in words, and what the design asks for.
 QUESTIONS = [
-    ("lookup", "find/block, 1 TiB", "lookup: the map alone, cached, tree of 1 TiB", 100),
-    ("lookup", "mapped at random/1 TiB", "read of a block without I/O, cached, tree of 1 TiB", None),
-    ("map", "exclusive leaf", "map in a leaf already exclusive", 500),
-    ("map", "shared leaf", "map in a shared leaf", None),
-    ("write", "in place", "write in place", None),
-    ("write", "redirect, leaf already exclusive", "redirect, leaf already exclusive", None),
-    ("snapshot", "snapshot/1 M scattered blocks of 100 GiB", "snapshot of 1 M scattered blocks, without the flush", None),
+    ("lookup", "lookup/found/1 TiB", None, "lookup of a block at random, cached, tree of 1 TiB", None),
+    ("lookup", "lookup/found, one leaf/1 TiB", None, "lookup in one leaf, cached, tree of 1 TiB", 100),
+    ("lookup", "lookup/found, one leaf/256 MiB", None, "lookup in one leaf, cached, tree of 256 MiB", 100),
+    ("lookup", "lookup/found, cold/1 TiB", None, "lookup, nothing cached, tree of 1 TiB", None),
+    ("lookup", "lookup/mapped at random/1 TiB", None, "a read's engine part, cached, tree of 1 TiB", None),
+    ("write", "write/in place", None, "a write's engine part, in place", None),
+    ("write", "write/redirect, leaf already exclusive", "write/in place", "map in a leaf already exclusive (a redirect less a write in place)", 500),
+    ("write", "write/redirect, first touch of a shared leaf", "write/in place", "map in a shared leaf (likewise)", None),
+    ("snapshot", "snapshot/snapshot/1 M scattered blocks of 100 GiB", None, "snapshot of 1 M scattered blocks, without the flush", 1e6),
+    ("codec", "codec/checksum of a node", None, "checksum of a node", None),
+    ("codec", "codec/decode of a leaf", None, "decode of a leaf", None),
+    ("durable", "commit/records/256", None, "commit of 256 records, without the flush", None),
+    ("durable", "checkpoint/dirty leaves/4096", None, "checkpoint of 4096 dirty leaves, without I/O", None),
+    ("durable", "replay/records/65536", None, "open with 65536 records to replay, without I/O", None),
+    ("diff", "diff/1000 blocks changed/8 GiB", None, "difference of two volumes of 8 GiB, 1000 blocks changed", None),
 ]
 
 
@@ -23,22 +31,21 @@ QUESTIONS = [
 def criterion(bench):
     """Runs the benches that the targets are about. `cargo bench` runs all of them."""
     benches = list(dict.fromkeys(name for name, *_ in QUESTIONS))
-    rows = [bench.row(f"{name}-{index}", title, "ns", better="less", targets=[Target(bound)] if bound else [])
-            for index, (name, _, title, bound) in enumerate(QUESTIONS)]
-    words = ["cargo", "bench", "--locked", "--quiet", *(word for name in benches for word in ("--bench", name)), "--"]
+    rows = [bench.row(str(index), title, "ns", better="less", targets=[Target(bound)] if bound else [])
+            for index, (_, _, _, title, bound) in enumerate(QUESTIONS)]
+    words = ["cargo", "bench", "--locked", "--quiet", *(word for name in benches for word in ("--bench", name)), "--", "--noplot"]
     if bench.quick:
-        words += ["--measurement-time", "1", "--warm-up-time", "0.5", "--sample-size", "10"]
+        words += ["--measurement-time", "0.5", "--warm-up-time", "0.1", "--sample-size", "10"]
     run(*words, cwd=bench.root, timeout_seconds=7200)
     found = estimates(os.path.join(bench.root, "target/criterion"))
-    for row, (group, name, _, _) in zip(rows, QUESTIONS):
-        value = found.get(f"{group}/{name}") or found.get(name)
-        if value is None:
-            row.refuse("plywood", f"criterion left no figure of {group}/{name}")
+    for row, (_, name, less, _, _) in zip(rows, QUESTIONS):
+        if name not in found or (less and less not in found):
+            row.refuse("plywood", f"criterion left no figure of {name}")
             continue
-        for sample in value:
-            row.add("plywood", sample)
-    for row in rows:
-        row.note = "median, and the bounds of its 95 % confidence interval, by criterion"
+        for index, sample in enumerate(found[name]):
+            # The lower bound of a difference is from the upper one of what is taken off.
+            row.add("plywood", max(0.0, sample - found[less][2 - index]) if less else sample)
+    rows[0].note = "medians, and the bounds of their 95 % confidence intervals, by criterion"
 
 
 def estimates(directory):
