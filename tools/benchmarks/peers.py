@@ -135,10 +135,15 @@ class Plywood(Peer):
     def make_clone(self):
         name = f"clone-{self.fresh_count}"
         self.pool.clone("origin", name)
-        self.clone_stack.callback(self.pool.delete, name)
-        device = self.pool.attach(name)
-        self.clone_stack.callback(self.pool.detach, name)
-        return device
+        self.clone_stack.callback(self.release, name)
+        return self.pool.attach(name)
+
+    def release(self, name):
+        """Detaches a clone, unless the daemon was stopped meanwhile, and deletes it."""
+        info = self.pool.json("volume", "info", name)
+        if info.get("volume", info).get("device"):
+            self.pool.detach(name)
+        self.pool.delete(name)
 
     def drop(self):
         had = self.fresh_count and self.pool

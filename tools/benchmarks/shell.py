@@ -31,6 +31,18 @@ def run(*words, timeout_seconds=600, **options):
     return done.stdout.strip()
 
 
+def run_group(words, timeout_seconds, **options):
+    """Runs a command that starts others, and answers all that it printed, whatever it came to. What it started ends with us."""
+    process = subprocess.Popen(words, text=True, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+                               start_new_session=True, **options)
+    try:
+        return process.communicate(timeout=timeout_seconds)[0]
+    except BaseException:
+        os.killpg(process.pid, signal.SIGTERM)
+        process.wait(30)
+        raise
+
+
 def attempt(*words):
     """Runs a command of the undoing: what fails is said, and the undoing goes on."""
     try:
