@@ -8,6 +8,7 @@ import traceback
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 
+from .devices import loop_numbers, remove_loops
 from .results import Row
 from .shell import NotRun
 
@@ -55,6 +56,8 @@ class Bench:
         self.stack = ExitStack()
         self.scratch = tempfile.mkdtemp(prefix="plywood-bench-", dir=directory)
         self.stack.callback(self.remove_scratch)
+        self.loops = loop_numbers()
+        self.stack.callback(lambda: remove_loops(loop_numbers() - self.loops))
         self.rows, self.settings, self.steps = [], {}, 0
         self.case, self.position, self.began, self.planned, self.done = None, "", time.monotonic(), 0.0, 0.0
 
@@ -175,6 +178,8 @@ class Bench:
                 # A bug of a case must not cost the figures of the others; it is told, in the table as well.
                 traceback.print_exc()
                 self.failed(one, before, f"{type(error).__name__}: {error}")
+            # Devices that many volumes wanted would be found used before by the next case, and there for ever.
+            remove_loops(loop_numbers() - self.loops)
             self.done += one.minutes
             self.say(f"{one.key} took {time.monotonic() - began:.0f} s")
 

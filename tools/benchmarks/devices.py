@@ -1,5 +1,6 @@
 """Loop devices, file systems on them, what fio does to them, and what a disk below them counts."""
 
+import fcntl
 import json
 import mmap
 import os
@@ -10,6 +11,8 @@ from .shell import NotRun, attempt, make_directory, run, unmount
 
 MIB = 1 << 20
 GIB = 1 << 30
+# linux/loop.h
+LOOP_CTL_REMOVE = 0x4C81
 
 
 def attach_loop(path, stack, direct=True):
@@ -17,6 +20,23 @@ def attach_loop(path, stack, direct=True):
     device = run("losetup", "-f", "--show", f"--direct-io={'on' if direct else 'off'}", path)
     stack.callback(attempt, "losetup", "-d", device)
     return device
+
+
+def loop_numbers():
+    """The loop devices that there are, used or not."""
+    return {int(name[4:]) for name in os.listdir("/sys/block") if name.startswith("loop")}
+
+
+def remove_loops(numbers):
+    """Has the kernel forget loop devices. One that is used, by whomever, stays."""
+    if not numbers:
+        return
+    with open("/dev/loop-control", "rb") as control:
+        for number in sorted(numbers, reverse=True):
+            try:
+                fcntl.ioctl(control, LOOP_CTL_REMOVE, number)
+            except OSError:
+                pass
 
 
 def sparse_file(path, size_bytes, stack=None):

@@ -89,7 +89,7 @@ class Pool:
         try:
             if self.info().get("front_pid") is None:
                 return
-            run(self.program, "--pool", self.path, "stop", timeout_seconds=30)
+            run(self.program, "--pool", self.path, "stop", timeout_seconds=300)
         except NotRun as error:
             print(f"bench: stopping {self.path}: {error}; forcing it", flush=True)
             try:
