@@ -366,9 +366,8 @@ def delete(bench):
 def kill_pool(pool):
     """Ends front and engine process with SIGKILL, as a crash of the machine would, but for the page cache of the kernel."""
     info = pool.info()
-    if pool.connection:
-        pool.connection.close()
-        pool.connection = None
+    pool.hang_up()
+    pool.orphans += [attachment["device"] for attachment in info["attached"]]
     for pid in (info["front_pid"], info["engine_pid"]):
         try:
             os.kill(pid, signal.SIGKILL)

@@ -2,13 +2,14 @@
 
 import json
 import os
+import re
 import shutil
 import socket
 import time
 import uuid
 
 from .devices import remove_file
-from .shell import NotRun, make_directory, run, unmount
+from .shell import NotRun, attempt, make_directory, run, unmount
 
 
 class Pool:
@@ -18,6 +19,8 @@ class Pool:
         self.program, self.path = program, path
         self.name = name or f"bench-{uuid.uuid4().hex[:8]}"
         self.connection = None
+        # Devices of daemons that were killed, which the next one takes away; unless there is none.
+        self.orphans = []
         on_device = path.startswith("/dev/")
         if not on_device:
             stack.callback(remove_file, path)
@@ -79,23 +82,23 @@ class Pool:
             self.connection = Connection(self.info()["uuid"])
         return self.connection.call(command, **fields)
 
-    def stop(self):
-        """Ends the daemon, if there is one. What is still attached is detached."""
+    def hang_up(self):
+        """Ends the connection to the control socket."""
         if self.connection is not None:
             self.connection.close()
             self.connection = None
-        if not os.path.exists(self.path):
-            return
+
+    def stop(self):
+        """Ends the daemon, if there is one. What is still attached is detached."""
+        self.hang_up()
         try:
-            if self.info().get("front_pid") is None:
-                return
-            run(self.program, "--pool", self.path, "stop", timeout_seconds=300)
+            if os.path.exists(self.path) and self.info().get("front_pid") is not None:
+                run(self.program, "--pool", self.path, "stop", timeout_seconds=300)
         except NotRun as error:
             print(f"bench: stopping {self.path}: {error}; forcing it", flush=True)
-            try:
-                run(self.program, "--pool", self.path, "stop", "--force", timeout_seconds=30)
-            except NotRun as failure:
-                print(f"bench: stopping {self.path}: {failure}", flush=True)
+            attempt(self.program, "--pool", self.path, "stop", "--force")
+        while self.orphans:
+            detach_orphan(self.orphans.pop())
 
     def settle(self, seconds=60):
         """Waits until the background has nothing left to do: deletions eaten, the journal short."""
@@ -138,6 +141,17 @@ class Connection:
         """Hangs up."""
         self.lines.close()
         self.socket.close()
+
+
+def detach_orphan(device):
+    """Detaches a device whose front is dead. Its file is in no directory any more, so its path is the bare number of a volume."""
+    try:
+        with open(f"/sys/block/{os.path.basename(device)}/loop/backing_file", encoding="utf-8") as file:
+            is_orphan = re.fullmatch(r"/\d+", file.read().strip())
+    except FileNotFoundError:
+        return
+    if is_orphan:
+        attempt("losetup", "-d", device)
 
 
 def new_uuid():
