@@ -19,6 +19,9 @@ GROUPS = {
 }
 
 
+IN_NAMESPACE = "PLYWOOD_BENCH_NAMESPACE"
+
+
 def load_cases():
     """Imports every module that registers cases."""
     from . import block, durability, engine, files, life, memory, space  # noqa: F401  pylint: disable=unused-import
@@ -52,6 +55,15 @@ def arguments(root):
     return parser.parse_args()
 
 
+def enter_own_mount_namespace():
+    """Starts again in a mount namespace of its own: whoever enters another meanwhile would take copies of our mounts with him, and keep
+    their devices busy. They also go with us, whatever ends us."""
+    if os.environ.get(IN_NAMESPACE) != "1":
+        os.environ[IN_NAMESPACE] = "1"
+        words = ["unshare", "--mount", "--propagation", "private", "--", sys.executable, *sys.argv]
+        os.execvp(words[0], words)
+
+
 def main():
     """tools/bench."""
     root = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
@@ -70,6 +82,7 @@ def main():
     if os.geteuid() != 0:
         print("bench: it makes loop devices and mounts; run as root", file=sys.stderr)
         return 1
+    enter_own_mount_namespace()
     shell.end_by_exception()
     if not given.no_setup:
         subprocess.run([os.path.join(root, "tools/setup"), "bench"], check=True)

@@ -66,7 +66,8 @@ def first_and_second(bench, sizes, kinds):
         for name, size in sizes.items():
             write_file(os.path.join(directory, name.replace(" ", "-")), size)
 
-    with bench.prepared(kinds, sum(sizes.values()) * 21 // 20 + 256 * MIB, rows.values(), fill, seal=True) as ready:
+    room = sum(sizes.values()) // 20 // MIB * MIB + 256 * MIB
+    with bench.prepared(kinds, sum(sizes.values()) + room, rows.values(), fill, seal=True) as ready:
         for turn in bench.each_round():
             for roots in ready:
                 bench.measure([rows[name, one] for name in sizes for one in ("first", "second")], roots.name,
