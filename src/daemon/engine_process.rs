@@ -96,6 +96,7 @@ impl Engine {
         self.control.pool.bound_waiting(0, 0);
         self.server.idle().await;
         let closed = self.control.pool.close().await;
+        self.control.medium.keep_host_claim(closed.is_err());
         self.exit(EXIT_FINISHED);
         closed
     }
@@ -176,8 +177,10 @@ fn serve(path: &Path, arguments: &EngineArguments, mut link: EngineLink) -> Resu
     let executor = Rc::new(LocalExecutor::new());
 
     // Rule O9: nothing of the shared memory is looked at before the predecessor's last I/O has ended.
-    let fence = io::OpenOptions { wait: FENCE, claimed_by_front: true, force: false };
+    let fence = io::OpenOptions { wait: FENCE, claimed_by_front: true, ..io::OpenOptions::default() };
     let storage = FileStorage::open(&reactor, &found.path, fence)?;
+    // What was acknowledged and is not recorded is in memory of this host: until it is, no other one has the pool.
+    storage.keep_host_claim(true);
     let log = Box::new(link.pending_log(found.uuid)?);
     let opening = Pool::open(storage.clone(), log, OpenOptions::default());
     let pool = block_on(&executor, &reactor, &(), opening).map_err(ring)??;
@@ -235,7 +238,14 @@ fn serve(path: &Path, arguments: &EngineArguments, mut link: EngineLink) -> Resu
     }
     let serving = Serving { pool: found.uuid, front_pid: link.front_pid, restarts, attach_all: arguments.attach_all };
     Daemon::start(remote, events, &serving, listener)?;
-    block_on(&executor, &reactor, &server, engine.finished()).map_err(ring)
+    let code = block_on(&executor, &reactor, &server, engine.finished()).map_err(ring)?;
+    if code == EXIT_FINISHED {
+        // The engine's tasks go no further: what is in flight is the last.
+        block_on(&LocalExecutor::new(), &reactor, &(), engine.control.medium.leave_host())
+            .map_err(ring)?
+            .map_err(ring)?;
+    }
+    Ok(code)
 }
 
 /// The engine has no clock.

@@ -24,7 +24,7 @@ use super::{logging, places, process, service_manager};
 use crate::error::{Error, Result};
 use crate::export::front::{EngineCommand, Front, FrontEvent, FrontOptions};
 use crate::export::fuse::TransportChoice;
-use crate::io::PoolClaim;
+use crate::io::{OpenOptions, PoolClaim, PoolFile, leave_host};
 
 /// How long a command that works on the file may hold up the start.
 const TURN: Duration = Duration::from_secs(10);
@@ -72,6 +72,9 @@ pub fn serve(pool: &FoundPool, options: &ServeOptions) -> Result<()> {
     let directory = places::mount_directory(pool.uuid);
     places::make_private_directory(&directory)?;
     let engine = engine_command(program, pool, options, &control)?;
+    // A refusal is told once, and not by one engine process after the other.
+    let own = OpenOptions { claimed_by_front: true, wait: TURN, ..OpenOptions::default() };
+    PoolFile::claim_host(&pool.path, own)?;
     let front = Front::start(FrontOptions {
         transport: options.transport,
         claim: Some(claim),
@@ -104,6 +107,10 @@ pub fn serve(pool: &FoundPool, options: &ServeOptions) -> Result<()> {
         }
     });
     drop(control);
+    // An engine process that has closed the pool has done so already.
+    if let Err(error) = leave_host(&pool.path) {
+        tracing::warn!(pool = %pool.name, %error, "other hosts find the pool still claimed");
+    }
     if served.is_ok() {
         tracing::info!(pool = %pool.name, "stopped");
         // Best effort: it is empty, and in the way of nobody.

@@ -566,7 +566,7 @@ pub enum Kind {
     NotFound,
     /// [`Error::AlreadyExists`].
     AlreadyExists,
-    /// [`Error::Busy`].
+    /// [`Error::Busy`], [`Error::Elsewhere`].
     Busy,
     /// [`Error::ReadOnly`].
     ReadOnly,
@@ -605,7 +605,7 @@ impl From<Error> for Failure {
             Error::NoSpace(_) => Kind::NoSpace,
             Error::NotFound(_) => Kind::NotFound,
             Error::AlreadyExists(_) => Kind::AlreadyExists,
-            Error::Busy(_) => Kind::Busy,
+            Error::Busy(_) | Error::Elsewhere(_) => Kind::Busy,
             Error::ReadOnly(_) => Kind::ReadOnly,
             Error::InvalidInput(_) => Kind::InvalidInput,
             Error::Io { .. } => Kind::Io,

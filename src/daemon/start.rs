@@ -11,6 +11,7 @@ use std::time::{Duration, Instant};
 use super::lookup::{FoundPool, daemon_socket};
 use super::{Client, places, process};
 use crate::error::{Error, Result};
+use crate::io::{OpenOptions, PoolFile};
 
 /// How long a daemon may take until it answers: replay of a full journal, and the self-test of the transport.
 const START: Duration = Duration::from_secs(60);
@@ -22,6 +23,18 @@ const START: Duration = Duration::from_secs(60);
 pub fn running(pool: &FoundPool) -> Result<Option<Client>> {
     let Some(socket) = daemon_socket(pool.uuid)? else { return Ok(None) };
     Client::connect(&socket).map(Some).map_err(|error| Error::io(socket.display().to_string(), error))
+}
+
+/// Takes over a pool on a block device that another host did not leave and shows no sign of life on. Nothing is done about
+/// one that is this host's, or nobody's. Answers the host that it was taken from.
+///
+/// # Errors
+/// [`Error::Elsewhere`] when it shows one.
+pub fn take_over(pool: &FoundPool) -> Result<Option<String>> {
+    if running(pool)?.is_some() {
+        return Ok(None);
+    }
+    PoolFile::claim_host(&pool.path, OpenOptions { take_over: true, ..OpenOptions::default() })
 }
 
 /// A client of the pool's daemon, which is started when it does not run.

@@ -484,8 +484,6 @@ impl State {
             journal_append: position.append,
             journal_chain: position.chain,
             session: self.log.session(),
-            host_id: uuid::Uuid::nil(),
-            heartbeat: 0,
             volume_table: self.table,
             carcass_table: self.carcass_root,
             next_volume: self.next_volume,

@@ -74,8 +74,6 @@ impl<S: Storage> Pool<S> {
             journal_append: 0,
             journal_chain: 0,
             session: 0,
-            host_id: Uuid::nil(),
-            heartbeat: 0,
             volume_table: hole,
             carcass_table: hole,
             next_volume: VolumeId(1),

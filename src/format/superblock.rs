@@ -73,8 +73,7 @@ raw_struct! {
         208 journal_chain: U32,
         212 group_index_count: U32,
         216 session: U128,
-        232 host_id: [u8; 16],
-        248 heartbeat: U64,
+        232 reserved_host: [u8; 24],
         256 volume_table: RawRoot,
         280 carcass_table: RawRoot,
         304 next_volume: U64,
@@ -146,10 +145,6 @@ pub struct Superblock {
     pub journal_chain: u32,
     /// The life of the pending log that goes with this pool; 0 for none.
     pub session: u128,
-    /// The host that has the pool open; nil for none.
-    pub host_id: Uuid,
-    /// Counts up while a host has the pool open.
-    pub heartbeat: u64,
     /// The tree of volume records, by id.
     pub volume_table: Root,
     /// The tree of carcass pages, by index.
@@ -214,8 +209,7 @@ impl Superblock {
             journal_chain: U32::new(self.journal_chain),
             group_index_count: U32::new(self.group_index.len() as u32),
             session: U128::new(self.session),
-            host_id: *self.host_id.as_bytes(),
-            heartbeat: U64::new(self.heartbeat),
+            reserved_host: [0; 24],
             volume_table: self.volume_table.to_raw(),
             carcass_table: self.carcass_table.to_raw(),
             next_volume: U64::new(self.next_volume.0),
@@ -271,6 +265,7 @@ impl Superblock {
 
     fn from_raw(raw: &RawSuperblock) -> Result<Self, Check> {
         zero(&raw.reserved_algorithms, "reserved_algorithms")?;
+        zero(&raw.reserved_host, "reserved_host")?;
         zero(&raw.journal_uuid, "journal_uuid")?;
         zero(&raw.reserved, "reserved")?;
         let geometry = Geometry { pool_blocks: raw.pool_blocks.get(), journal_blocks: raw.journal_blocks.get() };
@@ -305,8 +300,6 @@ impl Superblock {
             journal_append: at_most(raw.journal_append.get(), geometry.journal_blocks, "journal_append")?,
             journal_chain: raw.journal_chain.get(),
             session: raw.session.get(),
-            host_id: Uuid::from_bytes(raw.host_id),
-            heartbeat: raw.heartbeat.get(),
             volume_table,
             carcass_table,
             next_volume: VolumeId(at_most(raw.next_volume.get(), VOLUME_BLOCKS_MAX, "next_volume")?),

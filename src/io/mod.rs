@@ -28,7 +28,7 @@ mod memory;
 mod memory_storage;
 mod ring;
 
-pub use file::{FileStorage, OpenOptions, PoolClaim, PoolFile};
+pub use file::{FileStorage, OpenOptions, PoolClaim, PoolFile, leave_host};
 pub use freeze::Frozen;
 pub use mapped::MappedStorage;
 pub use mapping::{Mapping, shared_memory};

@@ -11,6 +11,7 @@ mod fio;
 mod fstab;
 mod full;
 mod growth;
+mod hosts;
 mod kill;
 mod power_cut;
 mod reclaim;
@@ -100,6 +101,7 @@ fn main() {
             dying::failed_writes_stop_the_pool_until_it_is_opened_anew();
         }),
         trial("disk_that_goes_away_hangs_nobody", EXT4, dying::disk_that_goes_away_hangs_nobody),
+        trial("two_hosts_do_not_share_a_pool", EXT4, hosts::two_hosts_do_not_share_a_pool),
         trial("writer_in_small_memory_hangs_nobody", EXT4, reclaim::writer_in_small_memory_hangs_nobody),
         trial("threads_wait_for_no_writeback_and_stay_in_memory", EXT4, || {
             reclaim::threads_wait_for_no_writeback_and_stay_in_memory();

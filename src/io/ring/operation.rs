@@ -25,11 +25,14 @@ const MAX_TRANSFER_BYTES: usize = 1 << 30;
 /// host that never recovers does not keep the thread busy for ever.
 const MAX_ATTEMPTS: u32 = 1000;
 
+/// What is done with a file before it is closed.
+pub(in crate::io) type Release = Box<dyn FnOnce(BorrowedFd<'_>)>;
+
 /// A file as the ring knows it: a registered one spares the kernel taking and dropping a reference at each operation.
 pub(in crate::io) struct RingFile {
     pub(super) fd: OwnedFd,
     pub(super) registered: Option<u32>,
-    pub(super) release: Option<fn(BorrowedFd<'_>)>,
+    pub(super) release: Option<Release>,
     pub(super) reactor: Weak<Inner>,
 }
 
@@ -42,7 +45,7 @@ impl RingFile {
 impl Drop for RingFile {
     fn drop(&mut self) {
         // Every operation on the file holds it, so none is left.
-        if let Some(release) = self.release {
+        if let Some(release) = self.release.take() {
             release(self.fd.as_fd());
         }
         if let (Some(index), Some(reactor)) = (self.registered, self.reactor.upgrade()) {
