@@ -16,7 +16,7 @@ use crate::engine::{
 };
 use crate::error::{Error, Result};
 use crate::format::{ATTRIBUTES_BYTES_MAX, Geometry, check_name};
-use crate::io::FileStorage;
+use crate::io::{FileStorage, PunchStatistics};
 use crate::units::VolumeId;
 
 /// An open pool and what surrounds it.
@@ -50,6 +50,9 @@ pub trait Medium: Storage + Clone {
 
     /// Bytes that the host can still give it; none when it has all it may have.
     fn host_free_bytes(&self) -> Option<u64>;
+
+    /// What giving space back to the host came to.
+    fn punching(&self) -> PunchStatistics;
 }
 
 impl Medium for FileStorage {
@@ -64,6 +67,10 @@ impl Medium for FileStorage {
     fn host_free_bytes(&self) -> Option<u64> {
         // A host that cannot say it is not taken for a full one.
         Self::host_free_bytes(self).unwrap_or_default()
+    }
+
+    fn punching(&self) -> PunchStatistics {
+        Self::punching(self)
     }
 }
 

@@ -114,6 +114,7 @@ pub(super) fn figures<S: Medium>(control: &Control<S>, io: &[(VolumeId, IoCounte
         since_ns: control.told.opened_ns,
         pool: pool_info(control),
         counters: control.pool.counters(),
+        punching: control.medium.punching(),
         volumes: volumes.collect(),
     }
 }

@@ -14,6 +14,7 @@ use prometheus_client::registry::{Registry, Unit};
 
 use super::protocol::{Figures, VolumeFigures};
 use crate::export::server::counters::{IoKind, KindCounters, LATENCY_BOUNDS_US};
+use crate::io::PUNCH_BOUNDS_US;
 
 /// Content type of what [`text`] makes.
 pub(super) const CONTENT_TYPE: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
@@ -121,7 +122,12 @@ impl Told {
             ),
             ("data_written", "Data written", counters.data_bytes_written),
         ];
-        encode_each(encoder, MetricType::Counter, Some(&Unit::Bytes), written)
+        encode_each(encoder, MetricType::Counter, Some(&Unit::Bytes), written)?;
+        let punching = &self.0.punching;
+        let help = "Calls that gave space back to the host; other I/O on the pool waits for each";
+        let family = encoder.encode_descriptor("punch", help, Some(&Unit::Seconds), MetricType::Histogram)?;
+        let sum = punching.total.as_secs_f64();
+        encode_histogram(family, sum, punching.calls, &PUNCH_BOUNDS_US, &punching.durations)
     }
 
     fn encode_volumes(&self, encoder: &mut DescriptorEncoder<'_>) -> fmt::Result {
@@ -150,11 +156,9 @@ impl Told {
         let help = "Latency of a volume's requests";
         let (unit, kind) = (Some(&Unit::Seconds), MetricType::Histogram);
         let mut family = encoder.encode_descriptor("volume_io_latency", help, unit, kind)?;
-        self.each_kind(&mut family, |mut encoder, counters| {
-            let bounds = LATENCY_BOUNDS_US.iter().map(|bound| *bound as f64 / 1e6).chain([f64::INFINITY]);
-            let buckets: Vec<(f64, u64)> = bounds.zip(counters.latencies).collect();
+        self.each_kind(&mut family, |encoder, counters| {
             let sum = counters.latency_ns as f64 / 1e9;
-            encoder.encode_histogram::<[(&str, &str); 0]>(sum, counters.operations, &buckets, None)
+            encode_histogram(encoder, sum, counters.operations, &LATENCY_BOUNDS_US, &counters.latencies)
         })
     }
 
@@ -183,6 +187,19 @@ impl Told {
         }
         Ok(())
     }
+}
+
+/// A histogram of durations: `counts` by `bounds_us`, and one more for what took longer.
+fn encode_histogram(
+    mut encoder: MetricEncoder<'_>,
+    sum_seconds: f64,
+    count: u64,
+    bounds_us: &[u64],
+    counts: &[u64],
+) -> fmt::Result {
+    let bounds = bounds_us.iter().map(|bound| *bound as f64 / 1e6).chain([f64::INFINITY]);
+    let buckets: Vec<(f64, u64)> = bounds.zip(counts.iter().copied()).collect();
+    encoder.encode_histogram::<[(&str, &str); 0]>(sum_seconds, count, &buckets, None)
 }
 
 /// Figures that have no labels of their own: name, help and value of each.
@@ -215,6 +232,7 @@ fn scrub_faults(figures: &Figures) -> u64 {
 mod tests {
     use super::*;
     use crate::daemon::protocol::{Pool, Threshold};
+    use crate::io::PunchStatistics;
 
     #[test]
     fn figures_become_metrics_with_labels_and_buckets() {
@@ -230,7 +248,8 @@ mod tests {
             thresholds: vec![Threshold { percent: 80, reached: true }, Threshold { percent: 90, reached: false }],
             ..Pool::default()
         };
-        let text = text(Figures { pool, volumes: vec![volume], ..Figures::default() });
+        let punching = PunchStatistics { calls: 5, durations: [1, 0, 0, 3, 1, 0, 0, 0], ..PunchStatistics::default() };
+        let text = text(Figures { pool, punching, volumes: vec![volume], ..Figures::default() });
         for line in [
             "# TYPE plywood_pool_used_bytes gauge",
             "plywood_pool_used_bytes{pool=\"main\"} 77",
@@ -243,6 +262,8 @@ mod tests {
             "plywood_volume_io_latency_seconds_bucket{pool=\"main\",le=\"0.00005\",volume=\"a \\\"b\\\"\",kind=\"read\"} 2",
             "plywood_volume_io_latency_seconds_bucket{pool=\"main\",le=\"+Inf\",volume=\"a \\\"b\\\"\",kind=\"read\"} 3",
             "plywood_checkpoints_total{pool=\"main\"} 0",
+            "plywood_punch_seconds_bucket{pool=\"main\",le=\"0.001\"} 4",
+            "plywood_punch_seconds_count{pool=\"main\"} 5",
         ] {
             assert!(text.lines().any(|found| found == line), "{line} is not in:\n{text}");
         }

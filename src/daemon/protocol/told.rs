@@ -7,6 +7,7 @@ use serde::{Deserialize, Serialize};
 use super::Pool;
 use crate::engine::Counters;
 use crate::export::server::counters::IoCounters;
+use crate::io::PunchStatistics;
 
 /// Something that has happened.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -110,6 +111,9 @@ pub struct Figures {
     pub pool: Pool,
     /// What the engine has done.
     pub counters: Counters,
+    /// What giving space back to the host came to.
+    #[serde(default)]
+    pub punching: PunchStatistics,
     /// The volumes that are in use, or were since then.
     pub volumes: Vec<VolumeFigures>,
 }

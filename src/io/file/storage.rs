@@ -15,7 +15,7 @@ use super::pool_file::{OpenOptions, PoolFile};
 use crate::engine::{Memory, Storage};
 use crate::error::{Error, Result};
 use crate::io::IoMemory;
-use crate::io::ring::{Operation, Reactor, Request, RingFile, Transfer};
+use crate::io::ring::{Operation, Punch, PunchPace, PunchStatistics, Reactor, Request, RingFile, Transfer};
 
 /// Zeros that an extension writes at a time: large, so that the host makes large extents; bounded, so that it does not
 /// fill the disk's queue before everybody else.
@@ -43,6 +43,7 @@ struct Shared {
     alignment: usize,
     size_bytes: Cell<u64>,
     zeros: OnceCell<IoMemory>,
+    pace: Rc<PunchPace>,
 }
 
 impl FileStorage {
@@ -67,6 +68,7 @@ impl FileStorage {
             alignment: parts.alignment,
             size_bytes: Cell::new(parts.size_bytes),
             zeros: OnceCell::new(),
+            pace: PunchPace::new(),
         };
         Self { shared: Rc::new(shared) }
     }
@@ -139,6 +141,11 @@ impl FileStorage {
         }
         let host = rustix::fs::fstatvfs(self.shared.file.fd())?;
         Ok(Some(host.f_bavail.saturating_mul(host.f_frsize)))
+    }
+
+    /// What punching came to since the file was opened. While it goes on nothing else does on the file.
+    pub fn punching(&self) -> PunchStatistics {
+        self.shared.pace.statistics()
     }
 
     /// Whether the claim of this host on a block device stays when the file goes: whoever opens the device next here
@@ -262,6 +269,8 @@ impl Storage for FileStorage {
     }
 
     fn punch(&self, range: Range<u64>) -> impl Future<Output = io::Result<()>> + 'static {
-        self.on_range(&range, || Request::Punch(Rc::clone(&self.shared.file), range.clone()))
+        self.on_range(&range, || {
+            Request::Punch(Punch::new(Rc::clone(&self.shared.file), range.clone(), Rc::clone(&self.shared.pace)))
+        })
     }
 }

@@ -14,6 +14,7 @@ use std::task::Waker;
 use io_uring::squeue::Entry;
 use io_uring::{opcode, types};
 
+use super::punch::Punch;
 use super::reactor::Inner;
 use crate::engine::Memory;
 use crate::io::IoMemory;
@@ -90,7 +91,7 @@ pub(in crate::io) enum Request {
     /// fdatasync.
     Sync(Rc<RingFile>),
     /// fallocate with FALLOC_FL_PUNCH_HOLE.
-    Punch(Rc<RingFile>, Range<u64>),
+    Punch(Punch),
     /// fallocate of the whole range if `allocate`, then zeros from `position` on, a buffer at a time.
     Extend {
         file: Rc<RingFile>,
@@ -131,13 +132,11 @@ impl Request {
             Self::Sync(file) => {
                 for_file!(file, |target| opcode::Fsync::new(target).flags(types::FsyncFlags::DATASYNC).build())
             }
-            Self::Punch(file, range) => {
+            Self::Punch(punch) => {
                 let mode = libc::FALLOC_FL_PUNCH_HOLE | libc::FALLOC_FL_KEEP_SIZE;
-                for_file!(file, |target| fallocate(
-                    opcode::Fallocate::new(target, range.end - range.start),
-                    range,
-                    mode
-                ))
+                let piece = punch.piece();
+                let len = piece.end - piece.start;
+                for_file!(punch.file, |target| fallocate(opcode::Fallocate::new(target, len), &piece, mode))
             }
             Self::Extend { file, range, allocate: true, .. } => {
                 for_file!(file, |target| fallocate(opcode::Fallocate::new(target, range.end - range.start), range, 0))
@@ -169,9 +168,8 @@ impl Request {
         match self {
             Self::Transfer(transfer) => transfer.complete(result),
             Self::Timeout(_) if result == -libc::ETIME => Step::Finished(Ok(())),
-            // A host that cannot punch keeps the blocks; the range reads as before.
-            Self::Punch(..) if -result == libc::EOPNOTSUPP => Step::Finished(Ok(())),
-            Self::Sync(_) | Self::Timeout(_) | Self::Punch(..) | Self::Ready(..) => Step::Finished(check(result)),
+            Self::Punch(punch) => punch.complete(result),
+            Self::Sync(_) | Self::Timeout(_) | Self::Ready(..) => Step::Finished(check(result)),
             Self::Extend { allocate: allocate @ true, range, .. } => match -result {
                 // Where the host cannot allocate ahead, writing the zeros does it.
                 0 | libc::EOPNOTSUPP if !range.is_empty() => {
