@@ -7,6 +7,7 @@
 mod containers;
 mod dying;
 mod fence;
+mod filling;
 mod fio;
 mod fstab;
 mod full;
@@ -114,6 +115,9 @@ fn main() {
         trial("damage_of_a_sealed_snapshot_is_an_error", EXT4, sealed::damage_is_an_error),
         trial("full_pool_lets_writes_wait_for_space", EXT4, full::writes_wait_for_space),
         trial("full_pool_refuses_writes_and_loses_nothing", EXT4, full::writes_fail_and_nothing_is_lost),
+        trial("random_writes_fill_the_pool", EXT4, filling::random_writes_fill_the_pool),
+        trial("random_writes_fill_the_host", EXT4, filling::random_writes_fill_the_host),
+        trial("full_host_lets_writes_wait_for_space", EXT4, filling::writes_wait_for_the_host),
         trial("deleted_files_give_space_back", EXT4, space::deleted_files_give_space_back),
         trial("fstrim_gives_space_back", EXT4, space::fstrim_gives_space_back),
         trial("deleted_volume_gives_space_back", EXT4, space::deleted_volume_gives_space_back),
