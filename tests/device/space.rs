@@ -2,9 +2,10 @@
 
 use std::fs;
 use std::path::Path;
+use std::process::Command;
 use std::time::Duration;
 
-use crate::support::command::{run, wait_until};
+use crate::support::command::{binary, run, shell, wait_until};
 use crate::support::pool::{TestPool, Transport};
 
 const FILE_BYTES: u64 = 256 << 20;
@@ -89,6 +90,63 @@ pub fn deleted_volume_gives_space_back() {
     pool.done("volume create other --size 1M");
     pool.attach("other");
     wait_for_space(&pool, full);
+    pool.done("detach other");
+    pool.stop();
+    pool.check();
+}
+
+/// Zeros that may be unmapped: fallocate(2) with FALLOC_FL_PUNCH_HOLE on a device.
+pub fn unmapped_zeros_give_space_back() {
+    let pool = TestPool::create("10G", Transport::Auto);
+    pool.done("volume create raw --size 1G --sector-size 4096");
+    let device = pool.attach("raw");
+    let half = FILE_BYTES / 2;
+    run(
+        "dd",
+        ["if=/dev/urandom", &format!("of={device}"), "bs=1M", &format!("count={}", FILE_BYTES >> 20), "oflag=direct"],
+    )
+    .expect();
+    let full = pool.host_bytes();
+    run("fallocate", ["--punch-hole", "--offset", "0", "--length", &half.to_string(), &device]).expect();
+    wait_until("space goes back to the host", LIMIT, || pool.host_bytes() + half - (32 << 20) <= full);
+    let own = pool.volume("raw")["own_bytes"].as_u64();
+    assert_eq!(own, Some(FILE_BYTES - half), "what was zeroed is not mapped, and nothing else");
+    let zeros = format!("cmp --bytes={half} {device} /dev/zero");
+    shell(&zeros).expect();
+    pool.done("detach raw");
+    pool.stop();
+    pool.check();
+}
+
+/// An import that is told to end takes away what it has made; what one that is killed leaves goes when the daemon starts
+/// again.
+pub fn interrupted_imports_give_space_back() {
+    let pool = TestPool::create("10G", Transport::Auto);
+    let source = pool.folder().join("source");
+    fs::create_dir(&source).expect("a folder");
+    for number in 0..4 {
+        write_large(&source.join(format!("large-{number}")));
+    }
+    pool.done("volume create other --size 1M");
+    pool.attach("other");
+    let order = format!("dir:{}", source.display());
+    for signal in ["-TERM", "-KILL"] {
+        let before = pool.host_bytes();
+        let mut import = Command::new(binary());
+        import.args(["image", "import", &order, "large"]).env("PLYWOOD_POOL", pool.file());
+        let mut import = import.spawn().expect("an import");
+        wait_until("the import has come some way", LIMIT, || pool.host_bytes() > before + FILE_BYTES);
+        run("kill", [signal.to_owned(), import.id().to_string()]).expect();
+        assert!(!import.wait().expect("its end").success(), "it was through already");
+        if signal == "-KILL" {
+            assert_eq!(pool.names().len(), 2, "what it was working on is left");
+            // Its mount went with it.
+            pool.stop();
+            pool.attach("other");
+        }
+        wait_until("nothing is left of it", LIMIT, || pool.names() == ["other"]);
+        wait_until("space goes back to the host", LIMIT, || pool.host_bytes() < before + (64 << 20));
+    }
     pool.done("detach other");
     pool.stop();
     pool.check();
