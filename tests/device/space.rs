@@ -1,5 +1,6 @@
 //! What is freed above goes back to the host below.
 
+use std::collections::BTreeSet;
 use std::fs;
 use std::path::Path;
 use std::process::Command;
@@ -118,6 +119,18 @@ pub fn unmapped_zeros_give_space_back() {
     pool.check();
 }
 
+/// Stops (SIGSTOP) an import where it copies the third file of `source`, or a later one.
+fn hold_in_third_file(import: u32, source: &Path) {
+    let mut seen = BTreeSet::new();
+    wait_until("the import copies its third file", LIMIT, || {
+        let open = fs::read_dir(format!("/proc/{import}/fd")).expect("it has not ended").flatten();
+        let files = open.filter_map(|file| fs::read_link(file.path()).ok());
+        seen.extend(files.filter(|file| file.parent() == Some(source)));
+        seen.len() >= 3
+    });
+    run("kill", ["-STOP".to_owned(), import.to_string()]).expect();
+}
+
 /// An import that is told to end takes away what it has made; what one that is killed leaves goes when the daemon starts
 /// again.
 pub fn interrupted_imports_give_space_back() {
@@ -135,8 +148,13 @@ pub fn interrupted_imports_give_space_back() {
         let mut import = Command::new(binary());
         import.args(["image", "import", &order, "large"]).env("PLYWOOD_POOL", pool.file());
         let mut import = import.spawn().expect("an import");
-        wait_until("the import has come some way", LIMIT, || pool.host_bytes() > before + FILE_BYTES);
-        run("kill", [signal.to_owned(), import.id().to_string()]).expect();
+        let kill = |signal: &str, process: u32| run("kill", [signal.to_owned(), process.to_string()]).expect();
+        hold_in_third_file(import.id(), &source);
+        run("sync", [] as [&str; 0]).expect();
+        assert!(pool.host_bytes() > before + FILE_BYTES, "it has come some way");
+        pool.refused("stop", &["import under way", "--force"]);
+        kill(signal, import.id());
+        kill("-CONT", import.id());
         assert!(!import.wait().expect("its end").success(), "it was through already");
         if signal == "-KILL" {
             assert_eq!(pool.names().len(), 2, "what it was working on is left");
