@@ -210,19 +210,40 @@ pub(super) fn list(context: &Context, volumes: Vec<Volume>) -> Result<()> {
     }
     let rows = volumes.into_iter().map(|volume| {
         let (kind, origin) = (kind(&volume).to_owned(), origin(&volume));
+        let [exclusive, age] = exclusive(&volume);
         vec![
             volume.name,
             kind,
             size::show(volume.size_bytes),
             size::show(volume.own_bytes),
+            exclusive,
+            age,
             size::show(volume.mapped_bytes),
             origin,
             created(volume.created_ns, "%Y-%m-%d %H:%M"),
             volume.device.map_or_else(|| "-".into(), |device| device.display().to_string()),
         ]
     });
-    let headings = ["NAME", "KIND", "VIRTUAL", "OWN", "MAPPED", "ORIGIN", "CREATED", "DEVICE"];
-    Ok(output::table(&headings, &["VIRTUAL", "OWN", "MAPPED"], rows.collect())?)
+    let headings = ["NAME", "KIND", "VIRTUAL", "OWN", "EXCLUSIVE", "AGE", "MAPPED", "ORIGIN", "CREATED", "DEVICE"];
+    Ok(output::table(&headings, &["VIRTUAL", "OWN", "EXCLUSIVE", "AGE", "MAPPED"], rows.collect())?)
+}
+
+/// What deleting it would free, and how old that figure is, for a table.
+pub(super) fn exclusive(volume: &Volume) -> [String; 2] {
+    let age = volume.exclusive_age_seconds.map(|age| if age == 0 { "now".into() } else { format!("{age} s") });
+    [volume.exclusive_bytes.map(size::show), age].map(|known| known.unwrap_or_else(|| "-".into()))
+}
+
+/// The same in words.
+fn exclusive_words(volume: &Volume) -> String {
+    let (Some(bytes), Some(age)) = (volume.exclusive_bytes, volume.exclusive_age_seconds) else {
+        return "not known yet".into();
+    };
+    let when = match volume.exclusive_unchanged_seconds {
+        Some(unchanged) => format!("so for {unchanged} s"),
+        None => format!("as it was {age} s ago"),
+    };
+    format!("{}, {when}", size::echo(bytes))
 }
 
 /// The origin, for a table.
@@ -253,6 +274,8 @@ pub(super) fn show(context: &Context, volume: &Volume) -> Result<()> {
         ("virtual size", size::echo(volume.size_bytes)),
         ("sector size", size::show(volume.sector_size.into())),
         ("own", size::echo(volume.own_bytes)),
+        ("exclusive", exclusive_words(volume)),
+        ("shared", volume.shared_bytes.map_or_else(|| "not known yet".into(), size::echo)),
         ("mapped", size::echo(volume.mapped_bytes)),
         ("quota", quota),
         ("when full", if volume.waits_when_full { "writes wait" } else { "writes fail" }.into()),

@@ -132,9 +132,14 @@ pub async fn execute<S: Medium>(control: &Control<S>, command: Command) -> Resul
             Ok(control.reply(pool.create_volume(new).await?))
         }
         Command::VolumeList => {
+            let ids: Vec<VolumeId> = pool.volumes().iter().map(|volume| volume.id).collect();
+            measure(control, &ids, LEAVES_FOR_A_LIST).await;
             Ok(Reply::Volumes(pool.volumes().into_iter().map(|volume| control.describe(volume)).collect()))
         }
-        Command::VolumeInfo { name } => Ok(control.reply(control.find(&name)?)),
+        Command::VolumeInfo { name } => {
+            measure(control, &[control.find(&name)?.id], u64::MAX).await;
+            Ok(control.reply(control.find(&name)?))
+        }
         Command::VolumeRename { name, to } => {
             check_name(&to)?;
             let volume = control.find(&name)?;
@@ -254,6 +259,10 @@ impl<S: Medium> Control<S> {
             depth: volume.depth,
             own_bytes: volume.own_bytes,
             mapped_bytes: volume.mapped_bytes,
+            exclusive_bytes: volume.exclusive.map(|exclusive| exclusive.bytes),
+            exclusive_age_seconds: volume.exclusive.map(|exclusive| exclusive.age_seconds),
+            exclusive_unchanged_seconds: volume.exclusive.and_then(|exclusive| exclusive.unchanged_seconds),
+            shared_bytes: volume.exclusive.map(|exclusive| volume.mapped_bytes.saturating_sub(exclusive.data_bytes)),
             quota_bytes: volume.quota_bytes,
             created_ns: volume.created,
             open: volume.open,
@@ -294,6 +303,16 @@ fn hello<S: Medium>(control: &Control<S>) -> Result<Reply> {
         front_pid,
         engine_pid,
     }))
+}
+
+/// Leaves that are read to list the volumes of a pool that no daemon serves: a second or so.
+const LEAVES_FOR_A_LIST: u64 = 20_000;
+
+/// Finds what volumes hold alone where no daemon does it in the background.
+async fn measure<S: Medium>(control: &Control<S>, ids: &[VolumeId], leaves_most: u64) {
+    if control.daemon.is_none() {
+        control.pool.measure_exclusive(ids, leaves_most).await;
+    }
 }
 
 async fn grow<S: Medium>(control: &Control<S>, size_bytes: u64) -> Result<()> {

@@ -105,6 +105,8 @@ pub(super) fn figures<S: Medium>(control: &Control<S>, io: &[(VolumeId, IoCounte
             size_bytes: volume.size_bytes,
             own_bytes: volume.own_bytes,
             mapped_bytes: volume.mapped_bytes,
+            exclusive_bytes: volume.exclusive.map(|exclusive| exclusive.bytes),
+            exclusive_age_seconds: volume.exclusive.map(|exclusive| exclusive.age_seconds),
             blocks_redirected: control.pool.blocks_redirected(*id),
             io: *io,
         })

@@ -497,6 +497,18 @@ pub struct Volume {
     pub own_bytes: u64,
     /// Bytes mapped, shared or not.
     pub mapped_bytes: u64,
+    /// What deleting it would free, with its map, record and attributes; none while that has not been found.
+    #[serde(default)]
+    pub exclusive_bytes: Option<u64>,
+    /// Seconds ago that this was so; 0: it is.
+    #[serde(default)]
+    pub exclusive_age_seconds: Option<u64>,
+    /// Where it is: seconds for which it has been this.
+    #[serde(default)]
+    pub exclusive_unchanged_seconds: Option<u64>,
+    /// Of what is mapped, what others hold too: deleting it would not free this. As old as what it would.
+    #[serde(default)]
+    pub shared_bytes: Option<u64>,
     /// Most own bytes; 0: no quota.
     pub quota_bytes: u64,
     /// Creation, in nanoseconds since 1970 UTC.

@@ -448,6 +448,9 @@ impl State {
             }
             let new = if let Some(record) = self.volumes.get(&id).map(|volume| volume.record.clone()) {
                 let (address, mirrored) = self.take_meta(2);
+                if let Some(volume) = self.volumes.get_mut(&id) {
+                    volume.record_blocks = 1 + u64::from(mirrored);
+                }
                 records.push((address, mirrored, record));
                 Entry::node(address, mirrored, 0, self.clock)
             } else {

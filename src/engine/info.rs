@@ -40,6 +40,8 @@ pub struct VolumeInfo {
     pub own_bytes: u64,
     /// Bytes mapped, shared ones included.
     pub mapped_bytes: u64,
+    /// What deleting it would free; none while that has not been found yet.
+    pub exclusive: Option<ExclusiveBytes>,
     /// Most own bytes; 0 for no limit.
     pub quota_bytes: u64,
     /// Time of creation in nanoseconds since 1970.
@@ -50,6 +52,19 @@ pub struct VolumeInfo {
     pub open: bool,
     /// Own and mapped bytes are exact: nothing that was cut out of it still waits to be counted.
     pub settled: bool,
+}
+
+/// What deleting a volume would free, found in the background.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+pub struct ExclusiveBytes {
+    /// All that would come free: data, map, record and attributes.
+    pub bytes: u64,
+    /// Of these, data: what it maps beyond is shared.
+    pub data_bytes: u64,
+    /// Seconds ago that this was so; 0 when nothing has happened since that could change it.
+    pub age_seconds: u64,
+    /// When it is exact: seconds for which it has been this.
+    pub unchanged_seconds: Option<u64>,
 }
 
 /// What a volume was made from.
@@ -153,7 +168,7 @@ impl<S: Storage> Pool<S> {
     /// All volumes, in the order of their creation.
     pub fn volumes(&self) -> Vec<VolumeInfo> {
         let state = self.inner.state.borrow();
-        state.volumes.keys().filter_map(|id| state.volume_info(*id).ok()).collect()
+        state.volumes.keys().filter_map(|id| state.volume_info(*id, self.inner.ticks.get()).ok()).collect()
     }
 
     /// Blocks of a volume that were redirected since the pool was opened, because they were shared.
@@ -172,17 +187,17 @@ impl<S: Storage> Pool<S> {
         let state = self.inner.state.borrow();
         let id = state.names.get(name).copied();
         let id = id.ok_or_else(|| Error::NotFound(format!("there is no volume named {name}")))?;
-        state.volume_info(id)
+        state.volume_info(id, self.inner.ticks.get())
     }
 
     /// The volume with id `id`.
     pub fn volume_by_id(&self, id: VolumeId) -> Result<VolumeInfo> {
-        self.inner.state.borrow().volume_info(id)
+        self.inner.state.borrow().volume_info(id, self.inner.ticks.get())
     }
 }
 
 impl State {
-    fn volume_info(&self, id: VolumeId) -> Result<VolumeInfo> {
+    fn volume_info(&self, id: VolumeId, now: u64) -> Result<VolumeInfo> {
         let volume = self.volume(id)?;
         let record = &volume.record;
         let origin = record.origin.map(|origin| Origin {
@@ -205,6 +220,7 @@ impl State {
             depth: record.depth,
             own_bytes: record.own_blocks * BLOCK_BYTES,
             mapped_bytes: record.mapped_blocks * BLOCK_BYTES,
+            exclusive: self.exclusive_bytes(id, now),
             quota_bytes: record.quota_bytes,
             created: record.created_time,
             waits_when_full: record.on_full == OnFull::Wait,

@@ -4,11 +4,14 @@ use serde_json::Value;
 
 use crate::scratch::Scratch;
 
-const VOLUME: [&str; 20] = [
+const VOLUME: [&str; 24] = [
     "created_ns",
     "depth",
     "device",
     "digest",
+    "exclusive_age_seconds",
+    "exclusive_bytes",
+    "exclusive_unchanged_seconds",
     "id",
     "mapped_bytes",
     "name",
@@ -20,6 +23,7 @@ const VOLUME: [&str; 20] = [
     "quota_bytes",
     "sealed",
     "sector_size",
+    "shared_bytes",
     "size_bytes",
     "snapshot",
     "uuid",
@@ -109,6 +113,10 @@ fn every_command_that_prints_data_has_a_version_and_its_fields() {
     assert_eq!(scratch.json("volume list --all")["volumes"].as_array().map(Vec::len), Some(3));
     assert_eq!(scratch.json("volume list")["volumes"].as_array().map(Vec::len), Some(2));
     assert_eq!(scratch.json("snapshot list two")["volumes"], serde_json::json!([]));
+
+    let empty = &scratch.json("volume info one")["volume"];
+    assert_eq!((&empty["exclusive_age_seconds"], &empty["shared_bytes"]), (&0.into(), &0.into()));
+    assert_eq!(empty["exclusive_bytes"], 8192, "its record, which is a pair");
 
     let info = scratch.json("pool info");
     assert_fields(&info, &["pool", "version"]);

@@ -115,6 +115,11 @@ fn main() {
         trial("deleted_files_give_space_back", EXT4, space::deleted_files_give_space_back),
         trial("fstrim_gives_space_back", EXT4, space::fstrim_gives_space_back),
         trial("deleted_volume_gives_space_back", EXT4, space::deleted_volume_gives_space_back),
+        trial(
+            "exclusive_bytes_are_known_within_ten_seconds_of_rest",
+            EXT4,
+            space::exclusive_bytes_are_known_within_ten_seconds_of_rest,
+        ),
         trial("attached_volume_grows", EXT4, growth::attached_volume_grows),
         trial("untouched_container_owns_next_to_nothing", CONTAINERS, containers::untouched_owns_next_to_nothing),
         trial("container_runs_and_is_dropped", CONTAINERS, containers::runs_and_is_dropped),
