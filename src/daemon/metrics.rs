@@ -51,10 +51,17 @@ impl Told {
     fn encode_space(&self, encoder: &mut DescriptorEncoder<'_>) -> fmt::Result {
         let pool = &self.0.pool;
         let host_free = pool.host_free_bytes.map(|free| ("host_free", "Free on the host's file system", free));
+        let counted = [
+            ("pool_kept", "Data that no volume owns any more", pool.kept_bytes),
+            ("pool_metadata", "Maps, records and attributes of volumes, and tables", pool.metadata_bytes),
+        ];
+        let counted = counted.into_iter().filter_map(|(name, help, bytes)| Some((name, help, bytes?)));
         let spaces = [
             ("pool_size", "Size of the pool", pool.size_bytes),
             ("pool_size_limit", "Size up to which the pool grows by itself; 0 when it does not", pool.size_limit_bytes),
             ("pool_used", "Allocated to data and metadata, as of the last checkpoint", pool.used_bytes),
+            ("pool_own", "Data that volumes own, as of the last checkpoint", pool.own_bytes),
+            ("pool_layout", "Superblocks, journal, and the space map of the groups in use", pool.layout_bytes),
             ("pool_free", "Free for data and metadata", pool.free_bytes),
             ("pool_reserve", "Kept back for metadata", pool.reserve_bytes),
             ("pool_virtual", "Sum of the virtual sizes of all volumes", pool.virtual_bytes),
@@ -62,7 +69,12 @@ impl Told {
             ("journal_size", "The journal ring", pool.journal_bytes),
             ("journal_used", "Part of the journal that is in use", pool.journal_used_bytes),
         ];
-        encode_each(encoder, MetricType::Gauge, Some(&Unit::Bytes), spaces.into_iter().chain(host_free))?;
+        encode_each(
+            encoder,
+            MetricType::Gauge,
+            Some(&Unit::Bytes),
+            spaces.into_iter().chain(counted).chain(host_free),
+        )?;
         let help = "Part of the space that pool and host can give that is used, in percent";
         encode_each(encoder, MetricType::Gauge, None, [("pool_filled_percent", help, pool.filled_percent)])?;
         let help = "Whether a threshold of used space is reached";

@@ -250,6 +250,7 @@ impl State {
         if entry.mirrored {
             self.count(PoolBlock(entry.address.0 + 1), -1);
         }
+        self.accounts.gave(1 + u64::from(entry.mirrored));
         self.cache.remove(entry.address);
         self.free_at_once(entry);
     }

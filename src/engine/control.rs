@@ -440,6 +440,7 @@ impl State {
     }
 
     pub(super) fn drop_attributes(&mut self, blocks: &[AttributeBlockRef]) {
+        self.accounts.gave(blocks.len() as u64);
         for block in blocks {
             self.count(block.address, -1);
         }
@@ -447,6 +448,7 @@ impl State {
 
     /// Counts blocks of attributes that a record names from now on.
     pub(super) fn adopt_attributes(&mut self, blocks: &[AttributeBlockRef]) {
+        self.accounts.took(blocks.len() as u64);
         for block in blocks {
             self.count(block.address, 1);
             self.allocator.consume(Run { start: block.address, count: 1 });

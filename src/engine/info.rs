@@ -89,6 +89,15 @@ pub struct PoolInfo {
     pub size_bytes: u64,
     /// Bytes of blocks in use as of the last checkpoint, the layout of the groups in use included.
     pub used_bytes: u64,
+    /// Of these, what the volumes own. Snapshots own nothing beside their volumes.
+    pub own_bytes: u64,
+    /// Of these, data that no volume owns: what snapshots keep, and what came from volumes that are gone. None while metadata
+    /// has not been counted, which a check does for a pool that an older build made.
+    pub kept_bytes: Option<u64>,
+    /// Of these, the volumes' maps, records and attributes, and tables.
+    pub metadata_bytes: Option<u64>,
+    /// Superblocks and journal, which stand before the first group: neither used nor free.
+    pub head_bytes: u64,
     /// Bytes taken by superblocks, journal and the groups' layout.
     pub layout_bytes: u64,
     /// Bytes of the journal ring.
@@ -136,12 +145,17 @@ impl<S: Storage> Pool<S> {
     pub fn info(&self) -> PoolInfo {
         let state = self.inner.state.borrow();
         let geometry = &state.geometry;
-        let layout: u64 = (0..state.groups_in_use).map(|group| geometry.layout_blocks(group)).sum();
+        let layout = state.layout_blocks();
+        let uses = state.uses(layout);
         PoolInfo {
             uuid: state.uuid,
             name: state.name.clone(),
             size_bytes: geometry.pool_blocks * BLOCK_BYTES,
             used_bytes: state.used_blocks * BLOCK_BYTES,
+            own_bytes: uses.own_blocks * BLOCK_BYTES,
+            kept_bytes: uses.kept_blocks.map(|blocks| blocks * BLOCK_BYTES),
+            metadata_bytes: uses.metadata_blocks.map(|blocks| blocks * BLOCK_BYTES),
+            head_bytes: geometry.first_group().0 * BLOCK_BYTES,
             layout_bytes: (layout + geometry.first_group().0) * BLOCK_BYTES,
             journal_bytes: geometry.journal_blocks * BLOCK_BYTES,
             journal_used_bytes: state.journal.used() * BLOCK_BYTES,

@@ -8,6 +8,7 @@ use std::collections::{BTreeMap, HashMap, VecDeque};
 
 use rustc_hash::FxHashMap;
 
+use super::accounts::Accounts;
 use super::bounds;
 use super::cache::NodeCache;
 use super::carcass_table::CARCASS_TABLE;
@@ -154,6 +155,8 @@ impl<S: Storage> Pool<S> {
         let mut state = self.inner.state.borrow_mut();
         state.carcass_blocks = blocks;
         state.join_families();
+        let own = state.own_of_volumes();
+        state.accounts.opened(own);
         Ok(())
     }
 
@@ -430,6 +433,7 @@ fn new_state(superblock: &Superblock, slot: Slot, log: Box<dyn PendingLog>, opti
         families: Families::default(),
         deleted: Vec::new(),
         used_blocks: superblock.used_blocks,
+        accounts: Accounts::new(superblock.metadata_blocks),
         carcasses: BTreeMap::new(),
         carcass_root: superblock.carcass_table,
         carcass_blocks: Vec::new(),

@@ -7,6 +7,7 @@ use std::rc::Rc;
 use rustc_hash::FxHashMap;
 use uuid::Uuid;
 
+use super::accounts::Accounts;
 use super::cache::NodeCache;
 use super::check::Pinned;
 use super::checksums::NewChecksums;
@@ -149,6 +150,7 @@ pub(super) struct State {
     pub(super) deleted: Vec<VolumeId>,
     /// Blocks in use as of the last checkpoint.
     pub(super) used_blocks: u64,
+    pub(super) accounts: Accounts,
     pub(super) carcasses: BTreeMap<CarcassKey, Waiting>,
     pub(super) carcass_root: Root,
     /// Blocks of the carcass table as of the last checkpoint: pages and the nodes above them.

@@ -176,6 +176,7 @@ impl State {
             if entry.mirrored {
                 self.count(entry.address.plus(1), -1);
             }
+            self.accounts.gave(1 + u64::from(entry.mirrored));
             self.cache.remove(entry.address);
         } else {
             self.count_children(&node, 1);
@@ -209,6 +210,7 @@ impl State {
         if mirrored {
             self.count(address.plus(1), 1);
         }
+        self.accounts.took(1 + u64::from(mirrored));
         (address, mirrored)
     }
 
@@ -218,6 +220,7 @@ impl State {
         if entry.mirrored {
             self.count(entry.address.plus(1), -1);
         }
+        self.accounts.gave(1 + u64::from(entry.mirrored));
         self.cache.remove(entry.address);
     }
 

@@ -31,7 +31,7 @@ const VOLUME: [&str; 24] = [
     "waits_when_full",
 ];
 
-const POOL: [&str; 33] = [
+const POOL: [&str; 38] = [
     "attached",
     "background",
     "carcasses",
@@ -42,12 +42,17 @@ const POOL: [&str; 33] = [
     "free_bytes",
     "front_pid",
     "generation",
+    "head_bytes",
     "host_bytes",
     "host_free_bytes",
     "journal_bytes",
     "journal_used_bytes",
+    "kept_bytes",
     "layout_bytes",
+    "live_bytes",
+    "metadata_bytes",
     "name",
+    "own_bytes",
     "path",
     "poisoned",
     "recovered",

@@ -1,11 +1,16 @@
 //! What volumes are said to hold alone, held against what their deletion frees.
 
+use std::collections::BTreeSet;
+
 use futures_lite::future::yield_now;
 
 use crate::engine::Pool;
+use crate::engine::state::{Need, State};
 use crate::engine::tests::{fill, new_clone, new_snapshot, new_volume, with_image, with_pool};
+use crate::engine::tree::entry_span;
+use crate::format::{Entry, EntryKind, Place};
 use crate::io::MemoryStorage;
-use crate::units::{BLOCK_BYTES, VolumeId};
+use crate::units::{BLOCK_BYTES, PoolBlock, VirtualBlock, VolumeId};
 
 const MIB: u64 = 1 << 20;
 /// Four parts.
@@ -91,6 +96,7 @@ impl Churn {
     /// Deletes one volume and compares.
     async fn delete_one(&mut self, pool: &Pool<MemoryStorage>) {
         rest(pool).await;
+        assert_sums(pool).await;
         let all: Vec<VolumeId> = self.volumes.iter().chain(&self.snapshots).copied().collect();
         pool.measure_exclusive(&all, u64::MAX).await;
         for id in &all {
@@ -109,6 +115,63 @@ impl Churn {
         self.volumes.retain(|other| *other != id);
         self.snapshots.retain(|other| *other != id);
     }
+}
+
+/// What the pool says that its blocks are for is what a walk over all volumes finds.
+async fn assert_sums(pool: &Pool<MemoryStorage>) {
+    let info = pool.info();
+    let (mut all, mut own) = (BTreeSet::new(), BTreeSet::new());
+    let (mut own_of_all, mut nodes) = (0, BTreeSet::new());
+    for volume in pool.volumes() {
+        let created_at = pool.inner.state.borrow().volume(volume.id).unwrap().record.created_at;
+        let mapped = mapped(pool, volume.id, &mut nodes).await;
+        let owned = mapped.iter().filter(|entry| entry.birth >= created_at).map(|entry| entry.address);
+        let owned: BTreeSet<PoolBlock> = owned.collect();
+        assert_eq!(volume.own_bytes, owned.len() as u64 * BLOCK_BYTES, "{volume:?}");
+        assert_eq!(volume.mapped_bytes, mapped.len() as u64 * BLOCK_BYTES, "{volume:?}");
+        all.extend(mapped.iter().map(|entry| entry.address));
+        if !volume.read_only {
+            own_of_all += owned.len() as u64 * BLOCK_BYTES;
+            own.extend(owned);
+        }
+    }
+    assert_eq!(own.len() as u64 * BLOCK_BYTES, own_of_all, "no block is two volumes' own");
+    assert_eq!(info.own_bytes, own_of_all);
+    let kept = all.difference(&own).count() as u64 * BLOCK_BYTES;
+    assert_eq!(info.kept_bytes, Some(kept));
+    let metadata = info.metadata_bytes.expect("it is counted from the beginning");
+    let records: u64 = pool.inner.state.borrow().volumes.values().map(|volume| volume.record_blocks).sum();
+    let tables = metadata / BLOCK_BYTES - nodes.len() as u64 - records;
+    assert!(tables <= 4, "one table of one level, and one that may be there: {tables}");
+    assert_eq!(info.used_bytes, own_of_all + kept + metadata + info.layout_bytes - info.head_bytes);
+}
+
+/// Everything that a volume maps; its nodes' blocks are added to `nodes`.
+async fn mapped(pool: &Pool<MemoryStorage>, id: VolumeId, nodes: &mut BTreeSet<PoolBlock>) -> Vec<Entry> {
+    let root = pool.inner.state.borrow().volume(id).unwrap().record.root;
+    let (mut waiting, mut found) = (vec![(root.entry, root.level, 0)], Vec::new());
+    while let Some((entry, level, first)) = waiting.pop() {
+        match entry.kind {
+            EntryKind::Hole => continue,
+            EntryKind::Block => {
+                found.push(entry);
+                continue;
+            }
+            EntryKind::Node => {}
+        }
+        nodes.extend((0..=u64::from(entry.mirrored)).map(|copy| entry.address.plus(copy)));
+        let place = Place::Node { level, first: VirtualBlock(first) };
+        let Entry { address, mirrored, checksum, .. } = entry;
+        let node = |state: &mut State| match state.cache.node_at(address, place) {
+            Some(node) => Ok(node.clone()),
+            None => Err(Need::Node { address, mirrored, checksum, place }),
+        };
+        let node = pool.attempt(node).await.unwrap();
+        let span = entry_span(level);
+        waiting
+            .extend((0..256).map(|index| (node.entry(index as usize), level.saturating_sub(1), first + index * span)));
+    }
+    found
 }
 
 /// Nothing waits any more, and a checkpoint says so.
