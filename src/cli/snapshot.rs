@@ -98,8 +98,7 @@ pub fn run(context: &Context, command: SnapshotCommand) -> Result<()> {
         SnapshotCommand::Delete { names, yes } => {
             for name in &names {
                 let name = name.text()?;
-                let own = size::show(client.volume(&name)?.own_bytes);
-                confirm(&format!("delete snapshot {name} ({own} of its own)?"), yes)?;
+                confirm(&format!("delete snapshot {name}{}?", volume::frees(&client.volume(&name)?)), yes)?;
                 client.call(Command::SnapshotDelete { name: name.clone() })?;
                 volume::done(context, "deleted", &name)?;
             }

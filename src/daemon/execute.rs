@@ -158,6 +158,11 @@ pub async fn execute<S: Medium>(control: &Control<S>, command: Command) -> Resul
             pool.verify_volume_on_read(volume.id, on).await?;
             Ok(control.reply(pool.volume_by_id(volume.id)?))
         }
+        Command::VolumeZeroes { name, detect } => {
+            let volume = control.find(&name)?;
+            pool.detect_zeroes(volume.id, detect).await?;
+            Ok(control.reply(pool.volume_by_id(volume.id)?))
+        }
         Command::SnapshotSeal { name } => {
             let snapshot = control.find(&name)?;
             require_snapshot(&snapshot)?;
@@ -253,6 +258,7 @@ impl<S: Medium> Control<S> {
             sealed: volume.sealed,
             digest: volume.digest.map(hex::encode),
             verify_on_read: volume.verify_on_read,
+            detect_zeroes: volume.detect_zeroes,
             waits_when_full: volume.waits_when_full,
             origin,
             origin_uuid,

@@ -202,6 +202,13 @@ pub enum Command {
         /// Whether to.
         on: bool,
     },
+    /// Unmaps blocks that are written as zeros, or no longer. Answer: [`Reply::Volume`].
+    VolumeZeroes {
+        /// The volume.
+        name: String,
+        /// Whether to.
+        detect: bool,
+    },
     /// What writes do when the pool is full. Answer: [`Reply::Volume`].
     VolumeOnFull {
         /// The volume.
@@ -349,6 +356,7 @@ impl Command {
             Self::VolumeDelete { name } => pair("volume delete", name),
             Self::VolumeProtect { name, .. } => pair("volume protect", name),
             Self::VolumeVerify { name, .. } => pair("volume verify-on-read", name),
+            Self::VolumeZeroes { name, .. } => pair("volume detect-zeroes", name),
             Self::VolumeOnFull { name, .. } => pair("volume on-full", name),
             Self::VolumeQuota { name, .. } => pair("volume quota", name),
             Self::SnapshotSeal { name } => pair("snapshot seal", name),
@@ -487,6 +495,9 @@ pub struct Volume {
     /// Whether sealed blocks are verified when they are read through it.
     #[serde(default)]
     pub verify_on_read: bool,
+    /// Whether blocks that are written as zeros are unmapped instead of stored.
+    #[serde(default)]
+    pub detect_zeroes: bool,
     /// Name of the volume or snapshot it was made from; none when it was made empty, or its origin is deleted.
     pub origin: Option<String>,
     /// Identity of its origin, deleted or not.

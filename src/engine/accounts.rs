@@ -16,6 +16,8 @@ pub(super) struct Instant {
     /// Blocks of metadata taken since the pool was opened, less those given up.
     change: i64,
     own_blocks: u64,
+    /// Of the groups in use then.
+    layout_blocks: u64,
 }
 
 /// Blocks by what they are for.
@@ -32,9 +34,9 @@ impl Accounts {
         Self { opened_with: metadata_blocks, ..Self::default() }
     }
 
-    /// What the volumes own in the checkpoint that was found.
-    pub(super) fn opened(&mut self, own_blocks: u64) {
-        self.last.own_blocks = own_blocks;
+    /// What the checkpoint holds that was found.
+    pub(super) fn opened(&mut self, own_blocks: u64, layout_blocks: u64) {
+        self.last = Instant { change: 0, own_blocks, layout_blocks };
     }
 
     /// Blocks became metadata.
@@ -52,8 +54,8 @@ impl Accounts {
         self.opened_with.map(|blocks| blocks.saturating_add_signed(self.change))
     }
 
-    pub(super) fn instant(&self, own_blocks: u64) -> Instant {
-        Instant { change: self.change, own_blocks }
+    pub(super) fn instant(&self, own_blocks: u64, layout_blocks: u64) -> Instant {
+        Instant { change: self.change, own_blocks, layout_blocks }
     }
 
     pub(super) fn checkpointed(&mut self, instant: Instant) {
@@ -79,6 +81,7 @@ pub(super) struct Uses {
     /// None while metadata has not been counted.
     pub(super) kept_blocks: Option<u64>,
     pub(super) metadata_blocks: Option<u64>,
+    pub(super) layout_blocks: u64,
 }
 
 impl State {
@@ -94,11 +97,11 @@ impl State {
     }
 
     /// What the blocks are for that the last checkpoint counts.
-    pub(super) fn uses(&self, layout_blocks: u64) -> Uses {
-        let Instant { change, own_blocks } = self.accounts.last;
+    pub(super) fn uses(&self) -> Uses {
+        let Instant { change, own_blocks, layout_blocks } = self.accounts.last;
         let metadata_blocks = self.accounts.opened_with.map(|blocks| blocks.saturating_add_signed(change));
         let kept_blocks = metadata_blocks
             .map(|metadata| self.used_blocks.saturating_sub(layout_blocks).saturating_sub(metadata + own_blocks));
-        Uses { own_blocks, kept_blocks, metadata_blocks }
+        Uses { own_blocks, kept_blocks, metadata_blocks, layout_blocks }
     }
 }

@@ -506,7 +506,7 @@ impl State {
             metadata_blocks: self.accounts.metadata_blocks(),
             group_index: self.index_refs.clone(),
         };
-        let instant = self.accounts.instant(self.own_of_volumes());
+        let instant = self.accounts.instant(self.own_of_volumes(), self.layout_blocks());
         Ok(Image { lsn: superblock.lsn, position, nodes, records, carcasses, superblock, instant })
     }
 

@@ -48,6 +48,8 @@ pub struct VolumeInfo {
     pub created: u64,
     /// Writes wait when the pool is full; else they fail at once.
     pub waits_when_full: bool,
+    /// Blocks written as zeros are unmapped.
+    pub detect_zeroes: bool,
     /// It is in use.
     pub open: bool,
     /// Own and mapped bytes are exact: nothing that was cut out of it still waits to be counted.
@@ -98,7 +100,7 @@ pub struct PoolInfo {
     pub metadata_bytes: Option<u64>,
     /// Superblocks and journal, which stand before the first group: neither used nor free.
     pub head_bytes: u64,
-    /// Bytes taken by superblocks, journal and the groups' layout.
+    /// Bytes taken by superblocks, journal and the layout of the groups in use as of the last checkpoint.
     pub layout_bytes: u64,
     /// Bytes of the journal ring.
     pub journal_bytes: u64,
@@ -145,8 +147,7 @@ impl<S: Storage> Pool<S> {
     pub fn info(&self) -> PoolInfo {
         let state = self.inner.state.borrow();
         let geometry = &state.geometry;
-        let layout = state.layout_blocks();
-        let uses = state.uses(layout);
+        let uses = state.uses();
         PoolInfo {
             uuid: state.uuid,
             name: state.name.clone(),
@@ -156,7 +157,7 @@ impl<S: Storage> Pool<S> {
             kept_bytes: uses.kept_blocks.map(|blocks| blocks * BLOCK_BYTES),
             metadata_bytes: uses.metadata_blocks.map(|blocks| blocks * BLOCK_BYTES),
             head_bytes: geometry.first_group().0 * BLOCK_BYTES,
-            layout_bytes: (layout + geometry.first_group().0) * BLOCK_BYTES,
+            layout_bytes: (uses.layout_blocks + geometry.first_group().0) * BLOCK_BYTES,
             journal_bytes: geometry.journal_blocks * BLOCK_BYTES,
             journal_used_bytes: state.journal.used() * BLOCK_BYTES,
             ready_bytes: state.allocator.free() * BLOCK_BYTES,
@@ -238,6 +239,7 @@ impl State {
             quota_bytes: record.quota_bytes,
             created: record.created_time,
             waits_when_full: record.on_full == OnFull::Wait,
+            detect_zeroes: record.flags.detect_zeroes,
             open: volume.open > 0,
             settled: !self.carcasses.values().any(|waiting| waiting.carcass.account),
         })

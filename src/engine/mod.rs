@@ -59,6 +59,7 @@ mod tree;
 mod verify;
 mod volume;
 mod write;
+mod zeroes;
 
 pub use control::NewVolume;
 pub use counters::{Activity, Counters};

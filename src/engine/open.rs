@@ -155,8 +155,8 @@ impl<S: Storage> Pool<S> {
         let mut state = self.inner.state.borrow_mut();
         state.carcass_blocks = blocks;
         state.join_families();
-        let own = state.own_of_volumes();
-        state.accounts.opened(own);
+        let (own, layout) = (state.own_of_volumes(), state.layout_blocks());
+        state.accounts.opened(own, layout);
         Ok(())
     }
 

@@ -104,7 +104,11 @@ impl<S: Storage> Pool<S> {
                 uuid: made.uuid,
                 name: made.name,
                 size_bytes: made.size_bytes.unwrap_or(from.size_bytes),
-                flags: VolumeFlags { read_only: made.read_only, ..VolumeFlags::default() },
+                flags: VolumeFlags {
+                    read_only: made.read_only,
+                    detect_zeroes: from.flags.detect_zeroes,
+                    ..VolumeFlags::default()
+                },
                 created_at: if made.read_only { from.created_at } else { clock },
                 shared_at: clock,
                 rolled_at: if made.read_only { from.rolled_at } else { Clock(0) },

@@ -4,9 +4,10 @@ use serde_json::Value;
 
 use crate::scratch::Scratch;
 
-const VOLUME: [&str; 24] = [
+const VOLUME: [&str; 25] = [
     "created_ns",
     "depth",
+    "detect_zeroes",
     "device",
     "digest",
     "exclusive_age_seconds",

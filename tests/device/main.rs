@@ -120,6 +120,11 @@ fn main() {
             EXT4,
             space::exclusive_bytes_are_known_within_ten_seconds_of_rest,
         ),
+        trial(
+            "zeros_are_not_stored_where_they_are_detected",
+            EXT4,
+            space::zeros_are_not_stored_where_they_are_detected,
+        ),
         trial("attached_volume_grows", EXT4, growth::attached_volume_grows),
         trial("untouched_container_owns_next_to_nothing", CONTAINERS, containers::untouched_owns_next_to_nothing),
         trial("container_runs_and_is_dropped", CONTAINERS, containers::runs_and_is_dropped),

@@ -127,3 +127,26 @@ pub fn exclusive_bytes_are_known_within_ten_seconds_of_rest() {
     pool.stop();
     pool.check();
 }
+
+/// dd from /dev/zero gives back what it writes over; without the option it takes it again.
+pub fn zeros_are_not_stored_where_they_are_detected() {
+    let pool = TestPool::create("1G", Transport::Auto);
+    pool.done("volume create sparse --size 64M --detect-zeroes");
+    let device = pool.attach("sparse");
+    let write = |from: &str| {
+        let (from, to) = (format!("if={from}"), format!("of={device}"));
+        run("dd", [&from, &to, "bs=1M", "count=16", "oflag=direct"]).expect();
+        run("sync", [&device]).expect();
+    };
+    let own = || pool.volume("sparse")["own_bytes"].as_u64().expect("a number");
+    write("/dev/urandom");
+    assert_eq!(own(), 16 << 20);
+    write("/dev/zero");
+    assert_eq!(own(), 0);
+    pool.done("volume detect-zeroes sparse --off");
+    write("/dev/zero");
+    assert_eq!(own(), 16 << 20);
+    pool.done("detach sparse");
+    pool.stop();
+    pool.check();
+}

@@ -1,15 +1,17 @@
 //! What volumes are said to hold alone, held against what their deletion frees.
 
 use std::collections::BTreeSet;
+use std::future::Future;
 
-use futures_lite::future::yield_now;
+use async_executor::LocalExecutor;
+use futures_lite::future::{block_on, yield_now, zip};
 
-use crate::engine::Pool;
 use crate::engine::state::{Need, State};
 use crate::engine::tests::{fill, new_clone, new_snapshot, new_volume, with_image, with_pool};
 use crate::engine::tree::entry_span;
+use crate::engine::{OpenOptions, Pool, PrivateLog};
 use crate::format::{Entry, EntryKind, Place};
-use crate::io::MemoryStorage;
+use crate::io::{MemoryImage, MemoryStorage};
 use crate::units::{BLOCK_BYTES, PoolBlock, VirtualBlock, VolumeId};
 
 const MIB: u64 = 1 << 20;
@@ -311,4 +313,80 @@ fn volume_that_was_never_shared_is_known_by_its_upper_nodes() {
         rest(&pool).await;
         assert_eq!(used - pool.info().used_bytes, found.bytes);
     });
+}
+
+/// A chain, root, first, middle, second, with two branches at its end; each layer has overwritten a part of the one below.
+async fn chain(pool: &Pool<MemoryStorage>) {
+    let write = async |id: VolumeId, from: u64, to: u64, byte: u8| {
+        for at in from..to {
+            fill(pool, id, at * MIB, 8192, byte).await;
+        }
+    };
+    let root = pool.create_volume(new_volume("root", VOLUME_BYTES)).await.unwrap().id;
+    write(root, 0, 800, 1).await;
+    let first = pool.create_snapshot(root, new_snapshot("first")).await.unwrap().id;
+    write(root, 0, 300, 2).await;
+    let middle = pool.create_clone(first, new_clone("middle")).await.unwrap().id;
+    write(middle, 200, 500, 3).await;
+    let second = pool.create_snapshot(middle, new_snapshot("second")).await.unwrap().id;
+    write(middle, 400, 600, 4).await;
+    for (name, from) in [("left", 100), ("right", 450)] {
+        let branch = pool.create_clone(second, new_clone(name)).await.unwrap().id;
+        write(branch, from, from + 250, 5).await;
+    }
+}
+
+/// Runs a test's body on a pool that takes nothing apart by itself.
+fn without_worker<T, F: Future<Output = T>>(
+    image: MemoryImage,
+    session: u128,
+    body: impl FnOnce(Pool<MemoryStorage>) -> F,
+) -> T {
+    let storage = MemoryStorage::from_image(image);
+    let executor = LocalExecutor::new();
+    block_on(executor.run(async {
+        let log = Box::new(PrivateLog::new(session));
+        let pool = Pool::open(storage, log, OpenOptions::default()).await.unwrap();
+        let background = pool.clone();
+        let task = executor.spawn(async move { zip(background.run_commits(), background.run_checkpoints()).await });
+        let done = body(pool).await;
+        drop(task);
+        done
+    }))
+}
+
+/// Each deletion is cut short, the engine ends without a checkpoint, and the next one goes on.
+#[test]
+fn deletion_in_the_middle_at_a_branch_and_at_the_root_frees_what_nothing_else_holds() {
+    let mut image = with_pool(|pool| async move {
+        chain(&pool).await;
+        rest(&pool).await;
+        pool.inner.storage.snapshot_image()
+    });
+    let mut resumed = 0;
+    // The middle of the chain, where it branches, its root, and then from all sides.
+    let victims = ["first", "second", "root", "middle", "right", "left"];
+    for (life, name) in victims.into_iter().enumerate() {
+        let session = 2 * life as u128 + 2;
+        let (left, cut) = without_worker(image, session, |pool| async move {
+            let id = pool.volume(name).unwrap().id;
+            pool.measure_exclusive(&[id], u64::MAX).await;
+            let exclusive = pool.volume(name).unwrap().exclusive.expect("it was measured");
+            let left = pool.info().used_bytes - exclusive.bytes;
+            pool.delete_volume(id).await.unwrap();
+            pool.eat_something().await.unwrap();
+            pool.checkpoint().await.unwrap();
+            (left, pool.inner.storage.snapshot_image())
+        });
+        let rested;
+        (rested, image) = with_image(cut, session + 1, |pool| async move {
+            let resumed = pool.counters().carcasses_resumed;
+            rest(&pool).await;
+            assert_sums(&pool).await;
+            assert_eq!(pool.info().used_bytes, left, "{name} frees what it alone held");
+            (resumed, pool.inner.storage.snapshot_image())
+        });
+        resumed += rested;
+    }
+    assert!(resumed >= victims.len() as u64, "some deletion was not cut short");
 }

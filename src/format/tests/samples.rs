@@ -149,6 +149,7 @@ pub(in crate::format) fn volume_record(random: &mut Rng) -> VolumeRecord {
             skip_activation: random.bool(),
             verify_on_read: random.bool(),
             ephemeral: random.bool(),
+            detect_zeroes: random.bool(),
         },
         root: root(random),
         created_at: clock(random),
