@@ -33,8 +33,8 @@ pub(super) fn text(figures: Figures) -> String {
     text
 }
 
-/// One figure of a volume.
-type Value = fn(&VolumeFigures) -> u64;
+/// One figure of a volume; none where it is not known.
+type Value = fn(&VolumeFigures) -> Option<u64>;
 
 #[derive(Debug)]
 struct Told(Figures);
@@ -52,10 +52,17 @@ impl Told {
     fn encode_space(&self, encoder: &mut DescriptorEncoder<'_>) -> fmt::Result {
         let pool = &self.0.pool;
         let host_free = pool.host_free_bytes.map(|free| ("host_free", "Free on the host's file system", free));
+        let counted = [
+            ("pool_kept", "Data that no volume owns any more", pool.kept_bytes),
+            ("pool_metadata", "Maps, records and attributes of volumes, and tables", pool.metadata_bytes),
+        ];
+        let counted = counted.into_iter().filter_map(|(name, help, bytes)| Some((name, help, bytes?)));
         let spaces = [
             ("pool_size", "Size of the pool", pool.size_bytes),
             ("pool_size_limit", "Size up to which the pool grows by itself; 0 when it does not", pool.size_limit_bytes),
             ("pool_used", "Allocated to data and metadata, as of the last checkpoint", pool.used_bytes),
+            ("pool_own", "Data that volumes own, as of the last checkpoint", pool.own_bytes),
+            ("pool_layout", "Superblocks, journal, and the space map of the groups in use", pool.layout_bytes),
             ("pool_free", "Free for data and metadata", pool.free_bytes),
             ("pool_reserve", "Kept back for metadata", pool.reserve_bytes),
             ("pool_virtual", "Sum of the virtual sizes of all volumes", pool.virtual_bytes),
@@ -63,7 +70,12 @@ impl Told {
             ("journal_size", "The journal ring", pool.journal_bytes),
             ("journal_used", "Part of the journal that is in use", pool.journal_used_bytes),
         ];
-        encode_each(encoder, MetricType::Gauge, Some(&Unit::Bytes), spaces.into_iter().chain(host_free))?;
+        encode_each(
+            encoder,
+            MetricType::Gauge,
+            Some(&Unit::Bytes),
+            spaces.into_iter().chain(counted).chain(host_free),
+        )?;
         let help = "Part of the space that pool and host can give that is used, in percent";
         encode_each(encoder, MetricType::Gauge, None, [("pool_filled_percent", help, pool.filled_percent)])?;
         let help = "Whether a threshold of used space is reached";
@@ -131,15 +143,23 @@ impl Told {
     }
 
     fn encode_volumes(&self, encoder: &mut DescriptorEncoder<'_>) -> fmt::Result {
-        let sizes: [(&str, &str, Value); 3] = [
-            ("volume_size", "Virtual size", |volume| volume.size_bytes),
-            ("volume_own", "Written since the volume's creation and still mapped", |volume| volume.own_bytes),
-            ("volume_mapped", "Mapped, shared or not", |volume| volume.mapped_bytes),
+        let (bytes, seconds) = (Unit::Bytes, Unit::Seconds);
+        let sizes: [(&str, &str, &Unit, Value); 5] = [
+            ("volume_size", "Virtual size", &bytes, |volume| Some(volume.size_bytes)),
+            ("volume_own", "Written since the volume's creation and still mapped", &bytes, |volume| {
+                Some(volume.own_bytes)
+            }),
+            ("volume_mapped", "Mapped, shared or not", &bytes, |volume| Some(volume.mapped_bytes)),
+            ("volume_exclusive", "What deleting the volume would free", &bytes, |volume| volume.exclusive_bytes),
+            ("volume_exclusive_age", "How long ago deleting it would have freed that", &seconds, |volume| {
+                volume.exclusive_age_seconds
+            }),
         ];
-        for (name, help, value) in sizes {
-            let mut family = encoder.encode_descriptor(name, help, Some(&Unit::Bytes), MetricType::Gauge)?;
+        for (name, help, unit, value) in sizes {
+            let mut family = encoder.encode_descriptor(name, help, Some(unit), MetricType::Gauge)?;
             for volume in &self.0.volumes {
-                gauge(value(volume)).encode(family.encode_family(&[("volume", volume.name.as_str())])?)?;
+                let Some(value) = value(volume) else { continue };
+                gauge(value).encode(family.encode_family(&[("volume", volume.name.as_str())])?)?;
             }
         }
         let help = "Blocks of a volume that were redirected because they were shared";
@@ -236,7 +256,12 @@ mod tests {
 
     #[test]
     fn figures_become_metrics_with_labels_and_buckets() {
-        let mut volume = VolumeFigures { name: "a \"b\"".into(), own_bytes: 8192, ..VolumeFigures::default() };
+        let mut volume = VolumeFigures {
+            name: "a \"b\"".into(),
+            own_bytes: 8192,
+            exclusive_bytes: Some(4096),
+            ..VolumeFigures::default()
+        };
         volume.io.read.operations = 3;
         volume.io.read.bytes = 12288;
         volume.io.read.latency_ns = 1_500_000;
@@ -255,6 +280,7 @@ mod tests {
             "plywood_pool_used_bytes{pool=\"main\"} 77",
             "plywood_threshold_reached{pool=\"main\",percent=\"80\"} 1",
             "plywood_threshold_reached{pool=\"main\",percent=\"90\"} 0",
+            "plywood_volume_exclusive_bytes{pool=\"main\",volume=\"a \\\"b\\\"\"} 4096",
             "plywood_volume_own_bytes{pool=\"main\",volume=\"a \\\"b\\\"\"} 8192",
             "plywood_volume_io_bytes_total{pool=\"main\",volume=\"a \\\"b\\\"\",kind=\"read\"} 12288",
             "plywood_volume_io_latency_seconds_sum{pool=\"main\",volume=\"a \\\"b\\\"\",kind=\"read\"} 0.0015",

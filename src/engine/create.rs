@@ -84,6 +84,7 @@ impl<S: Storage> Pool<S> {
             scrub: ScrubState::default(),
             volume_count: 0,
             used_blocks: 0,
+            metadata_blocks: Some(0),
             group_index: Vec::new(),
         };
         let memory = to_memory(storage, &superblock.encode());

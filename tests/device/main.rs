@@ -123,6 +123,12 @@ fn main() {
         trial("deleted_volume_gives_space_back", EXT4, space::deleted_volume_gives_space_back),
         trial("unmapped_zeros_give_space_back", EXT4, space::unmapped_zeros_give_space_back),
         trial("interrupted_imports_give_space_back", EXT4, space::interrupted_imports_give_space_back),
+        trial("exclusive_bytes_are_known_at_rest", EXT4, space::exclusive_bytes_are_known_at_rest),
+        trial(
+            "zeros_are_not_stored_where_they_are_detected",
+            EXT4,
+            space::zeros_are_not_stored_where_they_are_detected,
+        ),
         trial("attached_volume_grows", EXT4, growth::attached_volume_grows),
         trial("untouched_container_owns_next_to_nothing", CONTAINERS, containers::untouched_owns_next_to_nothing),
         trial("container_runs_and_is_dropped", CONTAINERS, containers::runs_and_is_dropped),

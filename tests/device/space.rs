@@ -169,3 +169,56 @@ pub fn interrupted_imports_give_space_back() {
     pool.stop();
     pool.check();
 }
+
+/// What deleting would free is known soon after the last change, and is what deleting frees.
+pub fn exclusive_bytes_are_known_at_rest() {
+    let (pool, device) = with_file_system();
+    let write = |from: &str, blocks: u32| {
+        let (to, count) = (format!("of={device}"), format!("count={blocks}"));
+        run("dd", ["if=/dev/urandom", &to, &count, &format!("seek={from}"), "bs=64k", "oflag=direct"]).expect();
+    };
+    write("0", 256);
+    pool.done("snapshot create files then");
+    write("0", 64);
+    pool.done("detach files");
+    let age = |name: &str| pool.volume(name)["exclusive_age_seconds"].as_u64();
+    wait_until("figures are exact", LIMIT, || [age("files"), age("then")].iter().all(|age| *age == Some(0)));
+    let bytes = |name: &str, what: &str| pool.volume(name)[what].as_u64().expect("it is known");
+    let then = bytes("then", "exclusive_bytes");
+    assert!((64 << 16..72 << 16).contains(&then), "64 runs of 64 KiB and their map: {then}");
+    assert_eq!(bytes("then", "shared_bytes"), bytes("files", "shared_bytes"));
+    // A check begins with a checkpoint, by which blocks are counted.
+    let used = || {
+        pool.done("pool check");
+        pool.info()["used_bytes"].as_u64().expect("a number")
+    };
+    let before = used();
+    pool.done("snapshot delete then --yes");
+    wait_until("it is deleted", LIMIT, || used() + then == before);
+    wait_until("the other is all there is", LIMIT, || age("files") == Some(0) && bytes("files", "shared_bytes") == 0);
+    pool.stop();
+    pool.check();
+}
+
+/// dd from /dev/zero gives back what it writes over; without the option it takes it again.
+pub fn zeros_are_not_stored_where_they_are_detected() {
+    let pool = TestPool::create("1G", Transport::Auto);
+    pool.done("volume create sparse --size 64M --detect-zeroes");
+    let device = pool.attach("sparse");
+    let write = |from: &str| {
+        let (from, to) = (format!("if={from}"), format!("of={device}"));
+        run("dd", [&from, &to, "bs=1M", "count=16", "oflag=direct"]).expect();
+        run("sync", [&device]).expect();
+    };
+    let own = || pool.volume("sparse")["own_bytes"].as_u64().expect("a number");
+    write("/dev/urandom");
+    assert_eq!(own(), 16 << 20);
+    write("/dev/zero");
+    assert_eq!(own(), 0);
+    pool.done("volume detect-zeroes sparse --off");
+    write("/dev/zero");
+    assert_eq!(own(), 16 << 20);
+    pool.done("detach sparse");
+    pool.stop();
+    pool.check();
+}

@@ -135,6 +135,12 @@ pub struct VolumeFigures {
     pub own_bytes: u64,
     /// Bytes mapped, shared or not.
     pub mapped_bytes: u64,
+    /// What deleting it would free; none while that has not been found.
+    #[serde(default)]
+    pub exclusive_bytes: Option<u64>,
+    /// Seconds ago that this was so.
+    #[serde(default)]
+    pub exclusive_age_seconds: Option<u64>,
     /// Blocks redirected because they were shared.
     pub blocks_redirected: u64,
     /// Its requests.

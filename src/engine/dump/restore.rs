@@ -280,6 +280,7 @@ fn empty_superblock(pool: &PoolLine, geometry: Geometry) -> Superblock {
         scrub: format::ScrubState::default(),
         volume_count: 0,
         used_blocks: 0,
+        metadata_blocks: None,
         group_index: Vec::new(),
     }
 }

@@ -220,6 +220,8 @@ async fn rebuild<S: Storage>(
         carcass_table,
         volume_count: records.len() as u64,
         used_blocks,
+        // The next check of the pool in use counts it.
+        metadata_blocks: None,
         group_index,
         ..superblock.clone()
     };

@@ -67,6 +67,7 @@ fn superblock() -> Superblock {
         scrub: ScrubState::default(),
         volume_count: 16,
         used_blocks: 17,
+        metadata_blocks: None,
         group_index: vec![GroupIndexRef { checksum: 18, slot: Slot::B, level: 0 }],
     }
 }

@@ -97,6 +97,7 @@ pub(in crate::format) fn superblock(random: &mut Rng) -> Superblock {
         },
         volume_count: random.u64(..1000),
         used_blocks: random.u64(..POOL_BLOCKS),
+        metadata_blocks: random.bool().then(|| random.u64(..POOL_BLOCKS)),
         group_index: (0..index_count)
             .map(|_| GroupIndexRef { checksum: random.u32(..), slot: slot(random), level: 0 })
             .collect(),
@@ -146,6 +147,7 @@ pub(in crate::format) fn volume_record(random: &mut Rng) -> VolumeRecord {
             skip_activation: random.bool(),
             verify_on_read: random.bool(),
             ephemeral: random.bool(),
+            detect_zeroes: random.bool(),
         },
         root: root(random),
         created_at: clock(random),
