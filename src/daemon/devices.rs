@@ -25,11 +25,12 @@ use super::figures::figures;
 use super::protocol::{Attachment, Command, Detached, EventKind, Failure, Figures, Kept, Reply};
 use super::remote::Remote;
 use super::{attributes, metrics, mounts, places, server};
-use crate::engine::VolumeInfo;
+use crate::engine::{Underway, VolumeInfo, Work};
 use crate::error::{Error, Result};
 use crate::export::link::{EXIT_INCOMPATIBLE, versions};
 use crate::export::loopdev::helper::{self, LoopCommand};
 use crate::export::loopdev::{AttachRequest, Attached, WaitingWrites, announce};
+use crate::export::shared::SharedBoard;
 use crate::units::VolumeId;
 
 /// Our own build, also after its file was replaced or deleted.
@@ -43,6 +44,7 @@ const LOOK_AGAIN: Duration = Duration::from_millis(200);
 pub(super) struct Daemon {
     remote: Remote<Engine>,
     events: Arc<EventRing>,
+    board: SharedBoard,
     pool: Uuid,
     front_pid: u32,
     directory: PathBuf,
@@ -62,6 +64,8 @@ pub(super) struct Serving {
     pub(super) restarts: u64,
     /// Attach what was attached when the daemon stopped.
     pub(super) attach_all: bool,
+    /// Where it stands what is being done.
+    pub(super) board: SharedBoard,
 }
 
 /// Takes the figures on the engine thread, and makes metrics of them on the caller's.
@@ -81,13 +85,14 @@ impl Daemon {
     pub(super) fn start(
         remote: Remote<Engine>,
         events: Arc<EventRing>,
-        serving: &Serving,
+        serving: Serving,
         listener: UnixListener,
     ) -> Result<()> {
-        let Serving { pool, front_pid, restarts, attach_all } = *serving;
+        let Serving { pool, front_pid, restarts, attach_all, board } = serving;
         let daemon = Arc::new(Self {
             remote,
             events,
+            board,
             pool,
             front_pid,
             directory: places::mount_directory(pool),
@@ -122,7 +127,9 @@ impl Daemon {
         if let Some(draft) = asked.as_ref().and_then(events::begun) {
             self.events.post(draft);
         }
+        let underway = asked.as_ref().map(|asked| Underway::new(&self.board, work_of(asked)));
         let done = Arc::clone(&self).answer(command);
+        drop(underway);
         match (&done, &asked) {
             (Ok(reply), Some(asked)) => {
                 for draft in events::done(asked, reply) {
@@ -590,6 +597,15 @@ impl Daemon {
             Ok(Ok(())) => {}
             Ok(Err(error)) | Err(error) => tracing::error!("closing the pool: {error}"),
         }
+    }
+}
+
+/// What is noted of a command while it is done.
+fn work_of(command: &Command) -> Work {
+    match command {
+        Command::Attach { .. } | Command::AttachAll => Work::Attach,
+        Command::Detach { .. } | Command::DetachAll => Work::Detach,
+        _ => Work::Command,
     }
 }
 

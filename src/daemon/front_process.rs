@@ -24,6 +24,7 @@ use super::{logging, places, process, service_manager};
 use crate::error::{Error, Result};
 use crate::export::front::{EngineCommand, Front, FrontEvent, FrontOptions};
 use crate::export::fuse::TransportChoice;
+use crate::export::link::{EXIT_FINISHED, EXIT_SUCCEED_ME};
 use crate::io::PoolClaim;
 
 /// How long a command that works on the file may hold up the start.
@@ -134,7 +135,14 @@ fn tell(pool: &FoundPool, event: &FrontEvent) {
             let after_ms = u64::try_from(after.as_millis()).unwrap_or(u64::MAX);
             tracing::info!(%pool, pid, after_ms, "engine process serves");
         }
-        FrontEvent::Ended { pid, status } => tracing::info!(%pool, pid, "engine process ended with {status}"),
+        FrontEvent::Ended { pid, status, plight } => {
+            let how = if status.code().is_some_and(|code| code == EXIT_FINISHED || code == EXIT_SUCCEED_ME) {
+                String::new()
+            } else {
+                format!(", {plight}")
+            };
+            tracing::info!(%pool, pid, "engine process ended with {status}{how}");
+        }
         FrontEvent::GaveUp => {
             tracing::error!(
                 %pool,

@@ -21,7 +21,7 @@ use self::engine_process::{Engine, Launcher};
 pub use self::process::{become_io_flusher, enter_own_mount_namespace, lock_memory};
 use super::fuse::{Session, SessionOptions, Transport, TransportChoice};
 use super::link::{EXIT_FINISHED, EXIT_INCOMPATIBLE, EXIT_SUCCEED_ME};
-use super::shared::{DEFAULT_BUDGET_BYTES, SharedPendingLog, ring};
+use super::shared::{DEFAULT_BUDGET_BYTES, Plight, SharedBoard, SharedPendingLog, ring};
 use crate::error::{Error, Result};
 use crate::io::PoolClaim;
 
@@ -114,6 +114,8 @@ pub enum FrontEvent {
         pid: u32,
         /// How.
         status: ExitStatus,
+        /// What it was at.
+        plight: Plight,
     },
     /// Too many deaths: every request is answered with EIO from now on.
     GaveUp,
@@ -127,6 +129,7 @@ pub struct Front {
     supervisor: Arc<OwnedFd>,
     stop: Arc<OwnedFd>,
     _pending: SharedPendingLog,
+    board: SharedBoard,
     _claim: Option<PoolClaim>,
     patience: Patience,
 }
@@ -155,6 +158,11 @@ impl Deaths {
         self.seen.push((now, served));
         let unserved = self.seen.iter().rev().take_while(|(_, served)| !served).count();
         self.seen.len() >= patience.deaths || unserved >= patience.unserved_deaths
+    }
+
+    /// One has served and ended in good order: those before it that did not serve say nothing about the next.
+    fn forget_unserved(&mut self) {
+        self.seen.retain(|(_, served)| *served);
     }
 }
 
@@ -202,6 +210,7 @@ impl Front {
             launcher,
             supervisor,
             stop: new_event()?,
+            board: pending.board_of_engine(),
             _pending: pending,
             _claim: options.claim,
             patience: options.patience,
@@ -250,7 +259,9 @@ impl Front {
             died = Instant::now();
             ever_served |= served;
             if let Some(status) = status {
-                on_event(&FrontEvent::Ended { pid, status });
+                let plight = self.board.plight(self.session.requests_sent());
+                self.board.bury(plight);
+                on_event(&FrontEvent::Ended { pid, status, plight });
                 if !ever_served && status.code() != Some(EXIT_FINISHED) && !self.can_fall_back(status) {
                     return Err(Error::Busy(format!("the engine did not start ({status}); its own message says why")));
                 }
@@ -276,6 +287,9 @@ impl Front {
         match status.and_then(|status| status.code()) {
             Some(EXIT_FINISHED) => return Step::Finished,
             Some(EXIT_SUCCEED_ME) => {
+                if served {
+                    deaths.forget_unserved();
+                }
                 self.launcher.use_program();
                 return Step::Again;
             }
@@ -364,6 +378,19 @@ mod tests {
         let mut deaths = Deaths::default();
         let verdicts: Vec<_> = (0..6).map(|_| deaths.count(start, true, &patience())).collect();
         assert_eq!(verdicts, [false, false, false, false, false, true]);
+    }
+
+    #[test]
+    fn engine_that_hands_over_ends_a_row_of_deaths_before_serving() {
+        let (start, mut deaths) = (Instant::now(), Deaths::default());
+        for _ in 0..10 {
+            assert!(!deaths.count(start, false, &patience()));
+            assert!(!deaths.count(start, false, &patience()));
+            deaths.forget_unserved();
+        }
+        assert!(!deaths.count(start, true, &patience()));
+        deaths.forget_unserved();
+        assert_eq!(deaths.seen.len(), 1, "others still count");
     }
 
     #[test]

@@ -12,6 +12,7 @@ mod fstab;
 mod full;
 mod growth;
 mod kill;
+mod moments;
 mod power_cut;
 mod reclaim;
 mod recording;

@@ -6,12 +6,14 @@
 //! ring is the position modulo its size.
 
 use std::os::fd::{BorrowedFd, OwnedFd};
+use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use uuid::Uuid;
 
+use super::board::SharedBoard;
 use super::memory::SharedMemory;
-use crate::engine::{PENDING_LOG_BYTES, PendingLog};
+use crate::engine::{PENDING_LOG_BYTES, PendingLog, WorkBoard};
 use crate::error::{Error, Result};
 use crate::units::Lsn;
 
@@ -116,6 +118,11 @@ impl SharedPendingLog {
     /// The memfd, for the process that shall own the memory or open it.
     pub fn descriptor(&self) -> BorrowedFd<'_> {
         self.memory.descriptor()
+    }
+
+    /// Where it stands what the engine is at, in the same memory.
+    pub fn board_of_engine(&self) -> SharedBoard {
+        SharedBoard::new(Arc::clone(self.memory.mapping()))
     }
 
     fn used(&self) -> usize {
@@ -232,6 +239,12 @@ impl PendingLog for SharedPendingLog {
 
     fn is_poisoned(&self) -> bool {
         self.memory.atomic_u32(POISONED).load(Ordering::Acquire) != 0
+    }
+
+    fn board(&self) -> Box<dyn WorkBoard> {
+        let board = self.board_of_engine();
+        board.count();
+        Box::new(board)
     }
 
     fn published(&self) -> Vec<(Lsn, Vec<u8>)> {
