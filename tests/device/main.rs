@@ -8,6 +8,7 @@ mod containers;
 mod dying;
 mod fence;
 mod fio;
+mod frugal;
 mod fstab;
 mod full;
 mod growth;
@@ -52,6 +53,8 @@ fn trial(name: &str, needs: &'static [Need], body: impl FnOnce() + Send + 'stati
 
 const EXT4: &[Need] = &[Need::FileSystem("ext4"), Need::Program("fio"), Need::Program("e2fsck")];
 const EXT4_URING: &[Need] = &[Need::FuseUring, Need::FileSystem("ext4"), Need::Program("fio"), Need::Program("e2fsck")];
+const COUNTED: &[Need] = &[Need::FileSystem("ext4"), Need::Program("fio"), Need::Program("cc")];
+const COUNTED_URING: &[Need] = &[Need::FuseUring, Need::FileSystem("ext4"), Need::Program("fio"), Need::Program("cc")];
 const XFS: &[Need] = &[Need::FileSystem("xfs"), Need::Program("fio"), Need::Program("xfs_repair")];
 const BTRFS: &[Need] = &[Need::FileSystem("btrfs"), Need::Program("fio"), Need::Program("btrfs")];
 const RECORDED: &[Need] = &[
@@ -104,6 +107,12 @@ fn main() {
         trial("writer_in_small_memory_hangs_nobody", EXT4, reclaim::writer_in_small_memory_hangs_nobody),
         trial("threads_wait_for_no_writeback_and_stay_in_memory", EXT4, || {
             reclaim::threads_wait_for_no_writeback_and_stay_in_memory();
+        }),
+        trial("front_allocates_nothing_over_io_uring", COUNTED_URING, || {
+            frugal::front_allocates_nothing(Transport::Uring);
+        }),
+        trial("front_allocates_nothing_over_classic_fuse", COUNTED, || {
+            frugal::front_allocates_nothing(Transport::Classic);
         }),
         trial("front_killed_loses_nothing_acknowledged", EXT4, succession::front_killed),
         trial("engine_is_upgraded_under_load", EXT4, succession::upgraded_under_load),
