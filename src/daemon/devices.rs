@@ -27,7 +27,7 @@ use super::remote::Remote;
 use super::{attributes, metrics, mounts, places, server};
 use crate::engine::{Underway, VolumeInfo, Work};
 use crate::error::{Error, Result};
-use crate::export::link::{EXIT_INCOMPATIBLE, versions};
+use crate::export::link::{EXIT_FINISHED, EXIT_INCOMPATIBLE, EXIT_REPLACE_FRONT, versions};
 use crate::export::loopdev::helper::{self, LoopCommand};
 use crate::export::loopdev::{AttachRequest, Attached, WaitingWrites, announce};
 use crate::export::shared::SharedBoard;
@@ -50,6 +50,9 @@ pub(super) struct Daemon {
     directory: PathBuf,
     /// Devices change one at a time.
     devices: Mutex<()>,
+    replaceable: bool,
+    /// This process ends, and another answers whoever asks again.
+    replacing: AtomicBool,
     stopping: AtomicBool,
     forced: AtomicBool,
 }
@@ -66,6 +69,8 @@ pub(super) struct Serving {
     pub(super) attach_all: bool,
     /// Where it stands what is being done.
     pub(super) board: SharedBoard,
+    /// The front can be replaced.
+    pub(super) replaceable: bool,
 }
 
 /// Takes the figures on the engine thread, and makes metrics of them on the caller's.
@@ -88,7 +93,7 @@ impl Daemon {
         serving: Serving,
         listener: UnixListener,
     ) -> Result<()> {
-        let Serving { pool, front_pid, restarts, attach_all, board } = serving;
+        let Serving { pool, front_pid, restarts, attach_all, board, replaceable } = serving;
         let daemon = Arc::new(Self {
             remote,
             events,
@@ -97,6 +102,8 @@ impl Daemon {
             front_pid,
             directory: places::mount_directory(pool),
             devices: Mutex::new(()),
+            replaceable,
+            replacing: AtomicBool::new(false),
             stopping: AtomicBool::new(false),
             forced: AtomicBool::new(false),
         });
@@ -115,6 +122,9 @@ impl Daemon {
 
     /// Does a command.
     fn handle(self: Arc<Self>, command: Command) -> Result<Reply, Failure> {
+        while self.replacing.load(Ordering::Acquire) {
+            thread::sleep(LOOK_AGAIN);
+        }
         let stopping = self.stopping.load(Ordering::Acquire);
         if stopping
             && !matches!(command, Command::Detach { .. } | Command::DetachAll | Command::Stop { .. })
@@ -490,7 +500,7 @@ impl Daemon {
             }
             if !self.front_lives() {
                 tracing::error!("the front has died, and its devices with it");
-                self.finish();
+                self.finish(EXIT_FINISHED);
                 return;
             }
             let force = self.stopping.load(Ordering::Acquire);
@@ -522,9 +532,11 @@ impl Daemon {
             .status();
         match said {
             Ok(status) if status.success() => {}
+            // Nothing of the memory is kept where the front is replaced as well.
+            Ok(status) if status.code() == Some(EXIT_INCOMPATIBLE) && self.is_unused()? => {}
             Ok(status) if status.code() == Some(EXIT_INCOMPATIBLE) => {
                 return Err(Error::Incompatible(format!(
-                    "{} does not read what this daemon keeps in memory; stop the daemon and start it anew",
+                    "{} does not read what this daemon keeps in memory; detach its volumes, then upgrade again",
                     program.display()
                 )));
             }
@@ -537,12 +549,23 @@ impl Daemon {
         spawn("upgrade", move || {
             // Attaching and detaching are not cut in half.
             let _devices = daemon.lock();
-            tracing::info!("handing over to a successor");
+            if daemon.is_unused().unwrap_or(false) {
+                tracing::info!("nothing is attached: the front is replaced as well");
+                daemon.replacing.store(true, Ordering::Release);
+                daemon.finish(EXIT_REPLACE_FRONT);
+                return;
+            }
+            tracing::info!("handing over to a successor; the front stays, for the devices that are attached");
             match daemon.remote.call(|engine| async move { engine.hand_over().await }) {
                 Ok(Ok(())) | Err(_) => {}
                 Ok(Err(error)) => tracing::error!("handing over: {error}"),
             }
         })
+    }
+
+    /// Whether the front can be replaced: it takes its devices with it.
+    fn is_unused(&self) -> Result<bool> {
+        Ok(self.replaceable && self.attachments()?.is_empty())
     }
 
     /// A client's stop. Refused while something is in use, unless forced: the client can see to that.
@@ -589,11 +612,11 @@ impl Daemon {
             }
             thread::sleep(LOOK_AGAIN);
         }
-        self.finish();
+        self.finish(EXIT_FINISHED);
     }
 
-    fn finish(&self) {
-        match self.remote.call(|engine| async move { engine.finish().await }) {
+    fn finish(&self, status: i32) {
+        match self.remote.call(move |engine| async move { engine.finish(status).await }) {
             Ok(Ok(())) => {}
             Ok(Err(error)) | Err(error) => tracing::error!("closing the pool: {error}"),
         }

@@ -92,13 +92,13 @@ pub(super) struct Engine {
 
 impl Engine {
     /// Serves no more, makes everything durable, and lets the process end.
-    pub(super) async fn finish(&self) -> Result<()> {
+    pub(super) async fn finish(&self, status: i32) -> Result<()> {
         self.server.stop();
         // Who waits for space waits no longer.
         self.control.pool.bound_waiting(0, 0);
         self.server.idle().await;
         let closed = self.control.pool.close().await;
-        self.exit(EXIT_FINISHED);
+        self.exit(status);
         closed
     }
 
@@ -245,7 +245,7 @@ fn serve(path: &Path, arguments: &EngineArguments, mut link: EngineLink) -> Resu
         metrics_port::serve(listener, devices::metrics_of(remote.clone()))?;
     }
     let (front_pid, attach_all) = (link.front_pid, arguments.attach_all);
-    let serving = Serving { pool: found.uuid, front_pid, restarts, attach_all, board };
+    let serving = Serving { pool: found.uuid, front_pid, restarts, attach_all, board, replaceable: link.replaceable };
     Daemon::start(remote, events, serving, listener)?;
     block_on(&executor, &reactor, &server, engine.finished()).map_err(ring)
 }

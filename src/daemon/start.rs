@@ -29,7 +29,10 @@ pub fn running(pool: &FoundPool) -> Result<Option<Client>> {
 /// # Errors
 /// When it does not start: the last line of its log.
 pub fn start(pool: &FoundPool) -> Result<Client> {
-    if let Some(client) = running(pool)? {
+    // An engine whose front has died takes connections to its very end, and answers none.
+    if let Some(client) = running(pool)?
+        && client.hello().is_ok()
+    {
         return Ok(client);
     }
     process::require_root("attaching and mounting")?;

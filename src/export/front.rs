@@ -8,7 +8,7 @@ mod engine_process;
 mod process;
 
 use std::ffi::OsString;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::PathBuf;
 use std::process::ExitStatus;
 use std::sync::Arc;
@@ -20,7 +20,7 @@ use uuid::Uuid;
 use self::engine_process::{Engine, Launcher};
 pub use self::process::{become_io_flusher, enter_own_mount_namespace, lock_memory};
 use super::fuse::{Session, SessionOptions, Transport, TransportChoice};
-use super::link::{EXIT_FINISHED, EXIT_INCOMPATIBLE, EXIT_SUCCEED_ME};
+use super::link::{EXIT_FINISHED, EXIT_INCOMPATIBLE, EXIT_REPLACE_FRONT, EXIT_SUCCEED_ME};
 use super::shared::{DEFAULT_BUDGET_BYTES, Plight, SharedBoard, SharedPendingLog, ring};
 use crate::error::{Error, Result};
 use crate::io::PoolClaim;
@@ -74,6 +74,8 @@ pub struct FrontOptions {
     pub claim: Option<PoolClaim>,
     /// When to give up.
     pub patience: Patience,
+    /// Memory of pending changes that an earlier front of this pool has left; new memory without.
+    pub pending: Option<SharedPendingLog>,
 }
 
 impl FrontOptions {
@@ -89,6 +91,7 @@ impl FrontOptions {
             engine,
             claim: None,
             patience: Patience::default(),
+            pending: None,
         }
     }
 }
@@ -128,7 +131,7 @@ pub struct Front {
     launcher: Launcher,
     supervisor: Arc<OwnedFd>,
     stop: Arc<OwnedFd>,
-    _pending: SharedPendingLog,
+    pending: SharedPendingLog,
     board: SharedBoard,
     _claim: Option<PoolClaim>,
     patience: Patience,
@@ -166,10 +169,26 @@ impl Deaths {
     }
 }
 
+/// How a front has ended in good order.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Ending {
+    /// Nobody wants it any more.
+    Finished,
+    /// To be replaced by the program on disk: its engine has found that nothing is attached.
+    Replace,
+}
+
 enum Step {
     Again,
-    Finished,
+    Finished(Ending),
     GiveUp,
+}
+
+fn new_pending(pool: Uuid) -> Result<SharedPendingLog> {
+    let mut id = [0; 16];
+    rustix::rand::getrandom(&mut id, rustix::rand::GetRandomFlags::empty())
+        .map_err(|errno| Error::io("naming the session", errno.into()))?;
+    SharedPendingLog::create(pool, u128::from_ne_bytes(id))
 }
 
 fn new_event() -> Result<Arc<OwnedFd>> {
@@ -183,10 +202,10 @@ impl Front {
     /// # Errors
     /// Why the session cannot be had.
     pub fn start(options: FrontOptions) -> Result<Self> {
-        let mut id = [0; 16];
-        rustix::rand::getrandom(&mut id, rustix::rand::GetRandomFlags::empty())
-            .map_err(|errno| Error::io("naming the session", errno.into()))?;
-        let pending = SharedPendingLog::create(options.pool, u128::from_ne_bytes(id))?;
+        let pending = match options.pending {
+            Some(pending) => pending,
+            None => new_pending(options.pool)?,
+        };
         let session = Session::start(&SessionOptions {
             name: options.name,
             directory: options.directory,
@@ -211,7 +230,7 @@ impl Front {
             supervisor,
             stop: new_event()?,
             board: pending.board_of_engine(),
-            _pending: pending,
+            pending,
             _claim: options.claim,
             patience: options.patience,
         })
@@ -227,6 +246,11 @@ impl Front {
         self.session.fallback()
     }
 
+    /// The memory of pending changes, for whoever shall keep it beyond this process.
+    pub fn pending_memory(&self) -> BorrowedFd<'_> {
+        self.pending.descriptor()
+    }
+
     /// For asking [`run`](Self::run) to stop.
     pub fn stop_handle(&self) -> StopHandle {
         StopHandle(Arc::clone(&self.stop))
@@ -237,7 +261,7 @@ impl Front {
     /// # Errors
     /// When the first engine ends before it has served; when the front gave up and was stopped; when the session cannot
     /// be ended because a volume is still attached.
-    pub fn run(mut self, mut on_event: impl FnMut(&FrontEvent)) -> Result<()> {
+    pub fn run(mut self, mut on_event: impl FnMut(&FrontEvent)) -> Result<Ending> {
         let mut deaths = Deaths { seen: Vec::with_capacity(self.patience.deaths + 1) };
         let mut stopping = false;
         let mut ever_served = false;
@@ -268,7 +292,7 @@ impl Front {
             }
             match self.judge(status, served, &mut deaths) {
                 Step::Again => {}
-                Step::Finished => return self.session.end(),
+                Step::Finished(ending) => return self.session.end().map(|()| ending),
                 Step::GiveUp => {
                     on_event(&FrontEvent::GaveUp);
                     tracing::error!("the engine keeps dying: every request is answered with EIO");
@@ -285,7 +309,8 @@ impl Front {
 
     fn judge(&mut self, status: Option<ExitStatus>, served: bool, deaths: &mut Deaths) -> Step {
         match status.and_then(|status| status.code()) {
-            Some(EXIT_FINISHED) => return Step::Finished,
+            Some(EXIT_FINISHED) => return Step::Finished(Ending::Finished),
+            Some(EXIT_REPLACE_FRONT) => return Step::Finished(Ending::Replace),
             Some(EXIT_SUCCEED_ME) => {
                 if served {
                     deaths.forget_unserved();
@@ -345,7 +370,7 @@ impl Front {
     }
 
     /// Answers EIO until it is told to stop.
-    fn wait_given_up(mut self, stopping: bool) -> Result<()> {
+    fn wait_given_up(mut self, stopping: bool) -> Result<Ending> {
         if !stopping {
             let mut ready = [PollFd::new(&self.stop, PollFlags::IN)];
             while let Err(rustix::io::Errno::INTR) = poll(&mut ready, None) {}

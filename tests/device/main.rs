@@ -117,6 +117,8 @@ fn main() {
         trial("front_killed_loses_nothing_acknowledged", EXT4, succession::front_killed),
         trial("engine_is_upgraded_under_load", EXT4, succession::upgraded_under_load),
         trial("service_manager_is_told_of_start_and_stop", EXT4, service::manager_is_told),
+        trial("memory_outlives_front_and_engine", EXT4, service::memory_outlives_all_processes),
+        trial("front_is_replaced_where_nothing_is_attached", EXT4, succession::front_replaced),
         trial("mount_and_umount_know_volumes", FSTAB, fstab::mounts_and_unmounts),
         trial("nobody_opens_the_pool_before_the_successor", EXT4, succession::nobody_slips_in),
         trial("damage_of_a_sealed_snapshot_is_an_error", EXT4, sealed::damage_is_an_error),

@@ -221,6 +221,8 @@ async fn rebuild<S: Storage>(
         volume_count: records.len() as u64,
         used_blocks,
         group_index,
+        // What a daemon had published and not recorded does not belong to what is written here.
+        session: 0,
         ..superblock.clone()
     };
     let mut kept = tail.batches.clone();

@@ -68,8 +68,13 @@ impl SharedBoard {
         leave(DIED_AT, plight.works);
         leave(DIED_COUNTED, u32::from(plight.counted));
         leave(DIED_WITH, plight.requests);
-        leave(COUNTS, 0);
-        Work::ALL.iter().for_each(|work| leave(place(*work), 0));
+        self.clear();
+    }
+
+    /// Nobody counts, and nothing is underway.
+    pub(super) fn clear(&self) {
+        self.memory.atomic_u32(COUNTS).store(0, Ordering::Relaxed);
+        Work::ALL.iter().for_each(|work| self.memory.atomic_u32(place(*work)).store(0, Ordering::Relaxed));
     }
 
     /// How the predecessor ended, as the front has seen it.
