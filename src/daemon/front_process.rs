@@ -119,7 +119,7 @@ pub fn serve(pool: &FoundPool, options: &ServeOptions) -> Result<()> {
     });
     if matches!(served, Ok(Ending::Replace)) {
         tracing::info!(pool = %pool.name, "nothing is attached: the program on disk replaces this one");
-        return Err(Inherited::pass_on(&program, spare, control));
+        return Err(Inherited::pass_on(&program, spare, &control));
     }
     drop(control);
     if served.is_ok() {

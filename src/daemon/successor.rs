@@ -52,7 +52,7 @@ impl Inherited {
     }
 
     /// Becomes `program`, with the arguments of this one. Comes back with an error only.
-    pub(super) fn pass_on(program: &Path, claim: PoolClaim, control: ControlSocket) -> Error {
+    pub(super) fn pass_on(program: &Path, claim: PoolClaim, control: &ControlSocket) -> Error {
         let failed = |error| Error::io(format!("becoming {}", program.display()), error);
         let listener = match control.listener.try_clone() {
             Ok(listener) => listener,
@@ -68,7 +68,6 @@ impl Inherited {
         for taken in ["LISTEN_PID", "LISTEN_FDS", "LISTEN_FDNAMES"] {
             command.env_remove(taken);
         }
-        // `control` goes when this fails, and its file with it.
         failed(command.exec())
     }
 }
