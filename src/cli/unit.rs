@@ -1,46 +1,42 @@
 //! A restart of the systemd unit under mounted volumes: the front goes on, and its engine is replaced.
 //!
 //! systemd knows no restart of its own for a service: it stops the unit and starts it again. A front that is in use must not
-//! stop. So before the stop (`ExecStop=`) another process takes its place as the unit's main process, which systemd ends, and
-//! at the start (`ExecStart=`) the front, which lives on in the unit's control group, becomes the main process again
-//! (`MAINPID=`, sd_notify(3)). A plain stop is as it was: the front is told, and ends when nothing is in use any more.
+//! stop, so the unit leaves stopping to `ExecStop=`, which knows a restart by its job, and kills nothing itself
+//! (`KillMode=none`): it would wait for its main process, and tell it to stop a second time when it has waited long enough. At
+//! the start the front, which lives on in the unit's control group, becomes the main process again (`MAINPID=`, sd_notify(3)).
 
 use std::fs;
-use std::process::{Command as Process, Stdio};
+use std::process::Command as Process;
 
 use anyhow::{Context as _, Result};
+use rustix::process::{Pid, Signal, kill_process};
 
 use super::Context;
 use super::serve::upgrade_daemon;
 use crate::daemon::protocol::{Command, Kind};
 use crate::daemon::{self, FoundPool, wait_until_gone};
 
-/// Longest that the stand-in lives, if systemd forgets it.
-const STAND_IN_SECONDS: &str = "60";
-
-/// `ExecStop=`: nothing, unless the unit is being restarted. Then a daemon that is not in use ends; for one that is, a
-/// process that does nothing stands in.
+/// `ExecStop=`: tells the front to stop, and waits for that, as long as systemd lets it. A restart leaves a front alone that
+/// is in use.
 ///
 /// # Errors
-/// When the daemon does not answer; systemd goes on with the stop.
+/// When it cannot be told.
 pub fn stop(context: &Context) -> Result<()> {
-    let found = context.find_pool()?;
-    let Some(client) = daemon::running(&found)? else { return Ok(()) };
-    if !is_restart() {
-        return Ok(());
+    // None where the front has ended already.
+    let front = std::env::var("MAINPID").ok().and_then(|process| process.parse::<i32>().ok()).and_then(Pid::from_raw);
+    let Some(front) = front else { return Ok(()) };
+    let asked = match daemon::running(&context.find_pool()?)? {
+        Some(client) if is_restart() => Some(client.call(Command::Stop { force: false })),
+        _ => None,
+    };
+    match asked {
+        Some(Err(failure)) if failure.kind == Kind::Busy => return Ok(()),
+        // Told twice it would stop whatever is in use.
+        Some(Ok(_)) => {}
+        _ => kill_process(front, Signal::TERM).context("telling the front to stop")?,
     }
-    let front = client.hello()?.front_pid;
-    match client.call(Command::Stop { force: false }) {
-        Ok(_) => Ok(wait_until_gone(front)?),
-        Err(failure) if failure.kind == Kind::Busy => {
-            let mut stand_in = Process::new("sleep");
-            stand_in.arg(STAND_IN_SECONDS).stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
-            let stand_in = stand_in.spawn().context("starting a process to stand in for the front")?;
-            daemon::stands_in(stand_in.id());
-            Ok(())
-        }
-        Err(failure) => Err(failure.into()),
-    }
+    while wait_until_gone(front.as_raw_nonzero().get().unsigned_abs()).is_err() {}
+    Ok(())
 }
 
 /// `ExecStart=`: whether a front of this very unit lives. Then its engine is replaced, and it is the main process again.

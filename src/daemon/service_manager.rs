@@ -33,11 +33,6 @@ pub fn goes_on(pool: &str, main_process: u32) {
     tell(&[NotifyState::MainPid(main_process), NotifyState::Ready, NotifyState::Status(&status)]);
 }
 
-/// Another process is the unit's main process; the unit ends with it.
-pub fn stands_in(main_process: u32) {
-    tell(&[NotifyState::MainPid(main_process)]);
-}
-
 /// Whether a manager started this process.
 pub fn is_there() -> bool {
     std::env::var_os("NOTIFY_SOCKET").is_some_and(|path| !path.is_empty())
