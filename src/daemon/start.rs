@@ -60,7 +60,10 @@ pub fn take_over(pool: &FoundPool) -> Result<Option<String>> {
 /// # Errors
 /// When it does not start: the last line of its log.
 pub fn start(pool: &FoundPool) -> Result<Client> {
-    if let Some(client) = running(pool)? {
+    // An engine whose front has died takes connections to its very end, and answers none.
+    if let Some(client) = running(pool)?
+        && client.hello().is_ok()
+    {
         return Ok(client);
     }
     process::require_root("attaching and mounting")?;

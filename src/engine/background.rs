@@ -4,6 +4,7 @@ use futures_lite::future::zip;
 
 use super::Storage;
 use super::pool::{Pool, until};
+use super::work::Work;
 use crate::error::{Error, Result};
 
 /// Seconds between checkpoints of a pool in which something has changed.
@@ -56,6 +57,7 @@ impl<S: Storage> Pool<S> {
 
     /// Refuses further changes, waits for what is in flight, commits, writes a checkpoint and ends the background work.
     pub async fn close(&self) -> Result<()> {
+        let _work = self.at(Work::Close);
         let inner = &self.inner;
         let epoch = {
             let mut state = inner.state.borrow_mut();

@@ -9,6 +9,7 @@ use super::Storage;
 use super::pool::{Pool, until};
 use super::state::{CarcassKey, Freed, Need, State, Try, Waiting};
 use super::tree::{entry_index, entry_span};
+use super::work::Work;
 use crate::canary::{Canary, is_broken};
 use crate::error::Result;
 use crate::format::{
@@ -61,6 +62,7 @@ impl<S: Storage> Pool<S> {
     /// Eats a little of the oldest carcass that may be eaten. Answers whether there was one.
     pub(super) async fn eat_something(&self) -> Result<bool> {
         let Some(key) = self.inner.state.borrow().next_carcass_to_eat() else { return Ok(false) };
+        let _work = self.at(Work::Delete);
         let _stay = self.enter();
         for _ in 0..LEAVES_AT_A_TIME {
             if self.attempt(|state| state.eat(key)).await? {

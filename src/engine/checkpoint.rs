@@ -20,6 +20,7 @@ use super::pool::{Pool, to_memory, until};
 use super::space::{PageKey, Run};
 use super::state::{State, TreeKey};
 use super::tree::{entry_index, level_for};
+use super::work::Work;
 use super::{Memory, Storage};
 use crate::canary::{Canary, is_broken};
 use crate::error::{Check, Corrupt, Error, Result, Structure};
@@ -104,6 +105,7 @@ impl<S: Storage> Pool<S> {
     /// One checkpoint, from its instant to the durable superblock.
     pub(super) async fn checkpoint_once(&self) -> Result<()> {
         let inner = &self.inner;
+        let _work = self.at(Work::Checkpoint);
         // Table nodes stay in memory; should one have been dropped, it is read before the instant.
         let dirty: Vec<VolumeId> = inner.state.borrow().volumes_to_write();
         loop {
@@ -125,6 +127,7 @@ impl<S: Storage> Pool<S> {
         let (groups, freed) = self.write_counts().await?;
         let indexes = self.write_indexes(&groups, &mut image.superblock).await?;
         if !is_broken(Canary::SuperblockFirst) {
+            let _flush = self.at(Work::Flush);
             let flushed = inner.storage.flush().await.map_err(|error| Error::io("flush of a checkpoint", error));
             if !is_broken(Canary::FailedFlushIgnored) {
                 flushed?;

@@ -58,6 +58,7 @@ mod tests;
 mod tree;
 mod verify;
 mod volume;
+mod work;
 mod write;
 mod zeroes;
 
@@ -78,3 +79,4 @@ pub use seal::{DIGEST_STATE_ATTRIBUTE, Pace, SealReport};
 pub use share::{NewClone, NewSnapshot};
 pub use storage::{Memory, Storage};
 pub use volume::{Held, VolumeHandle};
+pub use work::{NoBoard, Underway, Work, WorkBoard};

@@ -22,6 +22,7 @@ use super::space::{Allocator, Deltas};
 use super::state::{CarcassKey, State, Volume, Waiting};
 use super::tail::{Tail, read_tail};
 use super::tree::entry_span;
+use super::work::{Underway, Work};
 use super::{Counters, PendingLog, Storage};
 use crate::canary::{Canary, is_broken};
 use crate::error::{Check, Corrupt, Error, Result, Structure};
@@ -52,6 +53,8 @@ impl<S: Storage> Pool<S> {
     /// `InvalidInput` when it is no pool, `Incompatible`, `Corrupt`, `Poisoned` when the log says that a predecessor
     /// poisoned it, `Io`.
     pub async fn open(storage: S, log: Box<dyn PendingLog>, options: OpenOptions) -> Result<Self> {
+        let board = log.board();
+        let opening = Underway::new(&*board, Work::Opening);
         if log.is_poisoned() {
             return Err(Error::Poisoned("the engine before this one stopped; start the pool anew".into()));
         }
@@ -78,6 +81,8 @@ impl<S: Storage> Pool<S> {
         let session = log.session();
         let state = new_state(&superblock, slot, log, &options);
         let pool = Self::new(storage, state);
+        drop(opening);
+        let opening = pool.at(Work::Opening);
         pool.load_indexes(&superblock).await?;
         pool.load_tables(&superblock).await?;
         let (tail, ended) = read_tail(&pool.inner.storage, &superblock).await;
@@ -87,7 +92,10 @@ impl<S: Storage> Pool<S> {
             // which makes zeros of what is free in it; the one before it, which a power cut may bring back, still leads there.
             pool.inner.storage.flush().await.map_err(|error| Error::io("flush of what was found", error))?;
         }
+        drop(opening);
+        let replay = pool.at(Work::Replay);
         pool.replay(tail, &published).await?;
+        drop(replay);
         {
             // What the log holds of changes that are recorded goes now, and not while they stood in a cache perhaps.
             let mut state = pool.inner.state.borrow_mut();

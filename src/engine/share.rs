@@ -14,6 +14,7 @@ use super::control::{VOLUME_RECORD_BYTES, check_size};
 use super::info::VolumeInfo;
 use super::pool::{Pool, until};
 use super::state::State;
+use super::work::Work;
 use crate::canary::{Canary, is_broken};
 use crate::error::{Error, Result};
 use crate::format::{EntryKind, OriginRef, Record, Root, VolumeFlags, VolumeRecord};
@@ -84,6 +85,7 @@ impl<S: Storage> Pool<S> {
         if let Some(known) = self.check_new(made.uuid, &made.name).await? {
             return Ok(known);
         }
+        let _work = self.at(Work::Share);
         let attributes = self.write_attributes(attributes).await?;
         let promise = self.promise(1, VOLUME_RECORD_BYTES).await?;
         let (id, lsn, epoch) = {

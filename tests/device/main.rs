@@ -9,11 +9,13 @@ mod dying;
 mod fence;
 mod filling;
 mod fio;
+mod frugal;
 mod fstab;
 mod full;
 mod growth;
 mod hosts;
 mod kill;
+mod moments;
 mod power_cut;
 mod reclaim;
 mod recording;
@@ -53,6 +55,8 @@ fn trial(name: &str, needs: &'static [Need], body: impl FnOnce() + Send + 'stati
 
 const EXT4: &[Need] = &[Need::FileSystem("ext4"), Need::Program("fio"), Need::Program("e2fsck")];
 const EXT4_URING: &[Need] = &[Need::FuseUring, Need::FileSystem("ext4"), Need::Program("fio"), Need::Program("e2fsck")];
+const COUNTED: &[Need] = &[Need::FileSystem("ext4"), Need::Program("fio"), Need::Program("cc")];
+const COUNTED_URING: &[Need] = &[Need::FuseUring, Need::FileSystem("ext4"), Need::Program("fio"), Need::Program("cc")];
 const XFS: &[Need] = &[Need::FileSystem("xfs"), Need::Program("fio"), Need::Program("xfs_repair")];
 const BTRFS: &[Need] = &[Need::FileSystem("btrfs"), Need::Program("fio"), Need::Program("btrfs")];
 const RECORDED: &[Need] = &[
@@ -107,9 +111,17 @@ fn main() {
         trial("threads_wait_for_no_writeback_and_stay_in_memory", EXT4, || {
             reclaim::threads_wait_for_no_writeback_and_stay_in_memory();
         }),
+        trial("front_allocates_nothing_over_io_uring", COUNTED_URING, || {
+            frugal::front_allocates_nothing(Transport::Uring);
+        }),
+        trial("front_allocates_nothing_over_classic_fuse", COUNTED, || {
+            frugal::front_allocates_nothing(Transport::Classic);
+        }),
         trial("front_killed_loses_nothing_acknowledged", EXT4, succession::front_killed),
         trial("engine_is_upgraded_under_load", EXT4, succession::upgraded_under_load),
         trial("service_manager_is_told_of_start_and_stop", EXT4, service::manager_is_told),
+        trial("memory_outlives_front_and_engine", EXT4, service::memory_outlives_all_processes),
+        trial("front_is_replaced_where_nothing_is_attached", EXT4, succession::front_replaced),
         trial("mount_and_umount_know_volumes", FSTAB, fstab::mounts_and_unmounts),
         trial("nobody_opens_the_pool_before_the_successor", EXT4, succession::nobody_slips_in),
         trial("damage_of_a_sealed_snapshot_is_an_error", EXT4, sealed::damage_is_an_error),

@@ -223,6 +223,8 @@ async fn rebuild<S: Storage>(
         // The next check of the pool in use counts it.
         metadata_blocks: None,
         group_index,
+        // What a daemon had published and not recorded does not belong to what is written here.
+        session: 0,
         ..superblock.clone()
     };
     let mut kept = tail.batches.clone();
