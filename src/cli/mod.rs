@@ -27,6 +27,7 @@ pub mod size;
 mod snapshot;
 mod tools;
 mod top;
+mod unit;
 mod volume;
 
 use std::io::{self, Write};
@@ -106,6 +107,9 @@ enum Command {
     /// Writes man pages and shell completions; for those who install
     #[command(hide = true)]
     Documents(documents::DocumentsArguments),
+    /// What systemd does first when it stops or restarts the unit; see its file
+    #[command(hide = true)]
+    UnitStop,
     /// Says which volume a loop device is, in the words of udev; for its rules
     #[command(hide = true)]
     DeviceName(device_name::DeviceNameArguments),
@@ -162,6 +166,7 @@ fn run(context: &Context, command: Command) -> Result<ExitCode> {
         Command::LoopHelper => Ok(helper::serve_one()?),
         Command::Documents(arguments) => documents::write(&arguments, Arguments::command()),
         Command::DeviceName(arguments) => device_name::print(&arguments),
+        Command::UnitStop => unit::stop(context),
     }?;
     Ok(ExitCode::SUCCESS)
 }

@@ -1,6 +1,8 @@
 //! `plywood serve`, `plywood stop`, and the hidden command of the engine process.
 
+use std::fs;
 use std::net::SocketAddr;
+use std::os::unix::fs::MetadataExt;
 use std::process::ExitCode;
 use std::thread::sleep;
 use std::time::{Duration, Instant};
@@ -9,7 +11,7 @@ use anyhow::{Result, bail};
 use clap::Args;
 
 use super::output::Waiting;
-use super::{Context, size, volume};
+use super::{Context, size, unit, volume};
 use crate::daemon::protocol::Command;
 use crate::daemon::{self, Client, EngineArguments, ServeOptions, wait_until_gone};
 use crate::export::fuse::TransportChoice;
@@ -77,6 +79,9 @@ pub struct UpgradeArguments {
 /// When the daemon cannot start, and when something stays attached at the end.
 pub fn serve(context: &Context, arguments: &ServeArguments) -> Result<()> {
     let found = context.find_pool()?;
+    if unit::goes_on(context, &found)? {
+        return Ok(());
+    }
     let options = ServeOptions {
         background: arguments.background,
         transport: arguments.transport,
@@ -128,7 +133,8 @@ pub fn upgrade(context: &Context, arguments: &UpgradeArguments) -> Result<()> {
     }
 }
 
-fn upgrade_daemon(context: &Context, client: &Client) -> Result<()> {
+/// See [`upgrade`].
+pub(super) fn upgrade_daemon(context: &Context, client: &Client) -> Result<()> {
     let old = client.hello()?;
     client.call(Command::Upgrade)?;
     let began = Instant::now();
@@ -145,7 +151,19 @@ fn upgrade_daemon(context: &Context, client: &Client) -> Result<()> {
     };
     drop(waiting);
     let change = if new.build == old.build { new.build } else { format!("{} -> {}", old.build, new.build) };
-    volume::done(context, "upgraded", &format!("{} (engine {change}, process {})", new.pool_name, new.engine_pid))
+    let front = if is_same_program(new.front_pid, new.engine_pid) {
+        String::new()
+    } else {
+        format!("; the front, process {}, stays the former program while volumes are attached", new.front_pid)
+    };
+    let what = format!("{} (engine {change}, process {}{front})", new.pool_name, new.engine_pid);
+    volume::done(context, "upgraded", &what)
+}
+
+/// Whether two processes run the same file.
+fn is_same_program(one: u32, other: u32) -> bool {
+    let file = |process| fs::metadata(format!("/proc/{process}/exe")).map(|file| (file.dev(), file.ino())).ok();
+    file(one) == file(other)
 }
 
 /// Does something with every daemon of this machine. One that refuses does not keep it from the others.

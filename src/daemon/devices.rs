@@ -25,11 +25,12 @@ use super::figures::figures;
 use super::protocol::{Attachment, Command, Detached, EventKind, Failure, Figures, Kept, Reply};
 use super::remote::Remote;
 use super::{attributes, metrics, mounts, places, server};
-use crate::engine::VolumeInfo;
+use crate::engine::{Underway, VolumeInfo, Work};
 use crate::error::{Error, Result};
-use crate::export::link::{EXIT_INCOMPATIBLE, versions};
+use crate::export::link::{EXIT_FINISHED, EXIT_INCOMPATIBLE, EXIT_REPLACE_FRONT, versions};
 use crate::export::loopdev::helper::{self, LoopCommand};
 use crate::export::loopdev::{AttachRequest, Attached, WaitingWrites, announce};
+use crate::export::shared::SharedBoard;
 use crate::units::VolumeId;
 
 /// Our own build, also after its file was replaced or deleted.
@@ -43,11 +44,15 @@ const LOOK_AGAIN: Duration = Duration::from_millis(200);
 pub(super) struct Daemon {
     remote: Remote<Engine>,
     events: Arc<EventRing>,
+    board: SharedBoard,
     pool: Uuid,
     front_pid: u32,
     directory: PathBuf,
     /// Devices change one at a time.
     devices: Mutex<()>,
+    replaceable: bool,
+    /// This process ends, and another answers whoever asks again.
+    replacing: AtomicBool,
     stopping: AtomicBool,
     forced: AtomicBool,
 }
@@ -62,6 +67,10 @@ pub(super) struct Serving {
     pub(super) restarts: u64,
     /// Attach what was attached when the daemon stopped.
     pub(super) attach_all: bool,
+    /// Where it stands what is being done.
+    pub(super) board: SharedBoard,
+    /// The front can be replaced.
+    pub(super) replaceable: bool,
 }
 
 /// Takes the figures on the engine thread, and makes metrics of them on the caller's.
@@ -81,17 +90,20 @@ impl Daemon {
     pub(super) fn start(
         remote: Remote<Engine>,
         events: Arc<EventRing>,
-        serving: &Serving,
+        serving: Serving,
         listener: UnixListener,
     ) -> Result<()> {
-        let Serving { pool, front_pid, restarts, attach_all } = *serving;
+        let Serving { pool, front_pid, restarts, attach_all, board, replaceable } = serving;
         let daemon = Arc::new(Self {
             remote,
             events,
+            board,
             pool,
             front_pid,
             directory: places::mount_directory(pool),
             devices: Mutex::new(()),
+            replaceable,
+            replacing: AtomicBool::new(false),
             stopping: AtomicBool::new(false),
             forced: AtomicBool::new(false),
         });
@@ -110,6 +122,9 @@ impl Daemon {
 
     /// Does a command.
     fn handle(self: Arc<Self>, command: Command) -> Result<Reply, Failure> {
+        while self.replacing.load(Ordering::Acquire) {
+            thread::sleep(LOOK_AGAIN);
+        }
         let stopping = self.stopping.load(Ordering::Acquire);
         if stopping
             && !matches!(command, Command::Detach { .. } | Command::DetachAll | Command::Stop { .. })
@@ -122,7 +137,9 @@ impl Daemon {
         if let Some(draft) = asked.as_ref().and_then(events::begun) {
             self.events.post(draft);
         }
+        let underway = asked.as_ref().map(|asked| Underway::new(&self.board, work_of(asked)));
         let done = Arc::clone(&self).answer(command);
+        drop(underway);
         match (&done, &asked) {
             (Ok(reply), Some(asked)) => {
                 for draft in events::done(asked, reply) {
@@ -483,7 +500,7 @@ impl Daemon {
             }
             if !self.front_lives() {
                 tracing::error!("the front has died, and its devices with it");
-                self.finish();
+                self.finish(EXIT_FINISHED);
                 return;
             }
             let force = self.stopping.load(Ordering::Acquire);
@@ -515,9 +532,11 @@ impl Daemon {
             .status();
         match said {
             Ok(status) if status.success() => {}
+            // Nothing of the memory is kept where the front is replaced as well.
+            Ok(status) if status.code() == Some(EXIT_INCOMPATIBLE) && self.is_unused()? => {}
             Ok(status) if status.code() == Some(EXIT_INCOMPATIBLE) => {
                 return Err(Error::Incompatible(format!(
-                    "{} does not read what this daemon keeps in memory; stop the daemon and start it anew",
+                    "{} does not read what this daemon keeps in memory; detach its volumes, then upgrade again",
                     program.display()
                 )));
             }
@@ -530,7 +549,13 @@ impl Daemon {
         spawn("upgrade", move || {
             // Attaching and detaching are not cut in half.
             let _devices = daemon.lock();
-            tracing::info!("handing over to a successor");
+            if daemon.is_unused().unwrap_or(false) {
+                tracing::info!("nothing is attached: the front is replaced as well");
+                daemon.replacing.store(true, Ordering::Release);
+                daemon.finish(EXIT_REPLACE_FRONT);
+                return;
+            }
+            tracing::info!("handing over to a successor; the front stays, for the devices that are attached");
             match daemon.remote.call(|engine| async move { engine.hand_over().await }) {
                 Ok(Ok(())) | Err(_) => {}
                 Ok(Err(error)) => tracing::error!("handing over: {error}"),
@@ -538,17 +563,31 @@ impl Daemon {
         })
     }
 
+    /// Whether the front can be replaced: it takes its devices with it.
+    fn is_unused(&self) -> Result<bool> {
+        Ok(self.replaceable && self.attachments()?.is_empty())
+    }
+
     /// A client's stop. Refused while something is in use, unless forced: the client can see to that.
     fn stop(self: &Arc<Self>, force: bool) -> Result<()> {
         if force {
             self.forced.store(true, Ordering::Release);
         } else {
-            let in_use = self.attachments()?.into_values().find_map(|attachment| {
+            for attachment in self.attachments()?.into_values() {
                 let users = self.users(&attachment);
-                (!users.is_empty()).then(|| format!("{} ({}) is {users}", attachment.name, attachment.device.display()))
-            });
-            if let Some(in_use) = in_use {
-                return Err(Error::Busy(format!("{in_use}; unmount it first, or lose it with --force")));
+                let (name, device) = (&attachment.name, attachment.device.display());
+                if !users.is_empty() {
+                    return Err(Error::Busy(format!(
+                        "{name} ({device}) is {users}; unmount it first, or lose it with --force"
+                    )));
+                }
+                helped(&LoopCommand::CheckFree { number: number(&attachment.device)? }).map_err(|error| match error {
+                    Error::Busy(_) => Error::Busy(format!(
+                        "{name} ({device}) is mounted where it cannot be seen, by an import under way perhaps; let it end, or \
+                         lose it with --force"
+                    )),
+                    error => error,
+                })?;
             }
         }
         let daemon = Arc::clone(self);
@@ -582,14 +621,23 @@ impl Daemon {
             }
             thread::sleep(LOOK_AGAIN);
         }
-        self.finish();
+        self.finish(EXIT_FINISHED);
     }
 
-    fn finish(&self) {
-        match self.remote.call(|engine| async move { engine.finish().await }) {
+    fn finish(&self, status: i32) {
+        match self.remote.call(move |engine| async move { engine.finish(status).await }) {
             Ok(Ok(())) => {}
             Ok(Err(error)) | Err(error) => tracing::error!("closing the pool: {error}"),
         }
+    }
+}
+
+/// What is noted of a command while it is done.
+fn work_of(command: &Command) -> Work {
+    match command {
+        Command::Attach { .. } | Command::AttachAll => Work::Attach,
+        Command::Detach { .. } | Command::DetachAll => Work::Detach,
+        _ => Work::Command,
     }
 }
 

@@ -27,10 +27,11 @@ use super::protocol::EventKind;
 use super::thresholds::{Crossing, Runner};
 use super::watch::{Look, Told, Watcher};
 use super::{logging, metrics_port, process, remote};
-use crate::engine::{OpenOptions, Pool};
+use crate::engine::{OpenOptions, Pool, Underway, Work};
 use crate::error::{Error, Result};
 use crate::export::link::{EXIT_FINISHED, EXIT_INCOMPATIBLE, EXIT_SUCCEED_ME, EngineLink, versions};
 use crate::export::server::Server;
+use crate::export::shared::{Plight, SharedBoard};
 use crate::io::{self, FileStorage, PayloadArea, Reactor, ReactorOptions, block_on};
 
 /// Name of the listening socket among the front's descriptors.
@@ -84,25 +85,28 @@ pub(super) struct Engine {
     pub(super) server: Server<Pool<FileStorage>>,
     reactor: Reactor,
     heritage: Heritage,
+    board: SharedBoard,
     finished: Cell<Option<i32>>,
     finish: Event,
 }
 
 impl Engine {
     /// Serves no more, makes everything durable, and lets the process end.
-    pub(super) async fn finish(&self) -> Result<()> {
+    pub(super) async fn finish(&self, status: i32) -> Result<()> {
         self.server.stop();
         // Who waits for space waits no longer.
         self.control.pool.bound_waiting(0, 0);
         self.server.idle().await;
         let closed = self.control.pool.close().await;
-        self.exit(EXIT_FINISHED);
+        self.control.medium.keep_host_claim(closed.is_err() || status != EXIT_FINISHED);
+        self.exit(status);
         closed
     }
 
     /// Lets the process end, to be succeeded at once. What is in flight is answered; what waits, and what was acknowledged
     /// and is not recorded yet, is in the memory that the front holds.
     pub(super) async fn hand_over(&self) -> Result<()> {
+        let _work = Underway::new(&self.board, Work::HandOver);
         // The successor has little to replay then. I/O goes on meanwhile.
         self.control.pool.checkpoint().await?;
         self.server.stop();
@@ -176,10 +180,13 @@ fn serve(path: &Path, arguments: &EngineArguments, mut link: EngineLink) -> Resu
     let executor = Rc::new(LocalExecutor::new());
 
     // Rule O9: nothing of the shared memory is looked at before the predecessor's last I/O has ended.
-    let fence = io::OpenOptions { wait: FENCE, claimed_by_front: true, force: false };
+    let fence = io::OpenOptions { wait: FENCE, claimed_by_front: true, ..io::OpenOptions::default() };
     let storage = FileStorage::open(&reactor, &found.path, fence)?;
-    let log = Box::new(link.pending_log(found.uuid)?);
-    let opening = Pool::open(storage.clone(), log, OpenOptions::default());
+    // What was acknowledged and is not recorded is in memory of this host: until it is, no other one has the pool.
+    storage.keep_host_claim(true);
+    let log = link.pending_log(found.uuid)?;
+    let board = log.board_of_engine();
+    let opening = Pool::open(storage.clone(), Box::new(log), OpenOptions::default());
     let pool = block_on(&executor, &reactor, &(), opening).map_err(ring)??;
 
     let payloads = link.memory.payloads().mapping();
@@ -196,7 +203,7 @@ fn serve(path: &Path, arguments: &EngineArguments, mut link: EngineLink) -> Resu
     };
     let told = Told::new(restarts);
     let events = Arc::clone(&told.events);
-    events.post(introduction(&heritage));
+    events.post(introduction(&heritage, board.predecessor()));
     let runner = arguments.on_threshold.clone().filter(|command| !command.is_empty());
     let runner = runner.map(|command| Runner::start(command, found.name, found.path.clone())).transpose()?;
     let control = Control {
@@ -210,15 +217,22 @@ fn serve(path: &Path, arguments: &EngineArguments, mut link: EngineLink) -> Resu
     };
     pool.bound_waiting(server.waiting_writes().most.into(), FULL_WAIT_SECONDS);
     let (finished, finish) = (Cell::new(None), Event::new());
-    let engine =
-        Rc::new(Engine { control, server: server.clone(), reactor: reactor.clone(), heritage, finished, finish });
+    let (server_of_engine, reactor_of_engine) = (server.clone(), reactor.clone());
+    let engine = Rc::new(Engine {
+        control,
+        server: server_of_engine,
+        reactor: reactor_of_engine,
+        heritage,
+        board: board.clone(),
+        finished,
+        finish,
+    });
 
     pool.seal_in_background(arguments.seal_bytes);
     let medium = engine.control.medium.clone();
     pool.enlarge_with(move |size_bytes| medium.grow(size_bytes));
     let background = pool.clone();
     executor.spawn(async move { background.run().await }).detach();
-    executor.spawn(tick(reactor.clone(), pool)).detach();
     executor.spawn(watch(Rc::clone(&engine), runner, Rc::clone(&executor))).detach();
     let (remote, mailbox) = remote::mailbox()?;
     let wakeup = reactor.watch_eventfd(mailbox.descriptor()?).map_err(ring)?;
@@ -233,30 +247,31 @@ fn serve(path: &Path, arguments: &EngineArguments, mut link: EngineLink) -> Resu
     if let Some(listener) = metrics {
         metrics_port::serve(listener, devices::metrics_of(remote.clone()))?;
     }
-    let serving = Serving { pool: found.uuid, front_pid: link.front_pid, restarts, attach_all: arguments.attach_all };
-    Daemon::start(remote, events, &serving, listener)?;
-    block_on(&executor, &reactor, &server, engine.finished()).map_err(ring)
-}
-
-/// The engine has no clock.
-async fn tick(reactor: Reactor, pool: Pool<FileStorage>) {
-    while reactor.sleep(Duration::from_secs(1)).await.is_ok() {
-        pool.tick();
+    let (front_pid, attach_all) = (link.front_pid, arguments.attach_all);
+    let serving = Serving { pool: found.uuid, front_pid, restarts, attach_all, board, replaceable: link.replaceable };
+    Daemon::start(remote, events, serving, listener)?;
+    let code = block_on(&executor, &reactor, &server, engine.finished()).map_err(ring)?;
+    if code == EXIT_FINISHED {
+        // The engine's tasks go no further: what is in flight is the last.
+        block_on(&LocalExecutor::new(), &reactor, &(), engine.control.medium.leave_host())
+            .map_err(ring)?
+            .map_err(ring)?;
     }
+    Ok(code)
 }
 
 /// What comes first of an engine process.
-fn introduction(heritage: &Heritage) -> Draft {
+fn introduction(heritage: &Heritage, predecessor: Plight) -> Draft {
     let pid = std::process::id();
     let text = match (heritage.before, heritage.handed_over) {
         (0, _) => format!("process {pid} serves the pool"),
         (_, true) => format!("process {pid} serves the pool; its predecessor has handed over"),
-        (_, false) => format!("process {pid} serves the pool; its predecessor has died"),
+        (_, false) => format!("process {pid} serves the pool; its predecessor has died, {predecessor}"),
     };
     Draft::new(EventKind::Engine, text)
 }
 
-/// Looks at the pool once a second, and tells what is new.
+/// Once a second: tells the engine, which has no clock, looks at the pool, and tells what is new.
 async fn watch(engine: Rc<Engine>, runner: Option<Runner>, executor: Rc<LocalExecutor<'static>>) {
     let control = &engine.control;
     let mut watcher = Watcher::new(Look::at(control, &[]), engine.heritage.level);
@@ -293,6 +308,7 @@ async fn watch(engine: Rc<Engine>, runner: Option<Runner>, executor: Rc<LocalExe
         if engine.reactor.sleep(Duration::from_secs(1)).await.is_err() {
             return;
         }
+        control.pool.tick();
     }
 }
 

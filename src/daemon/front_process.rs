@@ -20,11 +20,15 @@ use signal_hook::iterator::Signals;
 
 use super::engine_process::{CONTROL, METRICS, STARTS};
 use super::lookup::{FoundPool, daemon_socket};
-use super::{logging, places, process, service_manager};
+use super::successor::Inherited;
+use super::{logging, lookup, places, process, service_manager};
+use crate::engine::PendingLog;
 use crate::error::{Error, Result};
-use crate::export::front::{EngineCommand, Front, FrontEvent, FrontOptions};
+use crate::export::front::{Ending, EngineCommand, Front, FrontEvent, FrontOptions};
 use crate::export::fuse::TransportChoice;
-use crate::io::PoolClaim;
+use crate::export::link::{EXIT_FINISHED, EXIT_REPLACE_FRONT, EXIT_SUCCEED_ME};
+use crate::export::shared::SharedPendingLog;
+use crate::io::{OpenOptions, PoolClaim, PoolFile, leave_host};
 
 /// How long a command that works on the file may hold up the start.
 const TURN: Duration = Duration::from_secs(10);
@@ -62,8 +66,12 @@ pub fn serve(pool: &FoundPool, options: &ServeOptions) -> Result<()> {
         // Fails when it leads its process group already, and then it is in no session of the starter's to leave.
         let _ = rustix::process::setsid();
     }
-    let claim = claim(pool)?;
-    let control = ControlSocket::bind(pool)?;
+    let handed_back = service_manager::handed_back();
+    let (claim, control) = match Inherited::take()? {
+        Some(inherited) => inherited.into_parts(pool)?,
+        None => (claim(pool)?, ControlSocket::bind(pool)?),
+    };
+    let spare = claim.try_clone().map_err(|error| Error::io("duplicating a descriptor", error))?;
     // Looked up before the mount namespace is another: under chroot the kernel would tell a path of the machine's root then.
     let program = std::env::current_exe().map_err(|error| Error::io("finding the plywood program", error))?;
     process::enter_own_mount_namespace(device_of(&pool.path)?)?;
@@ -71,12 +79,21 @@ pub fn serve(pool: &FoundPool, options: &ServeOptions) -> Result<()> {
     process::outlive_others();
     let directory = places::mount_directory(pool.uuid);
     places::make_private_directory(&directory)?;
-    let engine = engine_command(program, pool, options, &control)?;
+    let kept = handed_back.and_then(|memory| kept_changes(pool, memory));
+    let is_new = kept.is_none();
+    let engine = engine_command(program.clone(), pool, options, &control)?;
+    // A refusal is told once, and not by one engine process after the other.
+    let own = OpenOptions { claimed_by_front: true, wait: TURN, ..OpenOptions::default() };
+    PoolFile::claim_host(&pool.path, own)?;
     let front = Front::start(FrontOptions {
         transport: options.transport,
         claim: Some(claim),
+        pending: kept,
         ..FrontOptions::new(&pool.name, pool.uuid, directory.clone(), engine)
     })?;
+    if is_new {
+        service_manager::keep_instead(front.pending_memory());
+    }
     let stop = front.stop_handle();
     let mut signals = Signals::new([SIGTERM, SIGINT]).map_err(|error| Error::io("signal handlers", error))?;
     let forward = {
@@ -103,13 +120,45 @@ pub fn serve(pool: &FoundPool, options: &ServeOptions) -> Result<()> {
             _ => {}
         }
     });
+    if matches!(served, Ok(Ending::Replace)) {
+        tracing::info!(pool = %pool.name, "nothing is attached: the program on disk replaces this one");
+        return Err(Inherited::pass_on(&program, spare, &control));
+    }
     drop(control);
+    // An engine process that has closed the pool has done so already.
+    if let Err(error) = leave_host(&pool.path) {
+        tracing::warn!(pool = %pool.name, %error, "other hosts find the pool still claimed");
+    }
     if served.is_ok() {
         tracing::info!(pool = %pool.name, "stopped");
         // Best effort: it is empty, and in the way of nobody.
         let _ = fs::remove_dir(directory);
     }
-    served
+    served.map(drop)
+}
+
+/// Memory of pending changes that the service manager has kept while no process of the pool's lived: for the next engine,
+/// when nobody has had the pool since. Only then it belongs to what is there.
+fn kept_changes(pool: &FoundPool, memory: OwnedFd) -> Option<SharedPendingLog> {
+    let kept = SharedPendingLog::keep(memory, pool.uuid);
+    let kept =
+        kept.inspect_err(|error| tracing::error!(%error, "what was kept of an earlier daemon is refused")).ok()?;
+    let refused = match lookup::last_session(&pool.path) {
+        // It ends with the daemon that was poisoned, as without a service manager.
+        _ if kept.is_poisoned() => "that daemon's pool was poisoned",
+        Ok(session) if session == kept.session() => {
+            if kept.holds_changes() {
+                tracing::warn!(pool = %pool.name, "the last daemon died with changes that the pool had not yet; they are taken over");
+            }
+            return Some(kept);
+        }
+        Ok(_) => "somebody else has had the pool since",
+        Err(_) => "the pool cannot be read",
+    };
+    if kept.holds_changes() {
+        tracing::error!(pool = %pool.name, "changes that the last daemon had acknowledged and not recorded are lost: {refused}");
+    }
+    None
 }
 
 /// Takes the right to start engines. A command that works on the file is waited for, another daemon is not.
@@ -134,7 +183,17 @@ fn tell(pool: &FoundPool, event: &FrontEvent) {
             let after_ms = u64::try_from(after.as_millis()).unwrap_or(u64::MAX);
             tracing::info!(%pool, pid, after_ms, "engine process serves");
         }
-        FrontEvent::Ended { pid, status } => tracing::info!(%pool, pid, "engine process ended with {status}"),
+        FrontEvent::Ended { pid, status, plight } => {
+            let how = if status
+                .code()
+                .is_some_and(|code| [EXIT_FINISHED, EXIT_SUCCEED_ME, EXIT_REPLACE_FRONT].contains(&code))
+            {
+                String::new()
+            } else {
+                format!(", {plight}")
+            };
+            tracing::info!(%pool, pid, "engine process ended with {status}{how}");
+        }
         FrontEvent::GaveUp => {
             tracing::error!(
                 %pool,
@@ -200,8 +259,8 @@ fn metrics_port(address: SocketAddr) -> Result<TcpListener> {
 }
 
 /// The listening socket; its file goes away with it.
-struct ControlSocket {
-    listener: OwnedFd,
+pub(super) struct ControlSocket {
+    pub(super) listener: OwnedFd,
     path: PathBuf,
 }
 
@@ -230,6 +289,11 @@ impl ControlSocket {
         let listener = UnixListener::bind(&path).map_err(failed)?;
         fs::set_permissions(&path, fs::Permissions::from_mode(0o600)).map_err(failed)?;
         Ok(Self { listener: listener.into(), path })
+    }
+
+    /// Goes on with the socket of the program that this process was before.
+    pub(super) fn inherit(pool: &FoundPool, listener: OwnedFd) -> Self {
+        Self { listener, path: places::socket(pool.uuid) }
     }
 }
 

@@ -199,6 +199,17 @@ fn identify_any(path: &Path) -> Result<FoundPool> {
     Ok(FoundPool { path, uuid: superblock.uuid, name: superblock.name, unfinished })
 }
 
+/// The session that had the pool last, by its superblock.
+///
+/// # Errors
+/// What keeps it from being read.
+pub(super) fn last_session(path: &Path) -> Result<u128> {
+    let failed = |error: io::Error| Error::io(path.display().to_string(), error);
+    let file = File::open(path).map_err(failed)?;
+    let size_bytes = rustix::fs::seek(&file, rustix::fs::SeekFrom::End(0)).map_err(|error| failed(error.into()))?;
+    read_superblock(&file, size_bytes).map(|(superblock, _)| superblock.session)
+}
+
 fn read_superblock(file: &File, size_bytes: u64) -> Result<(Superblock, Option<Unfinished>)> {
     let unfinished = Cell::new(None);
     let read = |address: PoolBlock| {

@@ -33,6 +33,7 @@ mod scrub;
 mod server;
 mod service_manager;
 mod start;
+mod successor;
 mod thresholds;
 mod watch;
 
@@ -46,7 +47,8 @@ pub use lookup::{FoundPool, find_pool, find_unfinished, identify, name_of_device
 pub use metadata::{dump_pool, restore_pool};
 pub use places::{POOLS_DIRECTORY, RUN_DIRECTORY, log as log_path};
 pub use repair::{RepairTo, repair_pool, undo_repair};
-pub use start::{running, start, wait_until_gone};
+pub use service_manager::{goes_on, is_there as service_manager_is_there};
+pub use start::{running, start, take_over, wait_until_gone};
 
 /// `10.0 GiB`, for messages.
 fn size_words(bytes: u64) -> String {

@@ -3,7 +3,14 @@
 //! The front says it, which is the unit's main process and stays so through every upgrade; engine processes say nothing.
 //! A manager that cannot be told is no reason to stop serving.
 
+use std::os::fd::{BorrowedFd, OwnedFd};
+
 use sd_notify::NotifyState;
+
+use crate::export::link;
+
+/// Under this name it keeps the memory of pending changes.
+const PENDING: &str = "plywood-pending";
 
 /// The pool is served: what is ordered after the unit may begin.
 pub fn ready(pool: &str) {
@@ -18,6 +25,35 @@ pub fn stopping() {
 /// For `systemctl status`: this daemon ends, and its devices give errors.
 pub fn gave_up() {
     tell(&[NotifyState::Status("engine processes died one after the other; given up")]);
+}
+
+/// Another process, which goes on from before a restart of the unit, is its main process, and serves.
+pub fn goes_on(pool: &str, main_process: u32) {
+    let status = format!("serving pool {pool}");
+    tell(&[NotifyState::MainPid(main_process), NotifyState::Ready, NotifyState::Status(&status)]);
+}
+
+/// Whether a manager started this process.
+pub fn is_there() -> bool {
+    std::env::var_os("NOTIFY_SOCKET").is_some_and(|path| !path.is_empty())
+}
+
+/// The manager keeps `memory`, and nothing else under its name, until the unit has ended for good: beyond the death of all
+/// its processes.
+pub fn keep_instead(memory: BorrowedFd<'_>) {
+    tell(&[NotifyState::FdStoreRemove, NotifyState::FdName(PENDING)]);
+    if let Err(error) = sd_notify::notify_with_fds(&[NotifyState::FdStore, NotifyState::FdName(PENDING)], &[memory]) {
+        tracing::warn!(%error, "the service manager cannot keep the memory of pending changes");
+    }
+}
+
+/// What it kept, handed to this process; to be called once.
+pub fn handed_back() -> Option<OwnedFd> {
+    let given = sd_notify::listen_fds_with_names();
+    let given = given.inspect_err(|error| tracing::warn!(%error, "descriptors of the service manager")).ok()?;
+    // Others are closed: nobody asked for them.
+    let taken = given.filter_map(|(descriptor, name)| Some((link::adopt(descriptor).ok()?, name))).collect::<Vec<_>>();
+    taken.into_iter().find(|(_, name)| name == PENDING).map(|(descriptor, _)| descriptor)
 }
 
 fn tell(state: &[NotifyState<'_>]) {

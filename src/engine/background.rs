@@ -4,6 +4,7 @@ use futures_lite::future::zip;
 
 use super::Storage;
 use super::pool::{Pool, until};
+use super::work::Work;
 use crate::error::{Error, Result};
 
 /// Seconds between checkpoints of a pool in which something has changed.
@@ -16,7 +17,7 @@ impl<S: Storage> Pool<S> {
     pub async fn run(&self) {
         let commits = zip(self.run_commits(), self.run_checkpoints());
         let space = zip(self.run_space(), self.run_carcasses());
-        zip(zip(commits, space), self.run_seals()).await;
+        zip(zip(commits, space), zip(self.run_seals(), self.run_exclusive())).await;
     }
 
     /// To be called once a second: the engine has no clock. Changes are committed within a second, and an idle pool is
@@ -56,6 +57,7 @@ impl<S: Storage> Pool<S> {
 
     /// Refuses further changes, waits for what is in flight, commits, writes a checkpoint and ends the background work.
     pub async fn close(&self) -> Result<()> {
+        let _work = self.at(Work::Close);
         let inner = &self.inner;
         let epoch = {
             let mut state = inner.state.borrow_mut();

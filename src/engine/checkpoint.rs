@@ -11,6 +11,7 @@ use std::rc::Rc;
 use futures_lite::future::yield_now;
 use rustc_hash::FxHashMap;
 
+use super::accounts::Instant;
 use super::cache::{Cached, level_of};
 use super::carcass_table::{CarcassImage, widths_above};
 use super::epoch::EpochId;
@@ -19,6 +20,7 @@ use super::pool::{Pool, to_memory, until};
 use super::space::{PageKey, Run};
 use super::state::{State, TreeKey};
 use super::tree::{entry_index, level_for};
+use super::work::Work;
 use super::{Memory, Storage};
 use crate::canary::{Canary, is_broken};
 use crate::error::{Check, Corrupt, Error, Result, Structure};
@@ -45,6 +47,7 @@ struct Image {
     records: Vec<(PoolBlock, bool, VolumeRecord)>,
     carcasses: Option<CarcassImage>,
     superblock: Superblock,
+    instant: Instant,
 }
 
 /// What a checkpoint knows of one group after applying the counts.
@@ -102,6 +105,7 @@ impl<S: Storage> Pool<S> {
     /// One checkpoint, from its instant to the durable superblock.
     pub(super) async fn checkpoint_once(&self) -> Result<()> {
         let inner = &self.inner;
+        let _work = self.at(Work::Checkpoint);
         // Table nodes stay in memory; should one have been dropped, it is read before the instant.
         let dirty: Vec<VolumeId> = inner.state.borrow().volumes_to_write();
         loop {
@@ -123,6 +127,7 @@ impl<S: Storage> Pool<S> {
         let (groups, freed) = self.write_counts().await?;
         let indexes = self.write_indexes(&groups, &mut image.superblock).await?;
         if !is_broken(Canary::SuperblockFirst) {
+            let _flush = self.at(Work::Flush);
             let flushed = inner.storage.flush().await.map_err(|error| Error::io("flush of a checkpoint", error));
             if !is_broken(Canary::FailedFlushIgnored) {
                 flushed?;
@@ -138,6 +143,7 @@ impl<S: Storage> Pool<S> {
             state.index_refs.clone_from(&image.superblock.group_index);
             state.carcass_root = image.superblock.carcass_table;
             state.used_blocks = image.superblock.used_blocks;
+            state.accounts.checkpointed(image.instant);
             for (index, block) in indexes {
                 if index as usize == state.indexes.len() {
                     state.indexes.push(block);
@@ -445,9 +451,13 @@ impl State {
                 if old.mirrored {
                     self.count(old.address.plus(1), -1);
                 }
+                self.accounts.gave(1 + u64::from(old.mirrored));
             }
             let new = if let Some(record) = self.volumes.get(&id).map(|volume| volume.record.clone()) {
                 let (address, mirrored) = self.take_meta(2);
+                if let Some(volume) = self.volumes.get_mut(&id) {
+                    volume.record_blocks = 1 + u64::from(mirrored);
+                }
                 records.push((address, mirrored, record));
                 Entry::node(address, mirrored, 0, self.clock)
             } else {
@@ -484,8 +494,6 @@ impl State {
             journal_append: position.append,
             journal_chain: position.chain,
             session: self.log.session(),
-            host_id: uuid::Uuid::nil(),
-            heartbeat: 0,
             volume_table: self.table,
             carcass_table: self.carcass_root,
             next_volume: self.next_volume,
@@ -496,9 +504,11 @@ impl State {
             scrub: self.scrub,
             volume_count: self.volumes.len() as u64,
             used_blocks: 0,
+            metadata_blocks: self.accounts.metadata_blocks(),
             group_index: self.index_refs.clone(),
         };
-        Ok(Image { lsn: superblock.lsn, position, nodes, records, carcasses, superblock })
+        let instant = self.accounts.instant(self.own_of_volumes(), self.layout_blocks());
+        Ok(Image { lsn: superblock.lsn, position, nodes, records, carcasses, superblock, instant })
     }
 
     /// Applies the frozen deltas of one page. Blocks whose count becomes 0 are added to `freed`.

@@ -4,6 +4,7 @@
 //! data of every record in a batch was durable before the batch. FLUSHes that arrive meanwhile share the next commit.
 
 use super::pool::{Pool, until};
+use super::work::Work;
 use super::{Memory, Storage};
 use crate::canary::{Canary, is_broken};
 use crate::error::{Error, Result};
@@ -70,7 +71,9 @@ impl<S: Storage> Pool<S> {
             inner.state.borrow_mut().log.release(cut);
         }
         inner.flushes_begun.set(inner.flushes_begun.get() + 1);
+        let flush = self.at(Work::Flush);
         let flushed = inner.storage.flush().await.map_err(|error| Error::io("flush of the pool", error));
+        drop(flush);
         if !is_broken(Canary::FailedFlushIgnored) {
             flushed?;
         }
@@ -109,6 +112,7 @@ impl<S: Storage> Pool<S> {
             // Full: mapping changes wait until the checkpoint has ended; reads and in-place writes go on.
             return self.checkpoint().await;
         };
+        let _work = self.at(Work::Commit);
         let memory = super::pool::to_memory(&inner.storage, &bytes);
         let address = PoolBlock(JOURNAL_FIRST.0 + at);
         inner

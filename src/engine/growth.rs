@@ -3,6 +3,7 @@
 use super::pool::{Pool, until};
 use super::space::GroupSpace;
 use super::state::State;
+use super::work::Work;
 use super::{Memory, Storage};
 use crate::canary::{Canary, is_broken};
 use crate::error::{Check, Corrupt, Error, Result, Structure};
@@ -224,6 +225,7 @@ impl<S: Storage> Pool<S> {
 
     async fn extend(&self, range: std::ops::Range<u64>) -> Result<()> {
         let what = format!("allocation of {} bytes at byte {} of the pool", range.end - range.start, range.start);
+        let _work = self.at(Work::Extend);
         self.inner.storage.extend(range).await.map_err(|error| Error::io(what, error))
     }
 
@@ -405,7 +407,9 @@ impl<S: Storage> Pool<S> {
             if is_broken(Canary::PunchUnclaimed) {
                 release();
             }
+            let work = self.at(Work::Punch);
             let punched = inner.storage.punch(range).await;
+            drop(work);
             if !is_broken(Canary::PunchUnclaimed) {
                 release();
             }

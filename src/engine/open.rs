@@ -8,18 +8,21 @@ use std::collections::{BTreeMap, HashMap, VecDeque};
 
 use rustc_hash::FxHashMap;
 
+use super::accounts::Accounts;
 use super::bounds;
 use super::cache::NodeCache;
 use super::carcass_table::CARCASS_TABLE;
 use super::check::Pinned;
 use super::checksums::NewChecksums;
 use super::epoch::Epochs;
+use super::exclusive::Families;
 use super::journal::{Journal, JournalPosition};
 use super::pool::{Pool, read_bytes, to_memory};
 use super::space::{Allocator, Deltas};
 use super::state::{CarcassKey, State, Volume, Waiting};
 use super::tail::{Tail, read_tail};
 use super::tree::entry_span;
+use super::work::{Underway, Work};
 use super::{Counters, PendingLog, Storage};
 use crate::canary::{Canary, is_broken};
 use crate::error::{Check, Corrupt, Error, Result, Structure};
@@ -50,6 +53,8 @@ impl<S: Storage> Pool<S> {
     /// `InvalidInput` when it is no pool, `Incompatible`, `Corrupt`, `Poisoned` when the log says that a predecessor
     /// poisoned it, `Io`.
     pub async fn open(storage: S, log: Box<dyn PendingLog>, options: OpenOptions) -> Result<Self> {
+        let board = log.board();
+        let opening = Underway::new(&*board, Work::Opening);
         if log.is_poisoned() {
             return Err(Error::Poisoned("the engine before this one stopped; start the pool anew".into()));
         }
@@ -76,6 +81,8 @@ impl<S: Storage> Pool<S> {
         let session = log.session();
         let state = new_state(&superblock, slot, log, &options);
         let pool = Self::new(storage, state);
+        drop(opening);
+        let opening = pool.at(Work::Opening);
         pool.load_indexes(&superblock).await?;
         pool.load_tables(&superblock).await?;
         let (tail, ended) = read_tail(&pool.inner.storage, &superblock).await;
@@ -85,7 +92,10 @@ impl<S: Storage> Pool<S> {
             // which makes zeros of what is free in it; the one before it, which a power cut may bring back, still leads there.
             pool.inner.storage.flush().await.map_err(|error| Error::io("flush of what was found", error))?;
         }
+        drop(opening);
+        let replay = pool.at(Work::Replay);
         pool.replay(tail, &published).await?;
+        drop(replay);
         {
             // What the log holds of changes that are recorded goes now, and not while they stood in a cache perhaps.
             let mut state = pool.inner.state.borrow_mut();
@@ -131,7 +141,8 @@ impl<S: Storage> Pool<S> {
                 return Err(damage(Check::Inconsistent("the record is another volume's")).into());
             }
             state.names.insert(record.name.clone(), id);
-            state.volumes.insert(id, Volume::new(record, superblock.lsn, false));
+            let record_blocks = 1 + u64::from(entry.mirrored);
+            state.volumes.insert(id, Volume { record_blocks, ..Volume::new(record, superblock.lsn, false) });
         }
         let table = self.read_table(superblock.carcass_table, CARCASS_TABLE, false).await?;
         let mut blocks = table.blocks;
@@ -149,7 +160,11 @@ impl<S: Storage> Pool<S> {
                 state.carcasses.insert(CarcassKey::of(&carcass), Waiting { carcass, made: Lsn(0) });
             }
         }
-        self.inner.state.borrow_mut().carcass_blocks = blocks;
+        let mut state = self.inner.state.borrow_mut();
+        state.carcass_blocks = blocks;
+        state.join_families();
+        let (own, layout) = (state.own_of_volumes(), state.layout_blocks());
+        state.accounts.opened(own, layout);
         Ok(())
     }
 
@@ -423,8 +438,10 @@ fn new_state(superblock: &Superblock, slot: Slot, log: Box<dyn PendingLog>, opti
         volumes: BTreeMap::new(),
         dirty_volumes: 0,
         names: HashMap::new(),
+        families: Families::default(),
         deleted: Vec::new(),
         used_blocks: superblock.used_blocks,
+        accounts: Accounts::new(superblock.metadata_blocks),
         carcasses: BTreeMap::new(),
         carcass_root: superblock.carcass_table,
         carcass_blocks: Vec::new(),

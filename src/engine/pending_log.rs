@@ -4,6 +4,7 @@
 //! its batch or a superblock at or above it is durable. When the engine process dies, its successor replays superblock,
 //! journal, then this. A power cut loses it, as it loses a disk's cache.
 
+use super::work::{NoBoard, WorkBoard};
 use crate::units::Lsn;
 
 /// Changes published and not yet durable, in order. In production this is shared memory held by the front.
@@ -32,6 +33,11 @@ pub trait PendingLog: 'static {
 
     /// What a predecessor left: LSN and encoded record, in order. Empty in a new memory.
     fn published(&self) -> Vec<(Lsn, Vec<u8>)>;
+
+    /// Where the engine notes what it is at; by default nowhere.
+    fn board(&self) -> Box<dyn WorkBoard> {
+        Box::new(NoBoard)
+    }
 }
 
 /// A [`PendingLog`] in private memory, for work on a pool that no front holds: it dies with the process, which answers

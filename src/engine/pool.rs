@@ -12,6 +12,7 @@ use super::epoch::EpochId;
 use super::patience::Patience;
 use super::space::PageKey;
 use super::state::{Need, State, Try};
+use super::work::{Underway, Work, WorkBoard};
 use super::{Activity, Counters, Memory, Storage};
 use crate::error::{Check, Corrupt, Error, Result, Structure};
 use crate::format::{self, COUNTS_PER_PAGE, Node, PAGES_PER_GROUP, Place};
@@ -47,6 +48,7 @@ pub(super) struct Signals {
 
 pub(super) struct Inner<S: Storage> {
     pub(super) storage: S,
+    pub(super) board: Box<dyn WorkBoard>,
     pub(super) state: RefCell<State>,
     pub(super) signals: Signals,
     loading: RefCell<FxHashMap<u64, Rc<Event>>>,
@@ -62,6 +64,8 @@ pub(super) struct Inner<S: Storage> {
     pub(super) growing: Cell<bool>,
     pub(super) host_full: Cell<bool>,
     pub(super) ticks: Cell<u64>,
+    /// Reads and changes of volumes begun.
+    pub(super) requests: Cell<u64>,
     pub(super) stopped: Cell<bool>,
     pub(super) open_handles: Cell<u64>,
     pub(super) patience: Patience,
@@ -109,6 +113,7 @@ impl<S: Storage> Pool<S> {
         Self {
             inner: Rc::new(Inner {
                 storage,
+                board: state.log.board(),
                 state: RefCell::new(state),
                 signals: Signals::default(),
                 loading: RefCell::default(),
@@ -123,6 +128,7 @@ impl<S: Storage> Pool<S> {
                 growing: Cell::new(false),
                 host_full: Cell::new(false),
                 ticks: Cell::new(0),
+                requests: Cell::new(0),
                 stopped: Cell::new(false),
                 open_handles: Cell::new(0),
                 patience: Patience::default(),
@@ -137,6 +143,11 @@ impl<S: Storage> Pool<S> {
     pub(super) fn enter(&self) -> Stay<S> {
         let epoch = self.inner.state.borrow_mut().epochs.enter();
         Stay { inner: Rc::clone(&self.inner), epoch }
+    }
+
+    /// Notes what is begun, until the answer is dropped.
+    pub(super) fn at(&self, work: Work) -> Underway<'_> {
+        Underway::new(&*self.inner.board, work)
     }
 
     /// Why nothing may be changed any more, if so.

@@ -16,6 +16,7 @@ use super::Storage;
 use super::diff::{Pair, same};
 use super::pool::Pool;
 use super::state::{State, Try};
+use super::work::Work;
 use crate::canary::{Canary, is_broken};
 use crate::error::{Check, Corrupt, Error, Result, Structure};
 use crate::format::{DigestState, Entry, EntryKind};
@@ -98,6 +99,7 @@ impl<S: Storage> Pool<S> {
             self.flush_through(last).await?;
             return Ok(SealReport { digest, ..SealReport::default() });
         }
+        let _work = self.at(Work::Seal);
         let (base, state) = self.seal_base(snapshot).await;
         let from = base.and_then(|base| {
             let state = self.inner.state.borrow();

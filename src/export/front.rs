@@ -8,7 +8,7 @@ mod engine_process;
 mod process;
 
 use std::ffi::OsString;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::PathBuf;
 use std::process::ExitStatus;
 use std::sync::Arc;
@@ -20,8 +20,8 @@ use uuid::Uuid;
 use self::engine_process::{Engine, Launcher};
 pub use self::process::{become_io_flusher, enter_own_mount_namespace, lock_memory};
 use super::fuse::{Session, SessionOptions, Transport, TransportChoice};
-use super::link::{EXIT_FINISHED, EXIT_INCOMPATIBLE, EXIT_SUCCEED_ME};
-use super::shared::{DEFAULT_BUDGET_BYTES, SharedPendingLog, ring};
+use super::link::{EXIT_FINISHED, EXIT_INCOMPATIBLE, EXIT_REPLACE_FRONT, EXIT_SUCCEED_ME};
+use super::shared::{DEFAULT_BUDGET_BYTES, Plight, SharedBoard, SharedPendingLog, ring};
 use crate::error::{Error, Result};
 use crate::io::PoolClaim;
 
@@ -74,6 +74,8 @@ pub struct FrontOptions {
     pub claim: Option<PoolClaim>,
     /// When to give up.
     pub patience: Patience,
+    /// Memory of pending changes that an earlier front of this pool has left; new memory without.
+    pub pending: Option<SharedPendingLog>,
 }
 
 impl FrontOptions {
@@ -89,6 +91,7 @@ impl FrontOptions {
             engine,
             claim: None,
             patience: Patience::default(),
+            pending: None,
         }
     }
 }
@@ -114,6 +117,8 @@ pub enum FrontEvent {
         pid: u32,
         /// How.
         status: ExitStatus,
+        /// What it was at.
+        plight: Plight,
     },
     /// Too many deaths: every request is answered with EIO from now on.
     GaveUp,
@@ -126,7 +131,8 @@ pub struct Front {
     launcher: Launcher,
     supervisor: Arc<OwnedFd>,
     stop: Arc<OwnedFd>,
-    _pending: SharedPendingLog,
+    pending: SharedPendingLog,
+    board: SharedBoard,
     _claim: Option<PoolClaim>,
     patience: Patience,
 }
@@ -156,12 +162,33 @@ impl Deaths {
         let unserved = self.seen.iter().rev().take_while(|(_, served)| !served).count();
         self.seen.len() >= patience.deaths || unserved >= patience.unserved_deaths
     }
+
+    /// One has served and ended in good order: those before it that did not serve say nothing about the next.
+    fn forget_unserved(&mut self) {
+        self.seen.retain(|(_, served)| *served);
+    }
+}
+
+/// How a front has ended in good order.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Ending {
+    /// Nobody wants it any more.
+    Finished,
+    /// To be replaced by the program on disk: its engine has found that nothing is attached.
+    Replace,
 }
 
 enum Step {
     Again,
-    Finished,
+    Finished(Ending),
     GiveUp,
+}
+
+fn new_pending(pool: Uuid) -> Result<SharedPendingLog> {
+    let mut id = [0; 16];
+    rustix::rand::getrandom(&mut id, rustix::rand::GetRandomFlags::empty())
+        .map_err(|errno| Error::io("naming the session", errno.into()))?;
+    SharedPendingLog::create(pool, u128::from_ne_bytes(id))
 }
 
 fn new_event() -> Result<Arc<OwnedFd>> {
@@ -175,10 +202,10 @@ impl Front {
     /// # Errors
     /// Why the session cannot be had.
     pub fn start(options: FrontOptions) -> Result<Self> {
-        let mut id = [0; 16];
-        rustix::rand::getrandom(&mut id, rustix::rand::GetRandomFlags::empty())
-            .map_err(|errno| Error::io("naming the session", errno.into()))?;
-        let pending = SharedPendingLog::create(options.pool, u128::from_ne_bytes(id))?;
+        let pending = match options.pending {
+            Some(pending) => pending,
+            None => new_pending(options.pool)?,
+        };
         let session = Session::start(&SessionOptions {
             name: options.name,
             directory: options.directory,
@@ -202,7 +229,8 @@ impl Front {
             launcher,
             supervisor,
             stop: new_event()?,
-            _pending: pending,
+            board: pending.board_of_engine(),
+            pending,
             _claim: options.claim,
             patience: options.patience,
         })
@@ -218,6 +246,11 @@ impl Front {
         self.session.fallback()
     }
 
+    /// The memory of pending changes, for whoever shall keep it beyond this process.
+    pub fn pending_memory(&self) -> BorrowedFd<'_> {
+        self.pending.descriptor()
+    }
+
     /// For asking [`run`](Self::run) to stop.
     pub fn stop_handle(&self) -> StopHandle {
         StopHandle(Arc::clone(&self.stop))
@@ -228,7 +261,7 @@ impl Front {
     /// # Errors
     /// When the first engine ends before it has served; when the front gave up and was stopped; when the session cannot
     /// be ended because a volume is still attached.
-    pub fn run(mut self, mut on_event: impl FnMut(&FrontEvent)) -> Result<()> {
+    pub fn run(mut self, mut on_event: impl FnMut(&FrontEvent)) -> Result<Ending> {
         let mut deaths = Deaths { seen: Vec::with_capacity(self.patience.deaths + 1) };
         let mut stopping = false;
         let mut ever_served = false;
@@ -250,14 +283,16 @@ impl Front {
             died = Instant::now();
             ever_served |= served;
             if let Some(status) = status {
-                on_event(&FrontEvent::Ended { pid, status });
+                let plight = self.board.plight(self.session.requests_sent());
+                self.board.bury(plight);
+                on_event(&FrontEvent::Ended { pid, status, plight });
                 if !ever_served && status.code() != Some(EXIT_FINISHED) && !self.can_fall_back(status) {
                     return Err(Error::Busy(format!("the engine did not start ({status}); its own message says why")));
                 }
             }
             match self.judge(status, served, &mut deaths) {
                 Step::Again => {}
-                Step::Finished => return self.session.end(),
+                Step::Finished(ending) => return self.session.end().map(|()| ending),
                 Step::GiveUp => {
                     on_event(&FrontEvent::GaveUp);
                     tracing::error!("the engine keeps dying: every request is answered with EIO");
@@ -274,8 +309,12 @@ impl Front {
 
     fn judge(&mut self, status: Option<ExitStatus>, served: bool, deaths: &mut Deaths) -> Step {
         match status.and_then(|status| status.code()) {
-            Some(EXIT_FINISHED) => return Step::Finished,
+            Some(EXIT_FINISHED) => return Step::Finished(Ending::Finished),
+            Some(EXIT_REPLACE_FRONT) => return Step::Finished(Ending::Replace),
             Some(EXIT_SUCCEED_ME) => {
+                if served {
+                    deaths.forget_unserved();
+                }
                 self.launcher.use_program();
                 return Step::Again;
             }
@@ -331,7 +370,7 @@ impl Front {
     }
 
     /// Answers EIO until it is told to stop.
-    fn wait_given_up(mut self, stopping: bool) -> Result<()> {
+    fn wait_given_up(mut self, stopping: bool) -> Result<Ending> {
         if !stopping {
             let mut ready = [PollFd::new(&self.stop, PollFlags::IN)];
             while let Err(rustix::io::Errno::INTR) = poll(&mut ready, None) {}
@@ -364,6 +403,19 @@ mod tests {
         let mut deaths = Deaths::default();
         let verdicts: Vec<_> = (0..6).map(|_| deaths.count(start, true, &patience())).collect();
         assert_eq!(verdicts, [false, false, false, false, false, true]);
+    }
+
+    #[test]
+    fn engine_that_hands_over_ends_a_row_of_deaths_before_serving() {
+        let (start, mut deaths) = (Instant::now(), Deaths::default());
+        for _ in 0..10 {
+            assert!(!deaths.count(start, false, &patience()));
+            assert!(!deaths.count(start, false, &patience()));
+            deaths.forget_unserved();
+        }
+        assert!(!deaths.count(start, true, &patience()));
+        deaths.forget_unserved();
+        assert_eq!(deaths.seen.len(), 1, "others still count");
     }
 
     #[test]

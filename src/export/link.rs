@@ -29,6 +29,9 @@ pub fn versions() -> String {
 pub const EXIT_FINISHED: i32 = 0;
 /// Exit status of an engine that wants to be succeeded at once, by a newer build perhaps.
 pub const EXIT_SUCCEED_ME: i32 = 75;
+/// Exit status of an engine that has finished in good order, with nothing attached: the front is replaced by the program on
+/// disk. Only for a front that says it knows this.
+pub const EXIT_REPLACE_FRONT: i32 = 76;
 /// Exit status of an engine that cannot serve this front.
 pub const EXIT_INCOMPATIBLE: i32 = 78;
 
@@ -46,6 +49,9 @@ pub(super) struct Description {
     pub extra: BTreeMap<String, RawFd>,
     pub transport: Transport,
     pub fallback: Option<String>,
+    /// The front knows [`EXIT_REPLACE_FRONT`].
+    #[serde(default)]
+    pub replaceable: bool,
 }
 
 impl Description {
@@ -67,6 +73,8 @@ pub struct EngineLink {
     pub transport: Transport,
     /// Why io_uring is not used although it might have been.
     pub fallback: Option<String>,
+    /// The front can be replaced when nothing is attached.
+    pub replaceable: bool,
     /// The queues' and payloads' memory.
     pub memory: SessionMemory,
     /// What to watch in the engine's ring: rung when the engine sleeps and requests have come.
@@ -122,6 +130,7 @@ impl EngineLink {
             front_pid: described.front_pid,
             transport: described.transport,
             fallback: described.fallback,
+            replaceable: described.replaceable,
             memory: SessionMemory::open(control, payloads)?,
             pending: take(described.pending)?,
             doorbell: take(described.engine_doorbell)?,
@@ -167,14 +176,18 @@ impl EngineLink {
     }
 }
 
-fn adopt(descriptor: RawFd) -> Result<OwnedFd> {
+/// Takes a descriptor that this process was started with, whoever gave it. Once for each number.
+///
+/// # Errors
+/// When it is not open.
+pub(crate) fn adopt(descriptor: RawFd) -> Result<OwnedFd> {
     let failed = |errno: rustix::io::Errno| Error::io(format!("inherited descriptor {descriptor}"), errno.into());
     // SAFETY: only looked at; where it is not open, the call says so.
     let borrowed = unsafe { BorrowedFd::borrow_raw(descriptor) };
     fcntl_getfd(borrowed).map_err(failed)?;
     // Not for our own children.
     fcntl_setfd(borrowed, FdFlags::CLOEXEC).map_err(failed)?;
-    // SAFETY: it is open, the front opened it for us, and each number is taken once.
+    // SAFETY: it is open, whoever started us opened it for us, and each number is taken once.
     Ok(unsafe { OwnedFd::from_raw_fd(descriptor) })
 }
 
@@ -196,6 +209,7 @@ mod tests {
             extra: BTreeMap::new(),
             transport: Transport::Classic,
             fallback: Some("because".into()),
+            replaceable: true,
         }
     }
 

@@ -1,8 +1,9 @@
 //! The engine process is killed (-9) at random moments, and its successor while it takes over, under fio with verification
-//! and unsynced work on files, while snapshots and clones come and go.
+//! and unsynced work on files, while snapshots and clones come and go, are sealed, attached and detached.
 //!
 //! `PLYWOOD_STORM_KILLS` says how many kills (30), `PLYWOOD_STORM_SEED` repeats the moments of a run, as far as a machine
-//! can. `tools/kill-storm` runs it as long as one likes.
+//! can. `tools/kill-storm` runs it as long as one likes. Half of the moments are random, the others are those that were met
+//! least so far; what engines were at when they died is told by the front, and printed as a table.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -10,7 +11,12 @@ use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
+use plywood::engine::Work;
+use rustix::io::Errno;
+use rustix::process::{Pid, Signal, kill_process};
+
 use crate::fio::Verify;
+use crate::moments::{Deaths, Moments, Table};
 use crate::story::FileSystem;
 use crate::support::command::{is_slow, run, wait_until};
 use crate::support::kernel_log::KernelLog;
@@ -18,6 +24,8 @@ use crate::support::pool::{TestPool, Transport};
 use crate::workload::{StopOnDrop, compare, work};
 
 const KILLS: u64 = 30;
+/// So many must meet every kind of work.
+const KILLS_FOR_ALL: u64 = 500;
 /// Successors killed one after the other before one is left to serve: a front gives up at five.
 const SUCCESSORS_KILLED_MAX: u32 = 3;
 /// Snapshots of each volume that are kept at a time.
@@ -28,8 +36,6 @@ const LONGEST_PAUSE: Duration = Duration::from_secs(20);
 /// What the storm met.
 #[derive(Debug, Default)]
 struct Met {
-    kills_while_serving: u64,
-    kills_while_taking_over: u64,
     snapshots: AtomicU64,
     deletions: AtomicU64,
     verified_rounds: AtomicU64,
@@ -59,7 +65,8 @@ pub fn kills_at_random_moments() {
         .to_vec();
     let front = pool.process("front_pid").expect("a front");
 
-    let (stop, mut met) = (AtomicBool::new(false), Met::default());
+    let (stop, met) = (AtomicBool::new(false), Met::default());
+    let began = Instant::now();
     let files = std::thread::scope(|scope| {
         let ending = StopOnDrop(&stop);
         let (stop, pool, raw) = (&stop, &pool, &raw);
@@ -78,21 +85,25 @@ pub fn kills_at_random_moments() {
             }
         });
         let sharer = scope.spawn(move || come_and_go(pool, stop, snapshots, deletions));
+        let other = scope.spawn(move || be_busy(pool, stop));
         let mut random = fastrand::Rng::with_seed(seed);
-        let counts = storm(pool, front, kills, &mut random);
+        let table = storm(pool, front, kills, &mut random);
         drop(ending);
         verifier.join().expect("fio found what it wrote");
         sharer.join().expect("snapshots and clones were made and deleted");
+        other.join().expect("devices came and went");
         let mut files = BTreeMap::new();
         for worker in workers {
             files.extend(worker.join().expect("a worker's files are as it wrote them"));
         }
-        (files, counts)
+        (files, table)
     });
-    let (files, counts) = files;
-    (met.kills_while_serving, met.kills_while_taking_over) = counts;
-    println!("{met:?}, {} files", files.len());
-    assert!(met.kills_while_serving > 0 && met.kills_while_taking_over > 0, "the storm missed one kind: {met:?}");
+    let (files, table) = files;
+    println!("{met:?}, {} files, {} s", files.len(), began.elapsed().as_secs());
+    println!("{table}");
+    assert!(table.kills_while_taking_over() > 0, "no engine was killed while it took over");
+    let missed = table.missed();
+    assert!(kills < KILLS_FOR_ALL || missed.is_empty(), "nobody was killed at {missed:?}");
     assert!(met.snapshots.load(Ordering::Relaxed) > 0 && met.verified_rounds.load(Ordering::Relaxed) > 0, "{met:?}");
 
     for point in &points {
@@ -110,36 +121,57 @@ pub fn kills_at_random_moments() {
     pool.check();
 }
 
-/// Kills engines. Answers how many were serving, and how many were on their way to.
-fn storm(pool: &TestPool, front: u32, kills: u64, random: &mut fastrand::Rng) -> (u64, u64) {
-    let (mut serving, mut taking_over) = (0, 0);
-    while serving + taking_over < kills {
+/// Kills engines, and answers what they were at.
+fn storm(pool: &TestPool, front: u32, kills: u64, random: &mut fastrand::Rng) -> Table {
+    let (moments, mut deaths) = (Moments::of(front), Deaths::of(pool));
+    while deaths.look() < kills {
         wait_until("an engine serves", LONGEST_PAUSE, || pool.process("engine_pid").is_some());
-        std::thread::sleep(Duration::from_millis(random.u64(100..if is_slow() { 6000 } else { 1200 })));
-        let mut last = kill_next(front, None);
-        serving += 1;
+        let mut last = kill_serving(front, &moments, &deaths.table, random);
         for _ in 0..random.u32(..=SUCCESSORS_KILLED_MAX) {
-            if serving + taking_over == kills {
-                break;
-            }
-            // The successor is there within a few milliseconds, and serves in a few tens.
-            last = wait_for_engine(front, Some(last));
-            std::thread::sleep(Duration::from_millis(random.u64(..40)));
-            kill(last);
-            taking_over += 1;
+            last = kill_successor(front, last, &moments, random);
         }
+        // The front tells of a death before it starts the next.
+        wait_for_engine(front, Some(last));
     }
-    (serving, taking_over)
+    deaths.table
 }
 
-fn kill_next(front: u32, after: Option<u32>) -> u32 {
-    let engine = wait_for_engine(front, after);
+/// Kills an engine at a random moment, or at work that was met least so far.
+fn kill_serving(front: u32, moments: &Moments, table: &Table, random: &mut fastrand::Rng) -> u32 {
+    if random.bool() {
+        std::thread::sleep(Duration::from_millis(random.u64(100..if is_slow() { 6000 } else { 600 })));
+    } else {
+        // It has to serve for a moment; a front does not start engines for ever that never do.
+        std::thread::sleep(Duration::from_millis(random.u64(20..100)));
+        if moments.wait_for(table.rarest()) {
+            std::thread::sleep(Duration::from_micros(random.u64(..300)));
+        }
+    }
+    let engine = wait_for_engine(front, None);
     kill(engine);
     engine
 }
 
+/// A successor is there within a few milliseconds, and serves in a few tens.
+fn kill_successor(front: u32, last: u32, moments: &Moments, random: &mut fastrand::Rng) -> u32 {
+    let engine = wait_for_engine(front, Some(last));
+    match random.u32(..4) {
+        0 => drop(moments.wait_for(Work::Replay)),
+        1 => drop(moments.wait_for(Work::Opening)),
+        _ => std::thread::sleep(Duration::from_millis(random.u64(..40))),
+    }
+    kill(engine);
+    engine
+}
+
+/// At once: a program that does it would come too late.
 fn kill(engine: u32) {
-    run("kill", ["-9".to_owned(), engine.to_string()]).expect();
+    let process = i32::try_from(engine).ok().and_then(Pid::from_raw).expect("a process id");
+    match kill_process(process, Signal::KILL) {
+        // It has handed over meanwhile.
+        Ok(()) | Err(Errno::SRCH) => {}
+        Err(errno) => panic!("killing {engine}: {errno}"),
+    }
 }
 
 /// The engine process that the front has started, another one than `after`.
@@ -195,5 +227,37 @@ fn come_and_go(pool: &TestPool, stop: &AtomicBool, snapshots: &AtomicU64, deleti
         pool.unmount(&point);
         FileSystem::Ext4.check(&pool.attach(&clone));
         pool.done(&format!("detach {clone}"));
+    }
+}
+
+/// Attaches and detaches a volume of its own, seals snapshots of it and upgrades the program, until told to stop.
+fn be_busy(pool: &TestPool, stop: &AtomicBool) {
+    pool.done("volume create idle --size 64M");
+    let device = pool.attach("idle");
+    run("dd", ["if=/dev/urandom", &format!("of={device}"), "bs=1M", "count=16", "oflag=direct"]).expect();
+    for round in 0.. {
+        if stop.load(Ordering::Relaxed) {
+            break;
+        }
+        match round % 3 {
+            0 => {
+                pool.done("detach idle");
+                pool.attach("idle");
+            }
+            1 => {
+                pool.done("snapshot create idle sealed");
+                long(pool, "snapshot seal sealed");
+                pool.done("snapshot delete sealed --yes");
+            }
+            _ => long(pool, "upgrade"),
+        }
+    }
+}
+
+/// A command that begins anew after each death may be killed more often than its client has patience for.
+fn long(pool: &TestPool, line: &str) {
+    let outcome = pool.plywood(line.split_whitespace());
+    if !outcome.stderr.contains("does not answer") {
+        outcome.expect();
     }
 }

@@ -3,13 +3,17 @@
 use std::fs;
 use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
-use std::time::Duration;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::{Duration, Instant};
 
 use crate::fio::Verify;
 use crate::support::command::{binary, is_slow, prepare, run, run_command, wait_until};
 use crate::support::mounted::device_at;
 use crate::support::pool::{TestPool, Transport, is_alive};
+use crate::workload::StopOnDrop;
 
+/// Longest that I/O may stand still under an upgrade, on a machine that is busy with other things as well.
+const LONGEST_PAUSE: Duration = Duration::from_secs(20);
 const LONG: Duration = Duration::from_secs(60);
 
 /// The front takes its devices with it. What was acknowledged is in the pool, flushed or not, and `attach --all` brings
@@ -70,12 +74,20 @@ pub fn upgraded_under_load() {
     pool.use_program(&program);
     pool.done("volume create raw --size 512M --sector-size 4096");
     let raw = pool.attach("raw");
+    pool.done("volume create files --size 256M --sector-size 4096");
+    run("mkfs.ext4", ["-q", &pool.attach("files")]).expect();
+    let point = pool.mount("files");
     let mut writer = Verify { file: &raw, size_mib: if is_slow() { 64 } else { 256 }, rate_iops: 4000 }.start();
     for build in 1..=3 {
         std::thread::sleep(Duration::from_millis(500));
         let old = pool.process("engine_pid");
         install(&program, format!("build {build}").as_bytes());
-        pool.done("upgrade");
+        let (without, ()) = longest_pause(&point, || std::thread::sleep(Duration::from_millis(300)));
+        let (pause, told) = longest_pause(&point, || pool.done("upgrade"));
+        assert!(told.contains("stays the former program while volumes are attached"), "{told}");
+        let (pause_ms, without_ms) = (pause.as_millis(), without.as_millis());
+        println!("{told}: the longest write and fsync beside it took {pause_ms} ms, {without_ms} ms without");
+        assert!(pause < LONGEST_PAUSE, "I/O stood still for {pause:?}");
         let new = pool.process("engine_pid").expect("a successor");
         assert_ne!(Some(new), old);
         let (running, there) = (fs::metadata(format!("/proc/{new}/exe")), fs::metadata(&program));
@@ -97,14 +109,89 @@ pub fn upgraded_under_load() {
     assert_eq!(pool.process("engine_pid"), serving, "a refused upgrade changes nothing");
     assert!(writer.is_running(), "fio ended before the last upgrade");
     writer.finish().expect();
+    pool.unmount(&point);
+    pool.done("detach --all");
+    pool.stop();
+    pool.check();
+}
+
+/// Longest time that a write and fsync of a file takes while `work` is done.
+fn longest_pause<T>(point: &Path, work: impl FnOnce() -> T) -> (Duration, T) {
+    let stop = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        let writer = scope.spawn(|| {
+            let file = fs::File::create(point.join("written")).expect("a file");
+            let mut longest = Duration::ZERO;
+            while !stop.load(Ordering::Relaxed) {
+                let began = Instant::now();
+                file.write_all_at(&[1; 4096], 0).and_then(|()| file.sync_all()).expect("a write");
+                longest = longest.max(began.elapsed());
+            }
+            longest
+        });
+        let ending = StopOnDrop(&stop);
+        std::thread::sleep(Duration::from_millis(50));
+        let done = work();
+        std::thread::sleep(Duration::from_millis(200));
+        drop(ending);
+        (writer.join().expect("no write fails"), done)
+    })
+}
+
+/// Where nothing is attached, `upgrade` replaces the front as well: the same process, the program on disk. Commands wait
+/// meanwhile, none fails, and nobody gets between.
+pub fn front_replaced() {
+    let mut pool = TestPool::create("1G", Transport::Auto);
+    let program = pool.folder().join("plywood");
+    install(&program, b"");
+    pool.use_program(&program);
+    pool.done("volume create raw --size 64M --sector-size 4096");
+    let raw = pool.attach("raw");
+    write_directly(&raw, 0x5a);
+    let front = pool.process("front_pid").expect("a front");
+    let runs = |process: u32| {
+        let inode = |path: &Path| fs::metadata(path).expect("a program").ino();
+        inode(Path::new(&format!("/proc/{process}/exe"))) == inode(&program)
+    };
+    install(&program, b"first");
+    let told = pool.done("upgrade");
+    assert!(told.contains(&format!("process {front}, stays")) && !runs(front), "{told}");
+    pool.done("detach raw");
+    for build in ["second", "third"] {
+        install(&program, build.as_bytes());
+        let (stop, asked) = (AtomicBool::new(false), AtomicU64::new(0));
+        std::thread::scope(|scope| {
+            let ending = StopOnDrop(&stop);
+            scope.spawn(|| {
+                while !stop.load(Ordering::Relaxed) {
+                    pool.done("volume list");
+                    asked.fetch_add(1, Ordering::Relaxed);
+                }
+            });
+            let told = pool.done("upgrade");
+            assert!(!told.contains("stays"), "{told}");
+            drop(ending);
+        });
+        assert!(asked.load(Ordering::Relaxed) > 0);
+        assert_eq!(pool.process("front_pid"), Some(front), "it is the same process");
+        let engine = pool.process("engine_pid").expect("an engine");
+        assert!(runs(front) && runs(engine), "the front is still the former program");
+    }
+    let block = fs::File::open(pool.attach("raw")).and_then(|file| {
+        let mut block = [0; 4096];
+        file.read_exact_at(&mut block, 8192).map(|()| block)
+    });
+    assert_eq!(block.expect("reading it back"), [0x5a; 4096]);
     pool.done("detach raw");
     pool.stop();
     pool.check();
 }
 
-/// A build of its own: the same program, and something behind its end.
+/// A build of its own: the same program, and something behind its end. The first, from which is upgraded, may be really
+/// another one: `PLYWOOD_OLD_BINARY` names it (`tools/test-upgrade`).
 fn install(program: &Path, mark: &[u8]) {
-    let mut bytes = fs::read(binary()).expect("the program under test");
+    let old = std::env::var_os("PLYWOOD_OLD_BINARY").map(PathBuf::from).filter(|_| mark.is_empty());
+    let mut bytes = fs::read(old.unwrap_or_else(binary)).expect("the program under test");
     bytes.extend(mark);
     replace(program, &bytes);
 }

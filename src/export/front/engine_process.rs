@@ -66,6 +66,7 @@ impl Launcher {
                     .collect::<Result<BTreeMap<_, _>>>()?,
                 transport: session.transport(),
                 fallback: session.fallback().map(str::to_owned),
+                replaceable: true,
             };
             let mut command = Command::new(program);
             command.args(&arguments).env(LINK_VARIABLE, description.to_variable()).stdin(Stdio::null());

@@ -276,6 +276,11 @@ impl Session {
         self.memory.is_served()
     }
 
+    /// Requests that the engine has and has not answered.
+    pub(crate) fn requests_sent(&self) -> u32 {
+        self.memory.requests_sent()
+    }
+
     /// From now on everything is answered with EIO.
     pub(crate) fn give_up(&self) {
         self.given_up.store(true, Ordering::SeqCst);

@@ -190,6 +190,12 @@ impl SessionMemory {
         Channel::new(Arc::clone(&self.control), PAGE * (1 + queue) + CHANNEL_BYTES)
     }
 
+    /// Requests that the engine has and has not answered, as of now.
+    pub(crate) fn requests_sent(&self) -> u32 {
+        let is_sent = |slot: &usize| self.state(*slot).load(Ordering::Acquire) == SlotState::Sent.number();
+        u32::try_from((0..self.geometry.slot_count()).filter(is_sent).count()).unwrap_or(u32::MAX)
+    }
+
     /// Number of the slot of entry `entry` of a queue, when there is one.
     pub(super) fn slot(&self, queue: usize, entry: u32) -> Option<usize> {
         (entry < self.geometry.depth(queue)).then(|| self.first_slots[queue] + entry as usize)

@@ -6,12 +6,14 @@
 //! ring is the position modulo its size.
 
 use std::os::fd::{BorrowedFd, OwnedFd};
+use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use uuid::Uuid;
 
+use super::board::SharedBoard;
 use super::memory::SharedMemory;
-use crate::engine::{PENDING_LOG_BYTES, PendingLog};
+use crate::engine::{PENDING_LOG_BYTES, PendingLog, WorkBoard};
 use crate::error::{Error, Result};
 use crate::units::Lsn;
 
@@ -73,6 +75,38 @@ impl SharedPendingLog {
     /// # Errors
     /// [`Error::Incompatible`] when it is of another version or pool, or anything in it contradicts itself.
     pub fn open(descriptor: OwnedFd, pool: Uuid) -> Result<Self> {
+        let Self { memory, session, .. } = Self::keep(descriptor, pool)?;
+        let refuse = |what: String| Err(Error::Incompatible(format!("memory of pending changes: {what}")));
+        // A predecessor that was not buried: its front died with it, or before it.
+        SharedBoard::new(Arc::clone(memory.mapping())).clear();
+        let head = memory.atomic_u64(HEAD).load(Ordering::Acquire);
+        let tail = memory.atomic_u64(TAIL).load(Ordering::Acquire);
+        if tail < head || tail - head > PENDING_LOG_BYTES as u64 || !head.is_multiple_of(8) || !tail.is_multiple_of(8) {
+            return refuse(format!("records from {head} to {tail} are out of bounds"));
+        }
+        let mut log = Self { memory, session, head, tail, last: None };
+        let mut position = head;
+        while position < tail {
+            let Some(found) = log.found(position) else {
+                return refuse(format!("the record at {position} is damaged"));
+            };
+            if log.last.is_some_and(|last| last.0.checked_add(1) != Some(found.lsn.0)) {
+                return refuse(format!("the record at {position} leaves a gap before change {}", found.lsn));
+            }
+            log.last = Some(found.lsn);
+            position = found.next;
+        }
+        // A predecessor that died while it released.
+        log.release(Lsn(log.memory.atomic_u64(RELEASED).load(Ordering::Relaxed)));
+        Ok(log)
+    }
+
+    /// Holds memory that an earlier front made, for the next engine. Looks at the header only and changes nothing: the last
+    /// engine of that front may still be at work. To be given to engines, not to be published in.
+    ///
+    /// # Errors
+    /// [`Error::Incompatible`] when it is of another version or pool.
+    pub fn keep(descriptor: OwnedFd, pool: Uuid) -> Result<Self> {
         let memory = SharedMemory::open(descriptor)?;
         let refuse = |what: String| Err(Error::Incompatible(format!("memory of pending changes: {what}")));
         if memory.len() != RING + PENDING_LOG_BYTES || memory.atomic_u64(0).load(Ordering::Acquire) != MAGIC {
@@ -91,31 +125,23 @@ impl SharedPendingLog {
         if uuid != *pool.as_bytes() {
             return refuse(format!("it belongs to pool {}, not to {pool}", Uuid::from_bytes(uuid)));
         }
-        let head = memory.atomic_u64(HEAD).load(Ordering::Acquire);
-        let tail = memory.atomic_u64(TAIL).load(Ordering::Acquire);
-        if tail < head || tail - head > PENDING_LOG_BYTES as u64 || !head.is_multiple_of(8) || !tail.is_multiple_of(8) {
-            return refuse(format!("records from {head} to {tail} are out of bounds"));
-        }
-        let mut log = Self { memory, session: u128::from_ne_bytes(session), head, tail, last: None };
-        let mut position = head;
-        while position < tail {
-            let Some(found) = log.found(position) else {
-                return refuse(format!("the record at {position} is damaged"));
-            };
-            if log.last.is_some_and(|last| last.0.checked_add(1) != Some(found.lsn.0)) {
-                return refuse(format!("the record at {position} leaves a gap before change {}", found.lsn));
-            }
-            log.last = Some(found.lsn);
-            position = found.next;
-        }
-        // A predecessor that died while it released.
-        log.release(Lsn(log.memory.atomic_u64(RELEASED).load(Ordering::Relaxed)));
-        Ok(log)
+        Ok(Self { memory, session: u128::from_ne_bytes(session), head: 0, tail: 0, last: None })
+    }
+
+    /// Whether it holds changes, as of now, whoever publishes and releases them.
+    pub fn holds_changes(&self) -> bool {
+        let position = |at| self.memory.atomic_u64(at).load(Ordering::Acquire);
+        position(HEAD) != position(TAIL)
     }
 
     /// The memfd, for the process that shall own the memory or open it.
     pub fn descriptor(&self) -> BorrowedFd<'_> {
         self.memory.descriptor()
+    }
+
+    /// Where it stands what the engine is at, in the same memory.
+    pub fn board_of_engine(&self) -> SharedBoard {
+        SharedBoard::new(Arc::clone(self.memory.mapping()))
     }
 
     fn used(&self) -> usize {
@@ -234,6 +260,12 @@ impl PendingLog for SharedPendingLog {
         self.memory.atomic_u32(POISONED).load(Ordering::Acquire) != 0
     }
 
+    fn board(&self) -> Box<dyn WorkBoard> {
+        let board = self.board_of_engine();
+        board.count();
+        Box::new(board)
+    }
+
     fn published(&self) -> Vec<(Lsn, Vec<u8>)> {
         let mut records = Vec::new();
         let mut position = self.head;
@@ -349,6 +381,22 @@ mod tests {
         assert!(!log.is_poisoned());
         log.poison();
         assert!(reopened(&log).unwrap().is_poisoned());
+    }
+
+    #[test]
+    fn memory_kept_over_fronts_is_the_same_to_the_next_engine() {
+        let mut log = log();
+        log.publish(Lsn(1), b"one");
+        let kept = SharedPendingLog::keep(log.descriptor().try_clone_to_owned().unwrap(), POOL).unwrap();
+        assert_eq!((kept.session(), kept.holds_changes(), kept.is_poisoned()), (7, true, false));
+        // The last engine is still at work: who keeps the memory is in nobody's way.
+        log.publish(Lsn(2), b"two");
+        log.release(Lsn(1));
+        assert_eq!(reopened(&kept).unwrap().published(), [(Lsn(2), b"two".to_vec())]);
+        log.release(Lsn(2));
+        assert!(!kept.holds_changes());
+        let other = SharedPendingLog::keep(log.descriptor().try_clone_to_owned().unwrap(), Uuid::from_u128(43));
+        assert!(matches!(other, Err(Error::Incompatible(_))));
     }
 
     #[test]

@@ -2,7 +2,7 @@
 
 use std::fs::File;
 use std::io;
-use std::os::fd::{AsRawFd, BorrowedFd};
+use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
 use std::path::Path;
 use std::time::{Duration, Instant};
 
@@ -17,7 +17,7 @@ const RETRY: Duration = Duration::from_millis(1);
 /// opens the pool. It does no I/O.
 #[derive(Debug)]
 pub struct PoolClaim {
-    _file: File,
+    file: File,
 }
 
 impl PoolClaim {
@@ -28,7 +28,31 @@ impl PoolClaim {
     pub fn acquire(path: &Path, wait: Duration) -> Result<Self> {
         let file = super::pool_file::open_existing(path, libc::O_RDWR)?;
         take(path, wait, || try_claim(&file, true))?;
-        Ok(Self { _file: file })
+        Ok(Self { file })
+    }
+
+    /// Another handle to the same claim: it lasts as long as one of them.
+    ///
+    /// # Errors
+    /// What the kernel answers.
+    pub fn try_clone(&self) -> io::Result<Self> {
+        self.file.try_clone().map(|file| Self { file })
+    }
+
+    /// The description that holds it, for a program that this process becomes.
+    pub fn into_descriptor(self) -> OwnedFd {
+        self.file.into()
+    }
+
+    /// Goes on with a claim that this process held before it became another program.
+    ///
+    /// # Errors
+    /// [`Error::Busy`] when it is not held.
+    pub fn inherit(descriptor: OwnedFd) -> Result<Self> {
+        let file = File::from(descriptor);
+        // On the same description this changes nothing.
+        try_claim(&file, true).map_err(|error| Error::io("the claim on the pool is not held", error))?;
+        Ok(Self { file })
     }
 }
 

@@ -1,0 +1,107 @@
+//! The front allocates nothing once it serves: counted beneath the real program, by a library that is preloaded into it.
+
+use std::fs::{self, File};
+use std::os::unix::fs::FileExt;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::time::Duration;
+
+use crate::fio::Verify;
+use crate::support::command::{binary, is_slow, run, wait_until};
+use crate::support::pool::{TestPool, Transport, is_alive};
+
+const KILLS: usize = 6;
+
+/// What was allocated so far, by threads that serve and by others; bytes that are allocated now.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Counters {
+    serving: i64,
+    others: i64,
+    live_bytes: i64,
+}
+
+/// A daemon with the library beneath it.
+struct Counted {
+    daemon: Child,
+    counters: File,
+}
+
+impl Counted {
+    fn start(pool: &TestPool, transport: Transport) -> Self {
+        let (library, path) = (build(pool.folder()), pool.folder().join("counters"));
+        let counters = File::options().create_new(true).read(true).write(true).open(&path).expect("a file");
+        counters.set_len(4096).expect("its size");
+        let daemon = Command::new(binary())
+            .args(["serve", "--transport", transport.name()])
+            .env("PLYWOOD_POOL", pool.file())
+            .env("LD_PRELOAD", library)
+            .env("COUNT_ALLOCATIONS", path)
+            .stdin(Stdio::null())
+            .stderr(File::create(pool.folder().join("log")).expect("a log"))
+            .spawn()
+            .expect("a daemon");
+        wait_until("the daemon serves", Duration::from_secs(60), || pool.process("front_pid") == Some(daemon.id()));
+        Self { daemon, counters }
+    }
+
+    fn now(&self) -> Counters {
+        let number = |index: u64| {
+            let mut bytes = [0; 8];
+            self.counters.read_exact_at(&mut bytes, index * 8).expect("the counters");
+            i64::from_ne_bytes(bytes)
+        };
+        Counters { serving: number(0), others: number(1), live_bytes: number(2) }
+    }
+}
+
+fn build(folder: &Path) -> PathBuf {
+    let library = folder.join("count_allocations.so");
+    let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/device/count_allocations.c");
+    run("cc", ["-O1", "-shared", "-fPIC", "-o", &library.to_string_lossy(), &source.to_string_lossy()]).expect();
+    library
+}
+
+/// Serving takes no memory at all, whatever comes: devices, mounts, I/O. Starting an engine anew takes some, and gives it
+/// back.
+pub fn front_allocates_nothing(transport: Transport) {
+    let pool = TestPool::create("4G", transport);
+    for name in ["raw", "files"] {
+        pool.done(&format!("volume create {name} --size 256M --sector-size 4096"));
+    }
+    let mut counted = Counted::start(&pool, transport);
+    let start = counted.now();
+    assert!(start.others > 100 && start.live_bytes > 0, "nothing was counted: {start:?}");
+
+    let raw = pool.attach("raw");
+    run("mkfs.ext4", ["-q", &pool.attach("files")]).expect();
+    let point = pool.mount("files");
+    let io = || {
+        let size_mib = if is_slow() { 16 } else { 64 };
+        Verify { file: &raw, size_mib, rate_iops: 6000 }.start().finish().expect();
+        fs::write(point.join("file"), vec![7; 8 << 20]).expect("a file");
+        run("sync", ["-f", point.to_str().expect("a path")]).expect();
+    };
+    io();
+    pool.done("snapshot create files before");
+    assert_eq!(counted.now(), start, "the front has allocated");
+
+    // What logging keeps for the next time is there after the first.
+    let mut live = Vec::new();
+    for _ in 0..KILLS {
+        pool.kill_engine();
+        live.push(counted.now().live_bytes);
+    }
+    let begun = counted.now();
+    println!("{transport:?}: {} allocations for {KILLS} engines, live bytes {live:?}", begun.others - start.others);
+    assert_eq!(begun.serving, start.serving, "a thread that serves has allocated");
+    assert!(live[1..].iter().all(|bytes| *bytes == live[1]), "each engine leaves something behind: {live:?}");
+    io();
+    assert_eq!(counted.now(), begun, "the front has allocated after deaths");
+
+    pool.unmount(&point);
+    pool.done("detach --all");
+    pool.done("stop");
+    let status = counted.daemon.wait().expect("the daemon's end");
+    assert!(status.success() && !is_alive(counted.daemon.id()), "{status}");
+    pool.check();
+}
