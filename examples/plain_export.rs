@@ -130,7 +130,8 @@ fn engine(mut link: EngineLink, file: &Path, [log, slow, faulty]: [Option<&Path>
     let reactor = Reactor::new(ReactorOptions::default())?;
     // Waits until the predecessor's last I/O has ended, and only then looks at the queues.
     let wait = Duration::from_secs(10);
-    let storage = FileStorage::open(&reactor, file, OpenOptions { wait, claimed_by_front: true, force: false })?;
+    let storage =
+        FileStorage::open(&reactor, file, OpenOptions { wait, claimed_by_front: true, ..OpenOptions::default() })?;
     let mut pending = link.pending_log(POOL)?;
     let lives = pending.published().len() as u64;
     pending.publish(Lsn(lives + 1), b"an engine started");

@@ -33,6 +33,9 @@ pub enum Error {
     /// In use by somebody else, or in a state that forbids the operation for now.
     #[error("{0}")]
     Busy(String),
+    /// Another host has the pool. Waiting does not help.
+    #[error("{0}")]
+    Elsewhere(String),
     /// A change to something that is read-only or protected.
     #[error("{0}")]
     ReadOnly(String),
@@ -74,7 +77,7 @@ impl Error {
             Self::NoSpace(_) => libc::ENOSPC,
             Self::NotFound(_) => libc::ENOENT,
             Self::AlreadyExists(_) => libc::EEXIST,
-            Self::Busy(_) => libc::EBUSY,
+            Self::Busy(_) | Self::Elsewhere(_) => libc::EBUSY,
             Self::ReadOnly(_) => libc::EROFS,
             Self::InvalidInput(_) => libc::EINVAL,
             Self::Io { source, .. } => source.raw_os_error().unwrap_or(libc::EIO),

@@ -1,4 +1,4 @@
-//! The superblock, and the choice between its four copies.
+//! The superblock, and the choice between its four copies; the claim of a host.
 //!
 //! * Neither decoding nor choosing panics, whatever the bytes.
 //! * What is accepted encodes to the same bytes, with its checksum made right and as it is.
@@ -9,12 +9,13 @@
 
 use libfuzzer_sys::fuzz_target;
 use plywood::error::Error;
-use plywood::format::{SUPERBLOCK_COPIES, Superblock, choose_superblock};
+use plywood::format::{HostClaim, SUPERBLOCK_COPIES, Superblock, choose_superblock};
 use plywood::units::BLOCK_SIZE;
 use plywood_fuzz::fields::Fields;
 use plywood_fuzz::layout::Structure;
 use plywood_fuzz::memory::{DECODER, bounded};
 use plywood_fuzz::seeds;
+use uuid::Uuid;
 
 /// Bytes of a copy that the input gives, and of the group-index references: the rest is rarely not zero.
 const HEAD: usize = 384;
@@ -37,6 +38,19 @@ fn repaired(bytes: &[u8]) -> [u8; BLOCK_SIZE] {
     let own = crc32fast::hash(&block);
     block[12..16].copy_from_slice(&own.to_le_bytes());
     block
+}
+
+fn decode_claim(bytes: &[u8]) {
+    let mut block = [0; BLOCK_SIZE];
+    let len = bytes.len().min(512);
+    block[..len].copy_from_slice(&bytes[..len]);
+    let own = crc32fast::hash(&[&block[..12], &[0; 4], &block[16..512]].concat());
+    for checksum in [[block[12], block[13], block[14], block[15]], own.to_le_bytes()] {
+        block[12..16].copy_from_slice(&checksum);
+        if let Ok(Some(claim)) = HostClaim::decode(&block) {
+            assert_eq!(claim.encode()[..], block, "one encoding");
+        }
+    }
 }
 
 fn choose(input: &[u8]) {
@@ -75,11 +89,13 @@ fuzz_target!(
         let heads = blocks.iter().map(|block| [&block[..HEAD], &block[1664..1664 + REFERENCES]].concat());
         let heads: Vec<Vec<u8>> = heads.collect();
         let choices = heads.windows(2).map(|pair| [&pair[0][..], &pair[0], &pair[1], &pair[1]].concat());
-        choices.chain(blocks.clone()).collect()
+        let claim = HostClaim { machine: Uuid::nil(), boot: Uuid::max(), beat: 1, time: 2, name: "node".to_owned() };
+        choices.chain(blocks.clone()).chain([claim.encode()[..512].to_vec()]).collect()
     }),
     |input: &[u8]| bounded(DECODER, input.len(), || {
         let _ = decode(input);
         let _ = decode(&repaired(input));
         choose(input);
+        decode_claim(input);
     })
 );

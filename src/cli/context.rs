@@ -1,5 +1,7 @@
 //! What every command needs: which pool, in what form to print, and the way to the pool.
 
+use std::io::{self, Write};
+
 use anyhow::Result;
 
 use super::Usage;
@@ -17,6 +19,11 @@ pub struct Context {
     /// Print JSON with a version field
     #[arg(long, global = true)]
     pub json: bool,
+
+    /// Use a pool on a device that another host has not left; if that host is not off, and writes again, the pool is
+    /// destroyed
+    #[arg(long, global = true)]
+    pub take_over: bool,
 }
 
 impl Context {
@@ -27,7 +34,16 @@ impl Context {
     pub fn find_pool(&self) -> Result<FoundPool> {
         let named = self.pool.as_deref().filter(|named| !named.is_empty());
         let named = named.ok_or(Usage("no pool is named; give --pool FILE|NAME or set PLYWOOD_POOL"))?;
-        Ok(daemon::find_pool(named)?)
+        let found = daemon::find_pool(named)?;
+        if self.take_over {
+            let _waiting = Waiting::begin("watching for signs of life of another host");
+            if let Some(host) = daemon::take_over(&found)? {
+                let risk = "make sure that it is off: if it writes again, the pool is destroyed";
+                // Nobody to tell is no reason to stop.
+                let _ = writeln!(io::stderr(), "plywood: pool {} was taken over from host {host}; {risk}", found.name);
+            }
+        }
+        Ok(found)
     }
 
     /// As [`find_pool`](Self::find_pool), also one of which a restore or repair was not finished.

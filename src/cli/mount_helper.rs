@@ -121,7 +121,7 @@ fn mount(arguments: &MountArguments) -> Result<()> {
     else {
         bail!("{}: give POOL/VOLUME, the name or file of a pool and a volume in it", arguments.source);
     };
-    let context = Context { pool: Some(pool.to_owned()), json: false };
+    let context = Context { pool: Some(pool.to_owned()), json: false, take_over: false };
     if arguments.fake {
         context.client()?.volume(volume)?;
         return Ok(());

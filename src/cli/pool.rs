@@ -143,6 +143,8 @@ fn show(context: &Context, pool: &Pool) -> Result<()> {
         0 => String::new(),
         whole => format!(" ({:.1} %)", part as f64 * 100.0 / whole as f64),
     };
+    let or_uncounted = |bytes: Option<u64>| bytes.map_or_else(|| "not counted; pool check does".into(), size::echo);
+    let of_groups = pool.layout_bytes.saturating_sub(pool.head_bytes);
     let or_none = |value: Option<u64>| value.map_or_else(|| "none".into(), |value| value.to_string());
     let mut facts = vec![
         ("name", pool.name.clone()),
@@ -158,11 +160,17 @@ fn show(context: &Context, pool: &Pool) -> Result<()> {
             },
         ),
         ("used", format!("{}{}", size::echo(pool.used_bytes), percent(pool.used_bytes))),
-        ("free", size::echo(pool.free_bytes)),
+        ("live data", or_uncounted(pool.live_bytes)),
+        ("  own", format!("{} of volumes", size::echo(pool.own_bytes))),
+        ("  kept", format!("{} by snapshots, or from volumes that are gone", or_uncounted(pool.kept_bytes))),
+        ("metadata", or_uncounted(pool.metadata_bytes)),
+        ("layout", format!("{}, and {} before it", size::echo(of_groups), size::show(pool.head_bytes))),
+        (
+            "free",
+            format!("{}, {} of it kept back for metadata", size::echo(pool.free_bytes), size::show(pool.reserve_bytes)),
+        ),
         ("free on the host", pool.host_free_bytes.map_or_else(|| "the pool is a device".into(), size::echo)),
         ("thresholds", thresholds(pool)),
-        ("layout", size::echo(pool.layout_bytes)),
-        ("reserve", size::echo(pool.reserve_bytes)),
         ("journal", format!("{}, {} in use", size::echo(pool.journal_bytes), size::show(pool.journal_used_bytes))),
         ("on the host", size::echo(pool.host_bytes)),
         ("volumes", format!("{}, and {} snapshots", pool.volumes, pool.snapshots)),

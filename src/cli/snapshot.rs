@@ -98,8 +98,7 @@ pub fn run(context: &Context, command: SnapshotCommand) -> Result<()> {
         SnapshotCommand::Delete { names, yes } => {
             for name in &names {
                 let name = name.text()?;
-                let own = size::show(client.volume(&name)?.own_bytes);
-                confirm(&format!("delete snapshot {name} ({own} of its own)?"), yes)?;
+                confirm(&format!("delete snapshot {name}{}?", volume::frees(&client.volume(&name)?)), yes)?;
                 client.call(Command::SnapshotDelete { name: name.clone() })?;
                 volume::done(context, "deleted", &name)?;
             }
@@ -128,10 +127,13 @@ fn list(context: &Context, snapshots: Vec<Volume>) -> Result<()> {
     }
     let rows = snapshots.into_iter().map(|snapshot| {
         let origin = volume::origin(&snapshot);
+        let [exclusive, age] = volume::exclusive(&snapshot);
         vec![
             snapshot.name,
             size::show(snapshot.size_bytes),
             size::show(snapshot.own_bytes),
+            exclusive,
+            age,
             size::show(snapshot.mapped_bytes),
             origin,
             volume::created(snapshot.created_ns, "%Y-%m-%d %H:%M"),
@@ -140,8 +142,9 @@ fn list(context: &Context, snapshots: Vec<Volume>) -> Result<()> {
             snapshot.device.map_or_else(|| "-".into(), |device| device.display().to_string()),
         ]
     });
-    let headings = ["NAME", "VIRTUAL", "OWN", "MAPPED", "ORIGIN", "CREATED", "SEALED", "DIGEST", "DEVICE"];
-    Ok(output::table(&headings, &["VIRTUAL", "OWN", "MAPPED"], rows.collect())?)
+    let headings =
+        ["NAME", "VIRTUAL", "OWN", "EXCLUSIVE", "AGE", "MAPPED", "ORIGIN", "CREATED", "SEALED", "DIGEST", "DEVICE"];
+    Ok(output::table(&headings, &["VIRTUAL", "OWN", "EXCLUSIVE", "AGE", "MAPPED"], rows.collect())?)
 }
 
 /// Freezes the file system of an attached volume where it is mounted in this namespace. None when it is not attached.

@@ -27,6 +27,9 @@ pub enum VolumeCommand {
         /// What writes do that need a block when the pool has none
         #[arg(long, value_enum, default_value_t = OnFull::Error, value_name = "WHAT")]
         on_full: OnFull,
+        /// Unmap whole blocks that are written as zeros, instead of storing them
+        #[arg(long)]
+        detect_zeroes: bool,
     },
     /// List volumes and clones, with snapshots on demand
     List {
@@ -76,6 +79,14 @@ pub enum VolumeCommand {
         /// What they do
         what: OnFull,
     },
+    /// Unmap whole blocks (4 KiB) that are written as zeros from now on, instead of storing them
+    DetectZeroes {
+        /// The volume
+        name: Name,
+        /// No longer
+        #[arg(long)]
+        off: bool,
+    },
     /// Verify sealed blocks on every read: damage gives an error, never data
     VerifyOnRead {
         /// Volume or snapshot
@@ -110,8 +121,8 @@ pub enum OnFull {
 pub fn run(context: &Context, command: VolumeCommand) -> Result<()> {
     let client = context.client()?;
     let volume = match command {
-        VolumeCommand::Create { name, size, sector_size, quota, on_full } => {
-            let created = client.for_volume(Command::VolumeCreate {
+        VolumeCommand::Create { name, size, sector_size, quota, on_full, detect_zeroes } => {
+            let mut created = client.for_volume(Command::VolumeCreate {
                 uuid: uuid::Uuid::new_v4(),
                 name: name.text()?,
                 size_bytes: size,
@@ -119,10 +130,13 @@ pub fn run(context: &Context, command: VolumeCommand) -> Result<()> {
                 quota_bytes: quota.unwrap_or(0),
                 attributes: Default::default(),
             })?;
-            match on_full {
-                OnFull::Error => created,
-                OnFull::Wait => client.for_volume(Command::VolumeOnFull { name: created.name, wait: true })?,
+            if on_full == OnFull::Wait {
+                created = client.for_volume(Command::VolumeOnFull { name: created.name, wait: true })?;
             }
+            if detect_zeroes {
+                created = client.for_volume(Command::VolumeZeroes { name: created.name, detect: true })?;
+            }
+            created
         }
         VolumeCommand::List { all } => {
             let volumes = client.volumes()?;
@@ -151,8 +165,7 @@ pub fn run(context: &Context, command: VolumeCommand) -> Result<()> {
             for name in &names {
                 let volume = client.volume(&name.text()?)?;
                 let what = if volume.snapshot { "snapshot" } else { "volume" };
-                let own = size::show(volume.own_bytes);
-                confirm(&format!("delete {what} {} ({own} of its own)?", volume.name), yes)?;
+                confirm(&format!("delete {what} {}{}?", volume.name, frees(&volume)), yes)?;
                 client.delete(&volume.name)?;
                 done(context, "deleted", &volume.name)?;
             }
@@ -160,6 +173,9 @@ pub fn run(context: &Context, command: VolumeCommand) -> Result<()> {
         }
         VolumeCommand::OnFull { name, what } => {
             client.for_volume(Command::VolumeOnFull { name: name.text()?, wait: what == OnFull::Wait })?
+        }
+        VolumeCommand::DetectZeroes { name, off } => {
+            client.for_volume(Command::VolumeZeroes { name: name.text()?, detect: !off })?
         }
         VolumeCommand::VerifyOnRead { name, off } => {
             client.for_volume(Command::VolumeVerify { name: name.text()?, on: !off })?
@@ -190,6 +206,9 @@ pub(super) fn changed(context: &Context, volume: &Volume) -> Result<()> {
     if volume.waits_when_full {
         notes.push("waits when the pool is full".into());
     }
+    if volume.detect_zeroes {
+        notes.push("blocks of zeros are not stored".into());
+    }
     if let Some(digest) = &volume.digest {
         notes.push(format!("sealed, digest {digest}"));
     }
@@ -210,19 +229,45 @@ pub(super) fn list(context: &Context, volumes: Vec<Volume>) -> Result<()> {
     }
     let rows = volumes.into_iter().map(|volume| {
         let (kind, origin) = (kind(&volume).to_owned(), origin(&volume));
+        let [exclusive, age] = exclusive(&volume);
         vec![
             volume.name,
             kind,
             size::show(volume.size_bytes),
             size::show(volume.own_bytes),
+            exclusive,
+            age,
             size::show(volume.mapped_bytes),
             origin,
             created(volume.created_ns, "%Y-%m-%d %H:%M"),
             volume.device.map_or_else(|| "-".into(), |device| device.display().to_string()),
         ]
     });
-    let headings = ["NAME", "KIND", "VIRTUAL", "OWN", "MAPPED", "ORIGIN", "CREATED", "DEVICE"];
-    Ok(output::table(&headings, &["VIRTUAL", "OWN", "MAPPED"], rows.collect())?)
+    let headings = ["NAME", "KIND", "VIRTUAL", "OWN", "EXCLUSIVE", "AGE", "MAPPED", "ORIGIN", "CREATED", "DEVICE"];
+    Ok(output::table(&headings, &["VIRTUAL", "OWN", "EXCLUSIVE", "AGE", "MAPPED"], rows.collect())?)
+}
+
+/// What deleting it would free, and how old that figure is, for a table.
+pub(super) fn exclusive(volume: &Volume) -> [String; 2] {
+    let age = volume.exclusive_age_seconds.map(|age| if age == 0 { "now".into() } else { format!("{age} s") });
+    [volume.exclusive_bytes.map(size::show), age].map(|known| known.unwrap_or_else(|| "-".into()))
+}
+
+/// What is asked about deleting it, as far as it is known.
+pub(super) fn frees(volume: &Volume) -> String {
+    volume.exclusive_bytes.map_or_else(String::new, |bytes| format!(", which frees {}", size::show(bytes)))
+}
+
+/// The same in words.
+fn exclusive_words(volume: &Volume) -> String {
+    let (Some(bytes), Some(age)) = (volume.exclusive_bytes, volume.exclusive_age_seconds) else {
+        return "not known yet".into();
+    };
+    let when = match volume.exclusive_unchanged_seconds {
+        Some(unchanged) => format!("so for {unchanged} s"),
+        None => format!("as it was {age} s ago"),
+    };
+    format!("{}, {when}", size::echo(bytes))
 }
 
 /// The origin, for a table.
@@ -253,9 +298,12 @@ pub(super) fn show(context: &Context, volume: &Volume) -> Result<()> {
         ("virtual size", size::echo(volume.size_bytes)),
         ("sector size", size::show(volume.sector_size.into())),
         ("own", size::echo(volume.own_bytes)),
+        ("exclusive", exclusive_words(volume)),
+        ("shared", volume.shared_bytes.map_or_else(|| "not known yet".into(), size::echo)),
         ("mapped", size::echo(volume.mapped_bytes)),
         ("quota", quota),
         ("when full", if volume.waits_when_full { "writes wait" } else { "writes fail" }.into()),
+        ("detect zeroes", yes_or_no(volume.detect_zeroes)),
         ("origin", origin),
         ("depth", volume.depth.to_string()),
         ("protected", yes_or_no(volume.protected)),

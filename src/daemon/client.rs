@@ -10,12 +10,13 @@ use std::time::{Duration, Instant};
 
 use uuid::Uuid;
 
-use super::lookup::{FoundPool, daemon_socket};
+use super::lookup::FoundPool;
 use super::offline::Offline;
 use super::protocol::{
     self, Attachment, Attributes, Bytes, Command, Failure, Hello, Kind, Outcome, REQUEST_BYTES, RESPONSE_BYTES, Reply,
     Request, Response, VERSION, Volume,
 };
+use super::start::running;
 use crate::error::Error;
 
 /// How long a client waits for a new engine process when the one it talked to died.
@@ -72,12 +73,12 @@ impl Client {
     /// right now is waited for.
     ///
     /// # Errors
-    /// [`Error::Busy`] when it does not end; and what keeps the pool from being opened.
+    /// [`Error::Busy`] when it does not end, or a copy of the pool is in use; and what keeps the pool from being opened.
     pub fn open(pool: &FoundPool) -> Result<Self, Error> {
         let began = Instant::now();
         loop {
-            if let Some(socket) = daemon_socket(pool.uuid)? {
-                return Self::connect(&socket).map_err(|error| Error::io(socket.display().to_string(), error));
+            if let Some(client) = running(pool)? {
+                return Ok(client);
             }
             match Offline::open(&pool.path) {
                 // Another command has it, or a daemon that does not listen yet.

@@ -573,12 +573,21 @@ impl Daemon {
         if force {
             self.forced.store(true, Ordering::Release);
         } else {
-            let in_use = self.attachments()?.into_values().find_map(|attachment| {
+            for attachment in self.attachments()?.into_values() {
                 let users = self.users(&attachment);
-                (!users.is_empty()).then(|| format!("{} ({}) is {users}", attachment.name, attachment.device.display()))
-            });
-            if let Some(in_use) = in_use {
-                return Err(Error::Busy(format!("{in_use}; unmount it first, or lose it with --force")));
+                let (name, device) = (&attachment.name, attachment.device.display());
+                if !users.is_empty() {
+                    return Err(Error::Busy(format!(
+                        "{name} ({device}) is {users}; unmount it first, or lose it with --force"
+                    )));
+                }
+                helped(&LoopCommand::CheckFree { number: number(&attachment.device)? }).map_err(|error| match error {
+                    Error::Busy(_) => Error::Busy(format!(
+                        "{name} ({device}) is mounted where it cannot be seen, by an import under way perhaps; let it end, or \
+                         lose it with --force"
+                    )),
+                    error => error,
+                })?;
             }
         }
         let daemon = Arc::clone(self);

@@ -98,6 +98,7 @@ impl Engine {
         self.control.pool.bound_waiting(0, 0);
         self.server.idle().await;
         let closed = self.control.pool.close().await;
+        self.control.medium.keep_host_claim(closed.is_err() || status != EXIT_FINISHED);
         self.exit(status);
         closed
     }
@@ -179,8 +180,10 @@ fn serve(path: &Path, arguments: &EngineArguments, mut link: EngineLink) -> Resu
     let executor = Rc::new(LocalExecutor::new());
 
     // Rule O9: nothing of the shared memory is looked at before the predecessor's last I/O has ended.
-    let fence = io::OpenOptions { wait: FENCE, claimed_by_front: true, force: false };
+    let fence = io::OpenOptions { wait: FENCE, claimed_by_front: true, ..io::OpenOptions::default() };
     let storage = FileStorage::open(&reactor, &found.path, fence)?;
+    // What was acknowledged and is not recorded is in memory of this host: until it is, no other one has the pool.
+    storage.keep_host_claim(true);
     let log = link.pending_log(found.uuid)?;
     let board = log.board_of_engine();
     let opening = Pool::open(storage.clone(), Box::new(log), OpenOptions::default());
@@ -247,7 +250,14 @@ fn serve(path: &Path, arguments: &EngineArguments, mut link: EngineLink) -> Resu
     let (front_pid, attach_all) = (link.front_pid, arguments.attach_all);
     let serving = Serving { pool: found.uuid, front_pid, restarts, attach_all, board, replaceable: link.replaceable };
     Daemon::start(remote, events, serving, listener)?;
-    block_on(&executor, &reactor, &server, engine.finished()).map_err(ring)
+    let code = block_on(&executor, &reactor, &server, engine.finished()).map_err(ring)?;
+    if code == EXIT_FINISHED {
+        // The engine's tasks go no further: what is in flight is the last.
+        block_on(&LocalExecutor::new(), &reactor, &(), engine.control.medium.leave_host())
+            .map_err(ring)?
+            .map_err(ring)?;
+    }
+    Ok(code)
 }
 
 /// What comes first of an engine process.

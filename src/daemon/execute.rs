@@ -16,7 +16,7 @@ use crate::engine::{
 };
 use crate::error::{Error, Result};
 use crate::format::{ATTRIBUTES_BYTES_MAX, Geometry, check_name};
-use crate::io::FileStorage;
+use crate::io::{FileStorage, PunchStatistics};
 use crate::units::VolumeId;
 
 /// An open pool and what surrounds it.
@@ -50,6 +50,9 @@ pub trait Medium: Storage + Clone {
 
     /// Bytes that the host can still give it; none when it has all it may have.
     fn host_free_bytes(&self) -> Option<u64>;
+
+    /// What giving space back to the host came to.
+    fn punching(&self) -> PunchStatistics;
 }
 
 impl Medium for FileStorage {
@@ -64,6 +67,10 @@ impl Medium for FileStorage {
     fn host_free_bytes(&self) -> Option<u64> {
         // A host that cannot say it is not taken for a full one.
         Self::host_free_bytes(self).unwrap_or_default()
+    }
+
+    fn punching(&self) -> PunchStatistics {
+        Self::punching(self)
     }
 }
 
@@ -132,9 +139,14 @@ pub async fn execute<S: Medium>(control: &Control<S>, command: Command) -> Resul
             Ok(control.reply(pool.create_volume(new).await?))
         }
         Command::VolumeList => {
+            let ids: Vec<VolumeId> = pool.volumes().iter().map(|volume| volume.id).collect();
+            measure(control, &ids, LEAVES_FOR_A_LIST).await;
             Ok(Reply::Volumes(pool.volumes().into_iter().map(|volume| control.describe(volume)).collect()))
         }
-        Command::VolumeInfo { name } => Ok(control.reply(control.find(&name)?)),
+        Command::VolumeInfo { name } => {
+            measure(control, &[control.find(&name)?.id], u64::MAX).await;
+            Ok(control.reply(control.find(&name)?))
+        }
         Command::VolumeRename { name, to } => {
             check_name(&to)?;
             let volume = control.find(&name)?;
@@ -151,6 +163,11 @@ pub async fn execute<S: Medium>(control: &Control<S>, command: Command) -> Resul
         Command::VolumeVerify { name, on } => {
             let volume = control.find(&name)?;
             pool.verify_volume_on_read(volume.id, on).await?;
+            Ok(control.reply(pool.volume_by_id(volume.id)?))
+        }
+        Command::VolumeZeroes { name, detect } => {
+            let volume = control.find(&name)?;
+            pool.detect_zeroes(volume.id, detect).await?;
             Ok(control.reply(pool.volume_by_id(volume.id)?))
         }
         Command::SnapshotSeal { name } => {
@@ -248,12 +265,17 @@ impl<S: Medium> Control<S> {
             sealed: volume.sealed,
             digest: volume.digest.map(hex::encode),
             verify_on_read: volume.verify_on_read,
+            detect_zeroes: volume.detect_zeroes,
             waits_when_full: volume.waits_when_full,
             origin,
             origin_uuid,
             depth: volume.depth,
             own_bytes: volume.own_bytes,
             mapped_bytes: volume.mapped_bytes,
+            exclusive_bytes: volume.exclusive.map(|exclusive| exclusive.bytes),
+            exclusive_age_seconds: volume.exclusive.map(|exclusive| exclusive.age_seconds),
+            exclusive_unchanged_seconds: volume.exclusive.and_then(|exclusive| exclusive.unchanged_seconds),
+            shared_bytes: volume.exclusive.map(|exclusive| volume.mapped_bytes.saturating_sub(exclusive.data_bytes)),
             quota_bytes: volume.quota_bytes,
             created_ns: volume.created,
             open: volume.open,
@@ -294,6 +316,16 @@ fn hello<S: Medium>(control: &Control<S>) -> Result<Reply> {
         front_pid,
         engine_pid,
     }))
+}
+
+/// Leaves that are read to list the volumes of a pool that no daemon serves: a second or so.
+const LEAVES_FOR_A_LIST: u64 = 20_000;
+
+/// Finds what volumes hold alone where no daemon does it in the background.
+async fn measure<S: Medium>(control: &Control<S>, ids: &[VolumeId], leaves_most: u64) {
+    if control.daemon.is_none() {
+        control.pool.measure_exclusive(ids, leaves_most).await;
+    }
 }
 
 async fn grow<S: Medium>(control: &Control<S>, size_bytes: u64) -> Result<()> {

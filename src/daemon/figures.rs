@@ -4,7 +4,7 @@ use super::execute::{Control, Medium, now_ns};
 use super::protocol::{Figures, Pool, Recovered, VolumeFigures, Work};
 use super::scrub;
 use super::thresholds::Level;
-use super::watch::{head_bytes, space};
+use super::watch::space;
 use crate::engine::PoolInfo;
 use crate::export::server::counters::IoCounters;
 use crate::units::VolumeId;
@@ -16,7 +16,6 @@ pub fn pool_info<S: Medium>(control: &Control<S>) -> Pool {
     let snapshots = volumes.iter().filter(|volume| volume.read_only).count() as u64;
     let daemon = control.daemon.as_ref();
     let space = space(control, &info);
-    let head_bytes = head_bytes(&info);
     let background = background(control, &info, snapshots);
     let level = control.told.level.get().unwrap_or_else(|| Level::of(space.percent()));
     Pool {
@@ -25,7 +24,12 @@ pub fn pool_info<S: Medium>(control: &Control<S>) -> Pool {
         path: control.path.clone(),
         size_bytes: info.size_bytes,
         used_bytes: info.used_bytes,
-        free_bytes: info.size_bytes.saturating_sub(info.used_bytes + head_bytes),
+        own_bytes: info.own_bytes,
+        kept_bytes: info.kept_bytes,
+        live_bytes: info.kept_bytes.map(|kept| kept + info.own_bytes),
+        metadata_bytes: info.metadata_bytes,
+        free_bytes: info.size_bytes.saturating_sub(info.used_bytes + info.head_bytes),
+        head_bytes: info.head_bytes,
         layout_bytes: info.layout_bytes,
         journal_bytes: info.journal_bytes,
         journal_used_bytes: info.journal_used_bytes,
@@ -105,6 +109,8 @@ pub(super) fn figures<S: Medium>(control: &Control<S>, io: &[(VolumeId, IoCounte
             size_bytes: volume.size_bytes,
             own_bytes: volume.own_bytes,
             mapped_bytes: volume.mapped_bytes,
+            exclusive_bytes: volume.exclusive.map(|exclusive| exclusive.bytes),
+            exclusive_age_seconds: volume.exclusive.map(|exclusive| exclusive.age_seconds),
             blocks_redirected: control.pool.blocks_redirected(*id),
             io: *io,
         })
@@ -114,6 +120,7 @@ pub(super) fn figures<S: Medium>(control: &Control<S>, io: &[(VolumeId, IoCounte
         since_ns: control.told.opened_ns,
         pool: pool_info(control),
         counters: control.pool.counters(),
+        punching: control.medium.punching(),
         volumes: volumes.collect(),
     }
 }

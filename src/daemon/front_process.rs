@@ -28,7 +28,7 @@ use crate::export::front::{Ending, EngineCommand, Front, FrontEvent, FrontOption
 use crate::export::fuse::TransportChoice;
 use crate::export::link::{EXIT_FINISHED, EXIT_REPLACE_FRONT, EXIT_SUCCEED_ME};
 use crate::export::shared::SharedPendingLog;
-use crate::io::PoolClaim;
+use crate::io::{OpenOptions, PoolClaim, PoolFile, leave_host};
 
 /// How long a command that works on the file may hold up the start.
 const TURN: Duration = Duration::from_secs(10);
@@ -82,6 +82,9 @@ pub fn serve(pool: &FoundPool, options: &ServeOptions) -> Result<()> {
     let kept = handed_back.and_then(|memory| kept_changes(pool, memory));
     let is_new = kept.is_none();
     let engine = engine_command(program.clone(), pool, options, &control)?;
+    // A refusal is told once, and not by one engine process after the other.
+    let own = OpenOptions { claimed_by_front: true, wait: TURN, ..OpenOptions::default() };
+    PoolFile::claim_host(&pool.path, own)?;
     let front = Front::start(FrontOptions {
         transport: options.transport,
         claim: Some(claim),
@@ -122,6 +125,10 @@ pub fn serve(pool: &FoundPool, options: &ServeOptions) -> Result<()> {
         return Err(Inherited::pass_on(&program, spare, &control));
     }
     drop(control);
+    // An engine process that has closed the pool has done so already.
+    if let Err(error) = leave_host(&pool.path) {
+        tracing::warn!(pool = %pool.name, %error, "other hosts find the pool still claimed");
+    }
     if served.is_ok() {
         tracing::info!(pool = %pool.name, "stopped");
         // Best effort: it is empty, and in the way of nobody.

@@ -14,6 +14,7 @@ use prometheus_client::registry::{Registry, Unit};
 
 use super::protocol::{Figures, VolumeFigures};
 use crate::export::server::counters::{IoKind, KindCounters, LATENCY_BOUNDS_US};
+use crate::io::PUNCH_BOUNDS_US;
 
 /// Content type of what [`text`] makes.
 pub(super) const CONTENT_TYPE: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
@@ -32,8 +33,8 @@ pub(super) fn text(figures: Figures) -> String {
     text
 }
 
-/// One figure of a volume.
-type Value = fn(&VolumeFigures) -> u64;
+/// One figure of a volume; none where it is not known.
+type Value = fn(&VolumeFigures) -> Option<u64>;
 
 #[derive(Debug)]
 struct Told(Figures);
@@ -51,10 +52,17 @@ impl Told {
     fn encode_space(&self, encoder: &mut DescriptorEncoder<'_>) -> fmt::Result {
         let pool = &self.0.pool;
         let host_free = pool.host_free_bytes.map(|free| ("host_free", "Free on the host's file system", free));
+        let counted = [
+            ("pool_kept", "Data that no volume owns any more", pool.kept_bytes),
+            ("pool_metadata", "Maps, records and attributes of volumes, and tables", pool.metadata_bytes),
+        ];
+        let counted = counted.into_iter().filter_map(|(name, help, bytes)| Some((name, help, bytes?)));
         let spaces = [
             ("pool_size", "Size of the pool", pool.size_bytes),
             ("pool_size_limit", "Size up to which the pool grows by itself; 0 when it does not", pool.size_limit_bytes),
             ("pool_used", "Allocated to data and metadata, as of the last checkpoint", pool.used_bytes),
+            ("pool_own", "Data that volumes own, as of the last checkpoint", pool.own_bytes),
+            ("pool_layout", "Superblocks, journal, and the space map of the groups in use", pool.layout_bytes),
             ("pool_free", "Free for data and metadata", pool.free_bytes),
             ("pool_reserve", "Kept back for metadata", pool.reserve_bytes),
             ("pool_virtual", "Sum of the virtual sizes of all volumes", pool.virtual_bytes),
@@ -62,7 +70,12 @@ impl Told {
             ("journal_size", "The journal ring", pool.journal_bytes),
             ("journal_used", "Part of the journal that is in use", pool.journal_used_bytes),
         ];
-        encode_each(encoder, MetricType::Gauge, Some(&Unit::Bytes), spaces.into_iter().chain(host_free))?;
+        encode_each(
+            encoder,
+            MetricType::Gauge,
+            Some(&Unit::Bytes),
+            spaces.into_iter().chain(counted).chain(host_free),
+        )?;
         let help = "Part of the space that pool and host can give that is used, in percent";
         encode_each(encoder, MetricType::Gauge, None, [("pool_filled_percent", help, pool.filled_percent)])?;
         let help = "Whether a threshold of used space is reached";
@@ -121,19 +134,32 @@ impl Told {
             ),
             ("data_written", "Data written", counters.data_bytes_written),
         ];
-        encode_each(encoder, MetricType::Counter, Some(&Unit::Bytes), written)
+        encode_each(encoder, MetricType::Counter, Some(&Unit::Bytes), written)?;
+        let punching = &self.0.punching;
+        let help = "Calls that gave space back to the host; other I/O on the pool waits for each";
+        let family = encoder.encode_descriptor("punch", help, Some(&Unit::Seconds), MetricType::Histogram)?;
+        let sum = punching.total.as_secs_f64();
+        encode_histogram(family, sum, punching.calls, &PUNCH_BOUNDS_US, &punching.durations)
     }
 
     fn encode_volumes(&self, encoder: &mut DescriptorEncoder<'_>) -> fmt::Result {
-        let sizes: [(&str, &str, Value); 3] = [
-            ("volume_size", "Virtual size", |volume| volume.size_bytes),
-            ("volume_own", "Written since the volume's creation and still mapped", |volume| volume.own_bytes),
-            ("volume_mapped", "Mapped, shared or not", |volume| volume.mapped_bytes),
+        let (bytes, seconds) = (Unit::Bytes, Unit::Seconds);
+        let sizes: [(&str, &str, &Unit, Value); 5] = [
+            ("volume_size", "Virtual size", &bytes, |volume| Some(volume.size_bytes)),
+            ("volume_own", "Written since the volume's creation and still mapped", &bytes, |volume| {
+                Some(volume.own_bytes)
+            }),
+            ("volume_mapped", "Mapped, shared or not", &bytes, |volume| Some(volume.mapped_bytes)),
+            ("volume_exclusive", "What deleting the volume would free", &bytes, |volume| volume.exclusive_bytes),
+            ("volume_exclusive_age", "How long ago deleting it would have freed that", &seconds, |volume| {
+                volume.exclusive_age_seconds
+            }),
         ];
-        for (name, help, value) in sizes {
-            let mut family = encoder.encode_descriptor(name, help, Some(&Unit::Bytes), MetricType::Gauge)?;
+        for (name, help, unit, value) in sizes {
+            let mut family = encoder.encode_descriptor(name, help, Some(unit), MetricType::Gauge)?;
             for volume in &self.0.volumes {
-                gauge(value(volume)).encode(family.encode_family(&[("volume", volume.name.as_str())])?)?;
+                let Some(value) = value(volume) else { continue };
+                gauge(value).encode(family.encode_family(&[("volume", volume.name.as_str())])?)?;
             }
         }
         let help = "Blocks of a volume that were redirected because they were shared";
@@ -150,11 +176,9 @@ impl Told {
         let help = "Latency of a volume's requests";
         let (unit, kind) = (Some(&Unit::Seconds), MetricType::Histogram);
         let mut family = encoder.encode_descriptor("volume_io_latency", help, unit, kind)?;
-        self.each_kind(&mut family, |mut encoder, counters| {
-            let bounds = LATENCY_BOUNDS_US.iter().map(|bound| *bound as f64 / 1e6).chain([f64::INFINITY]);
-            let buckets: Vec<(f64, u64)> = bounds.zip(counters.latencies).collect();
+        self.each_kind(&mut family, |encoder, counters| {
             let sum = counters.latency_ns as f64 / 1e9;
-            encoder.encode_histogram::<[(&str, &str); 0]>(sum, counters.operations, &buckets, None)
+            encode_histogram(encoder, sum, counters.operations, &LATENCY_BOUNDS_US, &counters.latencies)
         })
     }
 
@@ -183,6 +207,19 @@ impl Told {
         }
         Ok(())
     }
+}
+
+/// A histogram of durations: `counts` by `bounds_us`, and one more for what took longer.
+fn encode_histogram(
+    mut encoder: MetricEncoder<'_>,
+    sum_seconds: f64,
+    count: u64,
+    bounds_us: &[u64],
+    counts: &[u64],
+) -> fmt::Result {
+    let bounds = bounds_us.iter().map(|bound| *bound as f64 / 1e6).chain([f64::INFINITY]);
+    let buckets: Vec<(f64, u64)> = bounds.zip(counts.iter().copied()).collect();
+    encoder.encode_histogram::<[(&str, &str); 0]>(sum_seconds, count, &buckets, None)
 }
 
 /// Figures that have no labels of their own: name, help and value of each.
@@ -215,10 +252,16 @@ fn scrub_faults(figures: &Figures) -> u64 {
 mod tests {
     use super::*;
     use crate::daemon::protocol::{Pool, Threshold};
+    use crate::io::PunchStatistics;
 
     #[test]
     fn figures_become_metrics_with_labels_and_buckets() {
-        let mut volume = VolumeFigures { name: "a \"b\"".into(), own_bytes: 8192, ..VolumeFigures::default() };
+        let mut volume = VolumeFigures {
+            name: "a \"b\"".into(),
+            own_bytes: 8192,
+            exclusive_bytes: Some(4096),
+            ..VolumeFigures::default()
+        };
         volume.io.read.operations = 3;
         volume.io.read.bytes = 12288;
         volume.io.read.latency_ns = 1_500_000;
@@ -230,12 +273,14 @@ mod tests {
             thresholds: vec![Threshold { percent: 80, reached: true }, Threshold { percent: 90, reached: false }],
             ..Pool::default()
         };
-        let text = text(Figures { pool, volumes: vec![volume], ..Figures::default() });
+        let punching = PunchStatistics { calls: 5, durations: [1, 0, 0, 3, 1, 0, 0, 0], ..PunchStatistics::default() };
+        let text = text(Figures { pool, punching, volumes: vec![volume], ..Figures::default() });
         for line in [
             "# TYPE plywood_pool_used_bytes gauge",
             "plywood_pool_used_bytes{pool=\"main\"} 77",
             "plywood_threshold_reached{pool=\"main\",percent=\"80\"} 1",
             "plywood_threshold_reached{pool=\"main\",percent=\"90\"} 0",
+            "plywood_volume_exclusive_bytes{pool=\"main\",volume=\"a \\\"b\\\"\"} 4096",
             "plywood_volume_own_bytes{pool=\"main\",volume=\"a \\\"b\\\"\"} 8192",
             "plywood_volume_io_bytes_total{pool=\"main\",volume=\"a \\\"b\\\"\",kind=\"read\"} 12288",
             "plywood_volume_io_latency_seconds_sum{pool=\"main\",volume=\"a \\\"b\\\"\",kind=\"read\"} 0.0015",
@@ -243,6 +288,8 @@ mod tests {
             "plywood_volume_io_latency_seconds_bucket{pool=\"main\",le=\"0.00005\",volume=\"a \\\"b\\\"\",kind=\"read\"} 2",
             "plywood_volume_io_latency_seconds_bucket{pool=\"main\",le=\"+Inf\",volume=\"a \\\"b\\\"\",kind=\"read\"} 3",
             "plywood_checkpoints_total{pool=\"main\"} 0",
+            "plywood_punch_seconds_bucket{pool=\"main\",le=\"0.001\"} 4",
+            "plywood_punch_seconds_count{pool=\"main\"} 5",
         ] {
             assert!(text.lines().any(|found| found == line), "{line} is not in:\n{text}");
         }

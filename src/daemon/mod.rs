@@ -48,7 +48,7 @@ pub use metadata::{dump_pool, restore_pool};
 pub use places::{POOLS_DIRECTORY, RUN_DIRECTORY, log as log_path};
 pub use repair::{RepairTo, repair_pool, undo_repair};
 pub use service_manager::{goes_on, is_there as service_manager_is_there};
-pub use start::{running, start, wait_until_gone};
+pub use start::{running, start, take_over, wait_until_gone};
 pub use successor::is_successor;
 
 /// `10.0 GiB`, for messages.

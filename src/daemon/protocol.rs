@@ -202,6 +202,13 @@ pub enum Command {
         /// Whether to.
         on: bool,
     },
+    /// Unmaps blocks that are written as zeros, or no longer. Answer: [`Reply::Volume`].
+    VolumeZeroes {
+        /// The volume.
+        name: String,
+        /// Whether to.
+        detect: bool,
+    },
     /// What writes do when the pool is full. Answer: [`Reply::Volume`].
     VolumeOnFull {
         /// The volume.
@@ -349,6 +356,7 @@ impl Command {
             Self::VolumeDelete { name } => pair("volume delete", name),
             Self::VolumeProtect { name, .. } => pair("volume protect", name),
             Self::VolumeVerify { name, .. } => pair("volume verify-on-read", name),
+            Self::VolumeZeroes { name, .. } => pair("volume detect-zeroes", name),
             Self::VolumeOnFull { name, .. } => pair("volume on-full", name),
             Self::VolumeQuota { name, .. } => pair("volume quota", name),
             Self::SnapshotSeal { name } => pair("snapshot seal", name),
@@ -487,6 +495,9 @@ pub struct Volume {
     /// Whether sealed blocks are verified when they are read through it.
     #[serde(default)]
     pub verify_on_read: bool,
+    /// Whether blocks that are written as zeros are unmapped instead of stored.
+    #[serde(default)]
+    pub detect_zeroes: bool,
     /// Name of the volume or snapshot it was made from; none when it was made empty, or its origin is deleted.
     pub origin: Option<String>,
     /// Identity of its origin, deleted or not.
@@ -497,6 +508,18 @@ pub struct Volume {
     pub own_bytes: u64,
     /// Bytes mapped, shared or not.
     pub mapped_bytes: u64,
+    /// What deleting it would free, with its map, record and attributes; none while that has not been found.
+    #[serde(default)]
+    pub exclusive_bytes: Option<u64>,
+    /// Seconds ago that this was so; 0: it is.
+    #[serde(default)]
+    pub exclusive_age_seconds: Option<u64>,
+    /// Where it is: seconds for which it has been this.
+    #[serde(default)]
+    pub exclusive_unchanged_seconds: Option<u64>,
+    /// Of what is mapped, what others hold too: deleting it would not free this. As old as what it would.
+    #[serde(default)]
+    pub shared_bytes: Option<u64>,
     /// Most own bytes; 0: no quota.
     pub quota_bytes: u64,
     /// Creation, in nanoseconds since 1970 UTC.
@@ -566,7 +589,7 @@ pub enum Kind {
     NotFound,
     /// [`Error::AlreadyExists`].
     AlreadyExists,
-    /// [`Error::Busy`].
+    /// [`Error::Busy`], [`Error::Elsewhere`].
     Busy,
     /// [`Error::ReadOnly`].
     ReadOnly,
@@ -605,7 +628,7 @@ impl From<Error> for Failure {
             Error::NoSpace(_) => Kind::NoSpace,
             Error::NotFound(_) => Kind::NotFound,
             Error::AlreadyExists(_) => Kind::AlreadyExists,
-            Error::Busy(_) => Kind::Busy,
+            Error::Busy(_) | Error::Elsewhere(_) => Kind::Busy,
             Error::ReadOnly(_) => Kind::ReadOnly,
             Error::InvalidInput(_) => Kind::InvalidInput,
             Error::Io { .. } => Kind::Io,

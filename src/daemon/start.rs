@@ -3,6 +3,7 @@
 use std::env;
 use std::fs::{self, File};
 use std::io::{Read, Seek, SeekFrom};
+use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 use std::process::{Command, Stdio};
 use std::thread;
@@ -11,6 +12,7 @@ use std::time::{Duration, Instant};
 use super::lookup::{FoundPool, daemon_socket};
 use super::{Client, places, process};
 use crate::error::{Error, Result};
+use crate::io::{OpenOptions, PoolFile};
 
 /// How long a daemon may take until it answers: replay of a full journal, and the self-test of the transport.
 const START: Duration = Duration::from_secs(60);
@@ -18,10 +20,39 @@ const START: Duration = Duration::from_secs(60);
 /// A client of the pool's daemon, when one runs.
 ///
 /// # Errors
-/// When it may not be used.
+/// When it may not be used; [`Error::Busy`] when it serves a copy of the pool, which has the same uuid.
 pub fn running(pool: &FoundPool) -> Result<Option<Client>> {
     let Some(socket) = daemon_socket(pool.uuid)? else { return Ok(None) };
-    Client::connect(&socket).map(Some).map_err(|error| Error::io(socket.display().to_string(), error))
+    let client = Client::connect(&socket).map_err(|error| Error::io(socket.display().to_string(), error))?;
+    // A daemon that cannot say what it serves says so to whatever it is asked next.
+    if let Ok(hello) = client.hello()
+        && is_another_file(&hello.pool_path, &pool.path)
+    {
+        return Err(Error::Busy(format!(
+            "{} is a copy of {}, which is in use: one of them at a time can be used on one machine; stop that one first",
+            pool.path.display(),
+            hello.pool_path.display()
+        )));
+    }
+    Ok(Some(client))
+}
+
+/// Whether two paths lead to different files, as far as can be seen from here: a daemon has mounts of its own.
+fn is_another_file(one: &Path, other: &Path) -> bool {
+    let identity = |path| fs::metadata(path).ok().map(|found| (found.dev(), found.ino()));
+    identity(one).zip(identity(other)).is_some_and(|(one, other)| one != other)
+}
+
+/// Takes over a pool on a block device that another host did not leave and shows no sign of life on. Nothing is done about
+/// one that is this host's, or nobody's. Answers the host that it was taken from.
+///
+/// # Errors
+/// [`Error::Elsewhere`] when it shows one.
+pub fn take_over(pool: &FoundPool) -> Result<Option<String>> {
+    if running(pool)?.is_some() {
+        return Ok(None);
+    }
+    PoolFile::claim_host(&pool.path, OpenOptions { take_over: true, ..OpenOptions::default() })
 }
 
 /// A client of the pool's daemon, which is started when it does not run.

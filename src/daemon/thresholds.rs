@@ -4,10 +4,15 @@
 //! host can still give it, whichever is less. A threshold that was reached is left only when the pool is a little emptier
 //! than it: a pool that breathes around one would be told of without end.
 
+use std::io;
+use std::os::unix::process::CommandExt;
 use std::path::PathBuf;
-use std::process::{Command, Stdio};
+use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::mpsc::{SyncSender, TrySendError, sync_channel};
 use std::thread;
+use std::time::{Duration, Instant};
+
+use rustix::process::{Pid, Signal};
 
 use super::protocol::Threshold;
 use crate::error::{Error, Result};
@@ -19,6 +24,10 @@ pub(super) const THRESHOLDS: [u8; 3] = [80, 90, 95];
 const HYSTERESIS: u64 = 2;
 /// Crossings that wait for the command of an earlier one to end.
 const WAITING: usize = 8;
+/// How long a command may run.
+const LIMIT: Duration = Duration::from_secs(300);
+/// Time between two looks at whether it has ended.
+const LOOK: Duration = Duration::from_millis(20);
 
 /// The space of a pool, without superblocks and journal.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -140,7 +149,9 @@ fn run(command: &str, pool: &str, path: &std::path::Path, crossing: Crossing) {
         .env("PLYWOOD_THRESHOLD_DIRECTION", if upwards { "up" } else { "down" })
         .stdin(Stdio::null())
         .stdout(Stdio::null())
-        .status();
+        .process_group(0)
+        .spawn()
+        .and_then(|mut child| wait(&mut child, LIMIT));
     match done {
         Ok(status) if status.success() => tracing::info!(percent, upwards, "the command at thresholds was run"),
         Ok(status) => tracing::warn!(percent, upwards, "the command at thresholds ended with {status}"),
@@ -148,10 +159,27 @@ fn run(command: &str, pool: &str, path: &std::path::Path, crossing: Crossing) {
     }
 }
 
+/// Waits for the end of a command, which comes by force after `limit`: the next threshold's waits for it.
+fn wait(child: &mut Child, limit: Duration) -> io::Result<ExitStatus> {
+    let began = Instant::now();
+    loop {
+        if let Some(status) = child.try_wait()? {
+            return Ok(status);
+        }
+        if began.elapsed() > limit
+            && let Some(group) = Pid::from_raw(child.id().cast_signed())
+        {
+            tracing::warn!("the command at thresholds has not ended after {} s and is killed", limit.as_secs());
+            rustix::process::kill_process_group(group, Signal::KILL)?;
+            return child.wait();
+        }
+        thread::sleep(LOOK);
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use std::fs;
-    use std::time::{Duration, Instant};
 
     use super::*;
 
@@ -195,6 +223,20 @@ mod tests {
             assert_eq!(level.thresholds().iter().filter(|threshold| threshold.reached).count() as u64, reached);
         }
         assert_eq!(Level::from_number(u64::MAX).number(), 3);
+    }
+
+    #[test]
+    fn command_that_hangs_is_killed_with_all_that_it_started() {
+        let begun = Instant::now();
+        let mut child = Command::new("/bin/sh").args(["-c", "sleep 600 & sleep 600"]).process_group(0).spawn().unwrap();
+        let group = Pid::from_raw(child.id().cast_signed()).unwrap();
+        let status = wait(&mut child, Duration::from_millis(50)).unwrap();
+        assert!(!status.success() && begun.elapsed() < Duration::from_secs(60));
+        // A zombie that nobody has waited for yet still counts as a member.
+        while rustix::process::test_kill_process_group(group).is_ok() {
+            assert!(begun.elapsed() < Duration::from_secs(60), "the shell's child lives");
+            thread::sleep(LOOK);
+        }
     }
 
     #[test]

@@ -12,7 +12,6 @@ use super::size_words;
 use super::thresholds::{Crossing, Level, Space};
 use crate::engine::{Counters, PoolInfo};
 use crate::export::server::counters::IoCounters;
-use crate::format::Geometry;
 use crate::units::{BLOCK_BYTES, Generation, VolumeId};
 
 /// Seconds without a block sealed after which sealing in the background is taken to have ended.
@@ -45,19 +44,13 @@ impl Told {
 
 /// The space of a pool, of which `info` is known.
 pub(super) fn space<S: Medium>(control: &Control<S>, info: &PoolInfo) -> Space {
-    let head_bytes = head_bytes(info);
+    let head_bytes = info.head_bytes;
     Space {
         used_bytes: info.used_bytes,
         size_bytes: info.size_bytes.max(info.size_limit_bytes).saturating_sub(head_bytes),
         host_bytes: control.medium.host_bytes().saturating_sub(head_bytes),
         host_free_bytes: control.medium.host_free_bytes(),
     }
-}
-
-/// What stands before the first group, superblocks and journal: neither used nor free.
-pub(super) fn head_bytes(info: &PoolInfo) -> u64 {
-    let geometry = Geometry::new(info.size_bytes, info.journal_bytes);
-    geometry.map_or(0, |geometry| geometry.first_group().offset_bytes())
 }
 
 /// A look at a pool.
@@ -221,6 +214,10 @@ mod tests {
             name: "main".into(),
             size_bytes: 10 * GIB,
             used_bytes: GIB,
+            own_bytes: 0,
+            kept_bytes: None,
+            metadata_bytes: None,
+            head_bytes: 0,
             layout_bytes: 0,
             journal_bytes: 0,
             journal_used_bytes: 0,

@@ -17,7 +17,7 @@ impl<S: Storage> Pool<S> {
     pub async fn run(&self) {
         let commits = zip(self.run_commits(), self.run_checkpoints());
         let space = zip(self.run_space(), self.run_carcasses());
-        zip(zip(commits, space), self.run_seals()).await;
+        zip(zip(commits, space), zip(self.run_seals(), self.run_exclusive())).await;
     }
 
     /// To be called once a second: the engine has no clock. Changes are committed within a second, and an idle pool is

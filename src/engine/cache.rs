@@ -133,6 +133,13 @@ impl NodeCache {
         }
     }
 
+    /// Forgets the node at `address` unless a change of it is still to be written: it can be read again.
+    pub(super) fn forget_clean(&mut self, address: PoolBlock) {
+        if self.nodes.get(&address.0).is_some_and(|cached| cached.state == NodeState::Clean) {
+            self.nodes.remove(&address.0);
+        }
+    }
+
     /// Makes all dirty nodes frozen and answers them: the instant of a checkpoint.
     pub(super) fn freeze(&mut self) -> Vec<(PoolBlock, Cached)> {
         let mut frozen = Vec::with_capacity(self.dirty);

@@ -97,11 +97,14 @@ impl State {
         let mut carcass = waiting.carcass;
         if carcass.cursor == 0 && !carcass.counting && self.exact_count(carcass.entry.address)? > 1 {
             if !carcass.account {
+                self.mark_family(carcass.volume, carcass.first.0);
                 self.count(carcass.entry.address, -1);
                 return Ok(self.finish_carcass(key));
             }
             carcass.counting = true;
         }
+        // Whatever comes down now, at this place, others may hold alone from then on.
+        self.mark_family(carcass.volume, carcass.first.0 + carcass.cursor);
         let mut account = Account::default();
         let done = if carcass.counting {
             self.count_leaf(&mut carcass, &mut account)?
@@ -113,6 +116,7 @@ impl State {
         }
         if done && carcass.counting {
             if self.exact_count(carcass.entry.address)? > 1 {
+                self.mark_family(carcass.volume, carcass.first.0);
                 self.count(carcass.entry.address, -1);
             } else {
                 // The others have let go meanwhile: it is ours, counted already.
@@ -131,6 +135,9 @@ impl State {
     fn finish_carcass(&mut self, key: CarcassKey) -> bool {
         self.carcasses.remove(&key);
         self.carcasses_dirty = true;
+        if self.carcasses.is_empty() {
+            self.forget_families();
+        }
         true
     }
 
@@ -245,6 +252,7 @@ impl State {
         if entry.mirrored {
             self.count(PoolBlock(entry.address.0 + 1), -1);
         }
+        self.accounts.gave(1 + u64::from(entry.mirrored));
         self.cache.remove(entry.address);
         self.free_at_once(entry);
     }

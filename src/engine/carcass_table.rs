@@ -82,6 +82,7 @@ impl State {
         self.carcasses_dirty = false;
         for block in std::mem::take(&mut self.carcass_blocks) {
             self.count(block, -1);
+            self.accounts.gave(1);
         }
         let carcasses: Vec<Carcass> = self.carcasses.values().map(|waiting| waiting.carcass).collect();
         let mut blocks = Vec::new();

@@ -144,7 +144,10 @@ impl<S: Storage> Pool<S> {
         inner.last_checkpoint.set(Some(inner.checkpoints_begun.get() + 1));
         let hold = Hold(self.clone());
         self.checkpoint().await?;
-        let durable = inner.state.borrow().journal.durable();
+        let (durable, instant) = {
+            let state = inner.state.borrow();
+            (state.journal.durable(), state.accounts.last())
+        };
         let pinned = inspect::read_pinned(&inner.storage, durable).await;
         let mut mended = 0;
         if let (true, Ok(pinned)) = (mend, &pinned) {
@@ -158,6 +161,9 @@ impl<S: Storage> Pool<S> {
         }
         if pin.is_given_up() {
             return Err(Error::Busy("the pool needed the blocks that the check kept back; try again".into()));
+        }
+        if let Some(metadata_blocks) = report.metadata_blocks {
+            inner.state.borrow_mut().accounts.counted(instant, metadata_blocks);
         }
         Ok((report, mended))
     }

@@ -11,6 +11,7 @@ use std::rc::Rc;
 use futures_lite::future::yield_now;
 use rustc_hash::FxHashMap;
 
+use super::accounts::Instant;
 use super::cache::{Cached, level_of};
 use super::carcass_table::{CarcassImage, widths_above};
 use super::epoch::EpochId;
@@ -46,6 +47,7 @@ struct Image {
     records: Vec<(PoolBlock, bool, VolumeRecord)>,
     carcasses: Option<CarcassImage>,
     superblock: Superblock,
+    instant: Instant,
 }
 
 /// What a checkpoint knows of one group after applying the counts.
@@ -141,6 +143,7 @@ impl<S: Storage> Pool<S> {
             state.index_refs.clone_from(&image.superblock.group_index);
             state.carcass_root = image.superblock.carcass_table;
             state.used_blocks = image.superblock.used_blocks;
+            state.accounts.checkpointed(image.instant);
             for (index, block) in indexes {
                 if index as usize == state.indexes.len() {
                     state.indexes.push(block);
@@ -448,9 +451,13 @@ impl State {
                 if old.mirrored {
                     self.count(old.address.plus(1), -1);
                 }
+                self.accounts.gave(1 + u64::from(old.mirrored));
             }
             let new = if let Some(record) = self.volumes.get(&id).map(|volume| volume.record.clone()) {
                 let (address, mirrored) = self.take_meta(2);
+                if let Some(volume) = self.volumes.get_mut(&id) {
+                    volume.record_blocks = 1 + u64::from(mirrored);
+                }
                 records.push((address, mirrored, record));
                 Entry::node(address, mirrored, 0, self.clock)
             } else {
@@ -487,8 +494,6 @@ impl State {
             journal_append: position.append,
             journal_chain: position.chain,
             session: self.log.session(),
-            host_id: uuid::Uuid::nil(),
-            heartbeat: 0,
             volume_table: self.table,
             carcass_table: self.carcass_root,
             next_volume: self.next_volume,
@@ -499,9 +504,11 @@ impl State {
             scrub: self.scrub,
             volume_count: self.volumes.len() as u64,
             used_blocks: 0,
+            metadata_blocks: self.accounts.metadata_blocks(),
             group_index: self.index_refs.clone(),
         };
-        Ok(Image { lsn: superblock.lsn, position, nodes, records, carcasses, superblock })
+        let instant = self.accounts.instant(self.own_of_volumes(), self.layout_blocks());
+        Ok(Image { lsn: superblock.lsn, position, nodes, records, carcasses, superblock, instant })
     }
 
     /// Applies the frozen deltas of one page. Blocks whose count becomes 0 are added to `freed`.

@@ -15,8 +15,8 @@ use super::state::{State, Volume};
 use super::write::quiesce;
 use crate::error::{Corrupt, Error, Result, Structure};
 use crate::format::{
-    self, AttributeBlockRef, Entry, OnFull, Place, Record, Root, VOLUME_BLOCKS_MAX, VolumeFlags, VolumeRecord,
-    check_name,
+    self, AttributeBlockRef, Entry, EntryKind, OnFull, Place, Record, Root, VOLUME_BLOCKS_MAX, VolumeFlags,
+    VolumeRecord, check_name,
 };
 use crate::units::{BLOCK_BYTES, BLOCK_SIZE, Clock, Lsn, PoolBlock, VolumeId};
 
@@ -399,6 +399,9 @@ impl State {
         }
         self.names.remove(&volume.record.name);
         let root = volume.record.root;
+        if root.entry.kind == EntryKind::Node {
+            self.remember_family(id, volume.family);
+        }
         self.add_carcass(id, root.entry, root.level, 0, false, lsn);
         self.drop_attributes(&volume.record.attributes);
         self.deleted.push(id);
@@ -437,6 +440,7 @@ impl State {
     }
 
     pub(super) fn drop_attributes(&mut self, blocks: &[AttributeBlockRef]) {
+        self.accounts.gave(blocks.len() as u64);
         for block in blocks {
             self.count(block.address, -1);
         }
@@ -444,6 +448,7 @@ impl State {
 
     /// Counts blocks of attributes that a record names from now on.
     pub(super) fn adopt_attributes(&mut self, blocks: &[AttributeBlockRef]) {
+        self.accounts.took(blocks.len() as u64);
         for block in blocks {
             self.count(block.address, 1);
             self.allocator.consume(Run { start: block.address, count: 1 });

@@ -74,8 +74,6 @@ impl<S: Storage> Pool<S> {
             journal_append: 0,
             journal_chain: 0,
             session: 0,
-            host_id: Uuid::nil(),
-            heartbeat: 0,
             volume_table: hole,
             carcass_table: hole,
             next_volume: VolumeId(1),
@@ -86,6 +84,7 @@ impl<S: Storage> Pool<S> {
             scrub: ScrubState::default(),
             volume_count: 0,
             used_blocks: 0,
+            metadata_blocks: Some(0),
             group_index: Vec::new(),
         };
         let memory = to_memory(storage, &superblock.encode());

@@ -81,19 +81,24 @@ impl<S: Storage> VolumeHandle<S> {
             }
         }
         let (start, end) = clearing.unmapped;
-        if start < end {
-            const BLOCKS: u64 = 2;
-            let copies = {
-                let _stay = pool.enter();
-                pool.attempt(|state| state.unmap_copies(self.id, start, end)).await?
-            };
-            let wanted = if copies { Use::Metadata } else { Use::Release };
-            let Some(promise) = pool.try_promise_for(wanted, BLOCKS, BLOCKS as usize * MAP_RECORD_BYTES)? else {
-                return Ok(Some((Lacking::Promise(wanted), BLOCKS)));
-            };
-            self.unmap_held(start, end).await?;
-            drop(promise);
-        }
+        if start < end { self.unmap_promised(start, end).await } else { Ok(None) }
+    }
+
+    /// Unmaps the blocks `start..end`, which are held, where room for that is promised; else answers what it lacks, and for
+    /// how many blocks.
+    pub(super) async fn unmap_promised(&self, start: u64, end: u64) -> Result<Option<(Lacking, u64)>> {
+        const BLOCKS: u64 = 2;
+        let pool = &self.pool;
+        let copies = {
+            let _stay = pool.enter();
+            pool.attempt(|state| state.unmap_copies(self.id, start, end)).await?
+        };
+        let wanted = if copies { Use::Metadata } else { Use::Release };
+        let Some(promise) = pool.try_promise_for(wanted, BLOCKS, BLOCKS as usize * MAP_RECORD_BYTES)? else {
+            return Ok(Some((Lacking::Promise(wanted), BLOCKS)));
+        };
+        self.unmap_held(start, end).await?;
+        drop(promise);
         Ok(None)
     }
 

@@ -40,16 +40,33 @@ pub struct VolumeInfo {
     pub own_bytes: u64,
     /// Bytes mapped, shared ones included.
     pub mapped_bytes: u64,
+    /// What deleting it would free; none while that has not been found yet.
+    pub exclusive: Option<ExclusiveBytes>,
     /// Most own bytes; 0 for no limit.
     pub quota_bytes: u64,
     /// Time of creation in nanoseconds since 1970.
     pub created: u64,
     /// Writes wait when the pool is full; else they fail at once.
     pub waits_when_full: bool,
+    /// Blocks written as zeros are unmapped.
+    pub detect_zeroes: bool,
     /// It is in use.
     pub open: bool,
     /// Own and mapped bytes are exact: nothing that was cut out of it still waits to be counted.
     pub settled: bool,
+}
+
+/// What deleting a volume would free, found in the background.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+pub struct ExclusiveBytes {
+    /// All that would come free: data, map, record and attributes.
+    pub bytes: u64,
+    /// Of these, data: what it maps beyond is shared.
+    pub data_bytes: u64,
+    /// Seconds ago that this was so; 0 when nothing has happened since that could change it.
+    pub age_seconds: u64,
+    /// When it is exact: seconds for which it has been this.
+    pub unchanged_seconds: Option<u64>,
 }
 
 /// What a volume was made from.
@@ -74,7 +91,16 @@ pub struct PoolInfo {
     pub size_bytes: u64,
     /// Bytes of blocks in use as of the last checkpoint, the layout of the groups in use included.
     pub used_bytes: u64,
-    /// Bytes taken by superblocks, journal and the groups' layout.
+    /// Of these, what the volumes own. Snapshots own nothing beside their volumes.
+    pub own_bytes: u64,
+    /// Of these, data that no volume owns: what snapshots keep, and what came from volumes that are gone. None while metadata
+    /// has not been counted, which a check does for a pool that an older build made.
+    pub kept_bytes: Option<u64>,
+    /// Of these, the volumes' maps, records and attributes, and tables.
+    pub metadata_bytes: Option<u64>,
+    /// Superblocks and journal, which stand before the first group: neither used nor free.
+    pub head_bytes: u64,
+    /// Bytes taken by superblocks, journal and the layout of the groups in use as of the last checkpoint.
     pub layout_bytes: u64,
     /// Bytes of the journal ring.
     pub journal_bytes: u64,
@@ -121,13 +147,17 @@ impl<S: Storage> Pool<S> {
     pub fn info(&self) -> PoolInfo {
         let state = self.inner.state.borrow();
         let geometry = &state.geometry;
-        let layout: u64 = (0..state.groups_in_use).map(|group| geometry.layout_blocks(group)).sum();
+        let uses = state.uses();
         PoolInfo {
             uuid: state.uuid,
             name: state.name.clone(),
             size_bytes: geometry.pool_blocks * BLOCK_BYTES,
             used_bytes: state.used_blocks * BLOCK_BYTES,
-            layout_bytes: (layout + geometry.first_group().0) * BLOCK_BYTES,
+            own_bytes: uses.own_blocks * BLOCK_BYTES,
+            kept_bytes: uses.kept_blocks.map(|blocks| blocks * BLOCK_BYTES),
+            metadata_bytes: uses.metadata_blocks.map(|blocks| blocks * BLOCK_BYTES),
+            head_bytes: geometry.first_group().0 * BLOCK_BYTES,
+            layout_bytes: (uses.layout_blocks + geometry.first_group().0) * BLOCK_BYTES,
             journal_bytes: geometry.journal_blocks * BLOCK_BYTES,
             journal_used_bytes: state.journal.used() * BLOCK_BYTES,
             ready_bytes: state.allocator.free() * BLOCK_BYTES,
@@ -153,7 +183,7 @@ impl<S: Storage> Pool<S> {
     /// All volumes, in the order of their creation.
     pub fn volumes(&self) -> Vec<VolumeInfo> {
         let state = self.inner.state.borrow();
-        state.volumes.keys().filter_map(|id| state.volume_info(*id).ok()).collect()
+        state.volumes.keys().filter_map(|id| state.volume_info(*id, self.inner.ticks.get()).ok()).collect()
     }
 
     /// Blocks of a volume that were redirected since the pool was opened, because they were shared.
@@ -172,17 +202,17 @@ impl<S: Storage> Pool<S> {
         let state = self.inner.state.borrow();
         let id = state.names.get(name).copied();
         let id = id.ok_or_else(|| Error::NotFound(format!("there is no volume named {name}")))?;
-        state.volume_info(id)
+        state.volume_info(id, self.inner.ticks.get())
     }
 
     /// The volume with id `id`.
     pub fn volume_by_id(&self, id: VolumeId) -> Result<VolumeInfo> {
-        self.inner.state.borrow().volume_info(id)
+        self.inner.state.borrow().volume_info(id, self.inner.ticks.get())
     }
 }
 
 impl State {
-    fn volume_info(&self, id: VolumeId) -> Result<VolumeInfo> {
+    fn volume_info(&self, id: VolumeId, now: u64) -> Result<VolumeInfo> {
         let volume = self.volume(id)?;
         let record = &volume.record;
         let origin = record.origin.map(|origin| Origin {
@@ -205,9 +235,11 @@ impl State {
             depth: record.depth,
             own_bytes: record.own_blocks * BLOCK_BYTES,
             mapped_bytes: record.mapped_blocks * BLOCK_BYTES,
+            exclusive: self.exclusive_bytes(id, now),
             quota_bytes: record.quota_bytes,
             created: record.created_time,
             waits_when_full: record.on_full == OnFull::Wait,
+            detect_zeroes: record.flags.detect_zeroes,
             open: volume.open > 0,
             settled: !self.carcasses.values().any(|waiting| waiting.carcass.account),
         })

@@ -6,6 +6,7 @@
 
 #![forbid(unsafe_code)]
 
+mod accounts;
 mod background;
 mod bounds;
 mod cache;
@@ -25,6 +26,7 @@ mod discard;
 mod dump;
 mod enlarge;
 mod epoch;
+mod exclusive;
 mod growth;
 mod info;
 mod inspect;
@@ -58,13 +60,14 @@ mod verify;
 mod volume;
 mod work;
 mod write;
+mod zeroes;
 
 pub use control::NewVolume;
 pub use counters::{Activity, Counters};
 pub use create::{CreateOptions, JOURNAL_BYTES};
 pub use diff::ChangedRange;
 pub use dump::{DumpReport, RestoreReport, dump_metadata, restore_metadata};
-pub use info::{Origin, PoolInfo, VolumeInfo};
+pub use info::{ExclusiveBytes, Origin, PoolInfo, VolumeInfo};
 pub use inspect::{CheckReport, Fault, Progress, Touched, TouchedRange, check_metadata};
 pub use open::OpenOptions;
 pub use pending_log::{PENDING_LOG_BYTES, PendingLog, PrivateLog};

@@ -8,12 +8,14 @@ use std::collections::{BTreeMap, HashMap, VecDeque};
 
 use rustc_hash::FxHashMap;
 
+use super::accounts::Accounts;
 use super::bounds;
 use super::cache::NodeCache;
 use super::carcass_table::CARCASS_TABLE;
 use super::check::Pinned;
 use super::checksums::NewChecksums;
 use super::epoch::Epochs;
+use super::exclusive::Families;
 use super::journal::{Journal, JournalPosition};
 use super::pool::{Pool, read_bytes, to_memory};
 use super::space::{Allocator, Deltas};
@@ -139,7 +141,8 @@ impl<S: Storage> Pool<S> {
                 return Err(damage(Check::Inconsistent("the record is another volume's")).into());
             }
             state.names.insert(record.name.clone(), id);
-            state.volumes.insert(id, Volume::new(record, superblock.lsn, false));
+            let record_blocks = 1 + u64::from(entry.mirrored);
+            state.volumes.insert(id, Volume { record_blocks, ..Volume::new(record, superblock.lsn, false) });
         }
         let table = self.read_table(superblock.carcass_table, CARCASS_TABLE, false).await?;
         let mut blocks = table.blocks;
@@ -157,7 +160,11 @@ impl<S: Storage> Pool<S> {
                 state.carcasses.insert(CarcassKey::of(&carcass), Waiting { carcass, made: Lsn(0) });
             }
         }
-        self.inner.state.borrow_mut().carcass_blocks = blocks;
+        let mut state = self.inner.state.borrow_mut();
+        state.carcass_blocks = blocks;
+        state.join_families();
+        let (own, layout) = (state.own_of_volumes(), state.layout_blocks());
+        state.accounts.opened(own, layout);
         Ok(())
     }
 
@@ -431,8 +438,10 @@ fn new_state(superblock: &Superblock, slot: Slot, log: Box<dyn PendingLog>, opti
         volumes: BTreeMap::new(),
         dirty_volumes: 0,
         names: HashMap::new(),
+        families: Families::default(),
         deleted: Vec::new(),
         used_blocks: superblock.used_blocks,
+        accounts: Accounts::new(superblock.metadata_blocks),
         carcasses: BTreeMap::new(),
         carcass_root: superblock.carcass_table,
         carcass_blocks: Vec::new(),

@@ -64,6 +64,8 @@ pub(super) struct Inner<S: Storage> {
     pub(super) growing: Cell<bool>,
     pub(super) host_full: Cell<bool>,
     pub(super) ticks: Cell<u64>,
+    /// Reads and changes of volumes begun.
+    pub(super) requests: Cell<u64>,
     pub(super) stopped: Cell<bool>,
     pub(super) open_handles: Cell<u64>,
     pub(super) patience: Patience,
@@ -126,6 +128,7 @@ impl<S: Storage> Pool<S> {
                 growing: Cell::new(false),
                 host_full: Cell::new(false),
                 ticks: Cell::new(0),
+                requests: Cell::new(0),
                 stopped: Cell::new(false),
                 open_handles: Cell::new(0),
                 patience: Patience::default(),

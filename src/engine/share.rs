@@ -5,6 +5,7 @@
 //! (an in-place write planned earlier may still land in both), and then data and record are durable (rule O2).
 
 use std::collections::BTreeMap;
+use std::rc::Rc;
 
 use uuid::Uuid;
 
@@ -105,7 +106,11 @@ impl<S: Storage> Pool<S> {
                 uuid: made.uuid,
                 name: made.name,
                 size_bytes: made.size_bytes.unwrap_or(from.size_bytes),
-                flags: VolumeFlags { read_only: made.read_only, ..VolumeFlags::default() },
+                flags: VolumeFlags {
+                    read_only: made.read_only,
+                    detect_zeroes: from.flags.detect_zeroes,
+                    ..VolumeFlags::default()
+                },
                 created_at: if made.read_only { from.created_at } else { clock },
                 shared_at: clock,
                 rolled_at: if made.read_only { from.rolled_at } else { Clock(0) },
@@ -225,11 +230,17 @@ impl State {
         if record.flags.read_only {
             record.own_blocks = from.record.own_blocks;
         }
-        if record.flags.read_only {
-            self.mark_dirty(origin);
-        }
+        // What the origin holds it holds alone no more.
+        from.changes.touch();
+        let (id, family, is_snapshot) = (record.id, Rc::clone(&from.family), record.flags.read_only);
         self.share_root(record.root);
         self.add_volume(record, lsn);
+        if let Some(volume) = self.volumes.get_mut(&id) {
+            volume.family = family;
+        }
+        if is_snapshot {
+            self.mark_dirty(origin);
+        }
     }
 
     fn share_root(&mut self, root: Root) {
@@ -262,6 +273,8 @@ impl State {
             record.account_spans = spans;
             record.accounts_from = next_carcass;
             volume.last = lsn;
+            volume.changes.mark_all();
+            volume.family.borrow_mut().touch();
         }
         self.mark_dirty(volume);
     }

@@ -7,10 +7,12 @@ use std::rc::Rc;
 use rustc_hash::FxHashMap;
 use uuid::Uuid;
 
+use super::accounts::Accounts;
 use super::cache::NodeCache;
 use super::check::Pinned;
 use super::checksums::NewChecksums;
 use super::epoch::{EpochId, Epochs};
+use super::exclusive::{Families, Family, Figure, Marks};
 use super::journal::Journal;
 use super::ranges::Ranges;
 use super::space::{Allocator, Deltas, PageKey, Run, Window};
@@ -54,6 +56,13 @@ pub(super) struct Volume {
     pub(super) released: Rc<event_listener::Event>,
     /// Own blocks that writes under way will add: counted against the quota before they are there.
     pub(super) planned_own: u64,
+    /// Blocks that the table has its record in.
+    pub(super) record_blocks: u64,
+    /// Where its own tree has changed.
+    pub(super) changes: Marks,
+    /// Where counts have changed of what it may share with others.
+    pub(super) family: Family,
+    pub(super) figure: Figure,
     /// Blocks redirected since the pool was opened.
     pub(super) redirected: u64,
     /// Number of handles.
@@ -72,6 +81,10 @@ impl Volume {
             ranges: Ranges::default(),
             released: Rc::new(event_listener::Event::new()),
             planned_own: 0,
+            record_blocks: 0,
+            changes: Marks::default(),
+            family: Family::default(),
+            figure: Figure::default(),
             redirected: 0,
             open: 0,
             unready: false,
@@ -132,10 +145,12 @@ pub(super) struct State {
     /// How many of them are dirty.
     pub(super) dirty_volumes: u64,
     pub(super) names: HashMap<String, VolumeId>,
+    pub(super) families: Families,
     /// Volumes deleted since the last checkpoint's instant: their records go with the next.
     pub(super) deleted: Vec<VolumeId>,
     /// Blocks in use as of the last checkpoint.
     pub(super) used_blocks: u64,
+    pub(super) accounts: Accounts,
     pub(super) carcasses: BTreeMap<CarcassKey, Waiting>,
     pub(super) carcass_root: Root,
     /// Blocks of the carcass table as of the last checkpoint: pages and the nodes above them.

@@ -40,6 +40,17 @@ pub trait Memory: Clone + 'static {
 
     /// Copies all of `from` in at `offset`.
     fn copy_from(&self, offset: usize, from: &Self);
+
+    /// Whether all of `range` is zero. Looks no further than the first byte that is not, or little.
+    fn is_zero(&self, range: Range<usize>) -> bool {
+        const STEP: usize = 512;
+        let mut bytes = [0; STEP];
+        range.clone().step_by(STEP).all(|at| {
+            let part = &mut bytes[..STEP.min(range.end - at)];
+            self.read(at, part);
+            part.iter().all(|byte| *byte == 0)
+        })
+    }
 }
 
 /// The pool file or device.

@@ -176,11 +176,15 @@ impl State {
             if entry.mirrored {
                 self.count(entry.address.plus(1), -1);
             }
+            self.accounts.gave(1 + u64::from(entry.mirrored));
             self.cache.remove(entry.address);
         } else {
             self.count_children(&node, 1);
             self.count(entry.address, -1);
             self.counters.nodes_shadowed += 1;
+            if let TreeKey::Volume(id) = key {
+                self.mark_family(id, block);
+            }
         }
         self.place_node(node, key, level, block)
     }
@@ -206,6 +210,7 @@ impl State {
         if mirrored {
             self.count(address.plus(1), 1);
         }
+        self.accounts.took(1 + u64::from(mirrored));
         (address, mirrored)
     }
 
@@ -215,6 +220,7 @@ impl State {
         if entry.mirrored {
             self.count(entry.address.plus(1), -1);
         }
+        self.accounts.gave(1 + u64::from(entry.mirrored));
         self.cache.remove(entry.address);
     }
 
@@ -332,8 +338,14 @@ impl State {
             done += part;
         }
         self.count_run(pool_block, count, 1);
+        if replaced.iter().any(|old| old.birth < shared_at) {
+            self.family(volume).borrow_mut().mark_range(block.0, block.0 + count);
+        }
         for old in replaced {
             self.drop_block(old, shared_at, lsn);
+        }
+        if let Some(volume) = self.volumes.get_mut(&volume) {
+            volume.changes.mark_range(block.0, block.0 + count);
         }
         self.account(volume, own, mapped);
     }
@@ -435,6 +447,9 @@ impl State {
         if root.entry.kind == EntryKind::Hole || start >= end {
             return;
         }
+        if let Some(volume) = self.volumes.get_mut(&volume) {
+            volume.changes.mark_range(start, end);
+        }
         let entry = if start == 0 && end == span_blocks(root.level) {
             self.add_carcass(volume, root.entry, root.level, 0, true, lsn);
             Entry::hole(self.clock)
@@ -479,6 +494,9 @@ impl State {
                 EntryKind::Block => {
                     own_change -= i64::from(child.birth >= created_at);
                     mapped_change -= 1;
+                    if child.birth < shared_at {
+                        self.mark_family(volume, child_first);
+                    }
                     self.drop_block(child, shared_at, lsn);
                     hole
                 }

@@ -117,8 +117,14 @@ impl<S: Storage> Pool<S> {
         }
     }
 
+    fn count_request(&self) {
+        let requests = &self.inner.requests;
+        requests.set(requests.get().wrapping_add(1));
+    }
+
     /// Waits until the blocks `start..end` of a volume are held. Nothing else may be held meanwhile.
     pub(super) async fn hold_range(&self, id: VolumeId, start: u64, end: u64) -> Result<Held<S>> {
+        self.count_request();
         let (range, released) = {
             let mut state = self.inner.state.borrow_mut();
             let volume = state.volume_mut(id)?;
@@ -172,6 +178,7 @@ impl<S: Storage> VolumeHandle<S> {
     pub async fn read(&self, offset: u64, into: &S::Memory) -> Result<()> {
         let length = into.len() as u64;
         self.check_range(offset, length)?;
+        self.pool.count_request();
         if self.verifies() {
             return self.read_verified(offset, into).await;
         }

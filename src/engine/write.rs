@@ -214,7 +214,11 @@ impl<S: Storage> VolumeHandle<S> {
     /// `NoSpace` when a block is needed and neither pool nor quota has one: nothing has changed then.
     pub async fn write(&self, offset: u64, from: &S::Memory, fua: bool) -> Result<Held<S>> {
         self.check_write(offset, from.len() as u64)?;
-        let held = self.write_through(offset, from).await?;
+        let sparse = if self.detects_zeroes() { self.write_sparsely(offset, from).await? } else { None };
+        let held = match sparse {
+            Some(held) => held,
+            None => self.write_through(offset, from).await?,
+        };
         if fua {
             self.flush().await?;
         }

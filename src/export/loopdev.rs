@@ -269,6 +269,14 @@ pub fn detach(number: u32) -> Result<()> {
     Ok(())
 }
 
+/// Whether nobody has a device mounted, also where no mount can be seen: one that an import works in is in no namespace.
+///
+/// # Errors
+/// [`Error::Busy`] when somebody has.
+pub fn check_free(number: u32) -> Result<()> {
+    claim(number, Instant::now() + DETACH_PATIENCE).map(drop)
+}
+
 /// Opens a device so that nobody can mount it. None when it is not attached any more.
 fn claim(number: u32, deadline: Instant) -> Result<Option<File>> {
     let path = device_path(number);

@@ -15,6 +15,7 @@ mod entry;
 mod geometry;
 mod group_descriptor;
 mod group_index;
+mod host_claim;
 mod journal;
 mod layout;
 mod little_endian;
@@ -39,6 +40,7 @@ pub use geometry::{
 };
 pub use group_descriptor::{GroupDescriptor, PageRef};
 pub use group_index::{GroupIndex, GroupIndexEntry};
+pub use host_claim::{HOST_CLAIM, HOST_NAME_BYTES_MAX, HostClaim};
 pub use journal::{
     BATCH_BLOCKS_MAX, BATCH_RECORD_BYTES_MAX, BatchFault, BatchHeader, Record, batch_start, decode_batch,
     decode_batch_header, encode_batch,

@@ -31,6 +31,7 @@ const CHECKSUM_CRC32: u8 = 1;
 const DIGEST_BLAKE3: u8 = 1;
 const SLOT_B: u8 = 1;
 const VERIFY_ON_READ: u64 = 1;
+const METADATA_COUNTED: u64 = 2;
 /// The one level of group indexes that this version has.
 const INDEX_LEVEL_MAX: u64 = 0;
 /// Most that a counter says which only grows: far above what any pool reaches, far below where it would overflow.
@@ -73,8 +74,7 @@ raw_struct! {
         208 journal_chain: U32,
         212 group_index_count: U32,
         216 session: U128,
-        232 host_id: [u8; 16],
-        248 heartbeat: U64,
+        232 reserved_host: [u8; 24],
         256 volume_table: RawRoot,
         280 carcass_table: RawRoot,
         304 next_volume: U64,
@@ -88,7 +88,8 @@ raw_struct! {
         368 scrub_begun: U64,
         376 scrub_ended: U64,
         384 size_limit: U64,
-        392 reserved: [u8; 1272],
+        392 metadata_blocks: U64,
+        400 reserved: [u8; 1264],
         1664 group_index: [RawGroupIndexRef; GROUP_INDEXES_MAX],
     }
 }
@@ -146,10 +147,6 @@ pub struct Superblock {
     pub journal_chain: u32,
     /// The life of the pending log that goes with this pool; 0 for none.
     pub session: u128,
-    /// The host that has the pool open; nil for none.
-    pub host_id: Uuid,
-    /// Counts up while a host has the pool open.
-    pub heartbeat: u64,
     /// The tree of volume records, by id.
     pub volume_table: Root,
     /// The tree of carcass pages, by index.
@@ -164,6 +161,8 @@ pub struct Superblock {
     pub volume_count: u64,
     /// Blocks whose count is not 0, those of the layout included.
     pub used_blocks: u64,
+    /// Of these, nodes, records, attributes and tables: neither data nor layout. None where they were never counted.
+    pub metadata_blocks: Option<u64>,
     /// Size up to which the pool grows by itself when it is full, in bytes; 0: it does not.
     pub size_limit_bytes: u64,
     /// Reads of sealed blocks are verified, whatever the volume.
@@ -189,6 +188,8 @@ impl Superblock {
                 reserved: [0; 2],
             };
         }
+        let flag = |flag: u64, is_set: bool| if is_set { flag } else { 0 };
+        let flags = flag(VERIFY_ON_READ, self.verify_on_read) | flag(METADATA_COUNTED, self.metadata_blocks.is_some());
         let mut raw = RawSuperblock {
             magic: MAGIC,
             version: U32::new(FORMAT_VERSION),
@@ -214,8 +215,7 @@ impl Superblock {
             journal_chain: U32::new(self.journal_chain),
             group_index_count: U32::new(self.group_index.len() as u32),
             session: U128::new(self.session),
-            host_id: *self.host_id.as_bytes(),
-            heartbeat: U64::new(self.heartbeat),
+            reserved_host: [0; 24],
             volume_table: self.volume_table.to_raw(),
             carcass_table: self.carcass_table.to_raw(),
             next_volume: U64::new(self.next_volume.0),
@@ -223,13 +223,14 @@ impl Superblock {
             transaction_id: U64::new(self.transaction_id),
             volume_count: U64::new(self.volume_count),
             used_blocks: U64::new(self.used_blocks),
-            flags: U64::new(if self.verify_on_read { VERIFY_ON_READ } else { 0 }),
+            flags: U64::new(flags),
             scrub_next: U64::new(self.scrub.next.0),
             scrub_faults: U64::new(self.scrub.faults),
             scrub_begun: U64::new(self.scrub.begun),
             scrub_ended: U64::new(self.scrub.ended),
             size_limit: U64::new(self.size_limit_bytes),
-            reserved: [0; 1272],
+            metadata_blocks: U64::new(self.metadata_blocks.unwrap_or(0)),
+            reserved: [0; 1264],
             group_index,
         };
         raw.checksum = U32::new(own_checksum(&raw));
@@ -271,12 +272,13 @@ impl Superblock {
 
     fn from_raw(raw: &RawSuperblock) -> Result<Self, Check> {
         zero(&raw.reserved_algorithms, "reserved_algorithms")?;
+        zero(&raw.reserved_host, "reserved_host")?;
         zero(&raw.journal_uuid, "journal_uuid")?;
         zero(&raw.reserved, "reserved")?;
         let geometry = Geometry { pool_blocks: raw.pool_blocks.get(), journal_blocks: raw.journal_blocks.get() };
         geometry.check()?;
         let flags = raw.flags.get();
-        if flags & !VERIFY_ON_READ != 0 {
+        if flags & !(VERIFY_ON_READ | METADATA_COUNTED) != 0 {
             return Err(Check::Undefined { field: "flags", value: flags });
         }
         if raw.journal_first.get() != JOURNAL_FIRST.0 {
@@ -284,6 +286,11 @@ impl Superblock {
         }
         if raw.generation.get() == 0 {
             return Err(Check::OutOfBounds { field: "generation", value: 0 });
+        }
+        let metadata_blocks = at_most(raw.metadata_blocks.get(), geometry.pool_blocks, "metadata_blocks")?;
+        let is_counted = flags & METADATA_COUNTED != 0;
+        if !is_counted && metadata_blocks != 0 {
+            return Err(Check::Inconsistent("metadata blocks are told and were not counted"));
         }
         let groups_in_use = at_most(raw.groups_in_use.get(), geometry.group_count(), "groups_in_use")?;
         let volume_table = Root::from_raw(&raw.volume_table)?;
@@ -305,8 +312,6 @@ impl Superblock {
             journal_append: at_most(raw.journal_append.get(), geometry.journal_blocks, "journal_append")?,
             journal_chain: raw.journal_chain.get(),
             session: raw.session.get(),
-            host_id: Uuid::from_bytes(raw.host_id),
-            heartbeat: raw.heartbeat.get(),
             volume_table,
             carcass_table,
             next_volume: VolumeId(at_most(raw.next_volume.get(), VOLUME_BLOCKS_MAX, "next_volume")?),
@@ -314,6 +319,7 @@ impl Superblock {
             transaction_id: raw.transaction_id.get(),
             volume_count: at_most(raw.volume_count.get(), VOLUME_BLOCKS_MAX, "volume_count")?,
             used_blocks: at_most(raw.used_blocks.get(), geometry.pool_blocks, "used_blocks")?,
+            metadata_blocks: is_counted.then_some(metadata_blocks),
             size_limit_bytes: raw.size_limit.get(),
             verify_on_read: flags & VERIFY_ON_READ != 0,
             scrub: ScrubState {

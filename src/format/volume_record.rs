@@ -101,12 +101,21 @@ pub struct VolumeFlags {
     pub verify_on_read: bool,
     /// Deleted when detached.
     pub ephemeral: bool,
+    /// Blocks written as zeros are unmapped.
+    pub detect_zeroes: bool,
 }
 
 impl VolumeFlags {
     fn bits(self) -> u32 {
-        let flags =
-            [self.read_only, self.sealed, self.protected, self.skip_activation, self.verify_on_read, self.ephemeral];
+        let flags = [
+            self.read_only,
+            self.sealed,
+            self.protected,
+            self.skip_activation,
+            self.verify_on_read,
+            self.ephemeral,
+            self.detect_zeroes,
+        ];
         flags.iter().enumerate().map(|(bit, on)| u32::from(*on) << bit).sum()
     }
 
@@ -118,6 +127,7 @@ impl VolumeFlags {
             skip_activation: bits & 8 != 0,
             verify_on_read: bits & 16 != 0,
             ephemeral: bits & 32 != 0,
+            detect_zeroes: bits & 64 != 0,
         };
         if flags.bits() == bits { Ok(flags) } else { Err(Check::Undefined { field: "flags", value: bits.into() }) }
     }

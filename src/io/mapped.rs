@@ -21,11 +21,12 @@ use std::future::Future;
 use std::io::{self, Seek, SeekFrom};
 use std::ops::Range;
 use std::os::fd::AsRawFd;
+use std::os::unix::fs::FileTypeExt;
 use std::path::Path;
 use std::rc::Rc;
 use std::time::Duration;
 
-use super::file::{open_existing, take, try_claim, try_fence};
+use super::file::{open_existing, refuse_another_host, take, try_claim, try_fence};
 use super::memory::IoMemory;
 use crate::engine::{Memory, Storage};
 use crate::error::{Error, Result};
@@ -60,6 +61,9 @@ impl MappedStorage {
     /// [`Error::NotFound`]; [`Error::Busy`] when the pool is in use; what the host answers.
     pub fn open(path: &Path) -> Result<Self> {
         let file = open_existing(path, libc::O_RDONLY)?;
+        if file.metadata().is_ok_and(|metadata| metadata.file_type().is_block_device()) {
+            refuse_another_host(path)?;
+        }
         take(path, Duration::ZERO, || try_claim(&file, false).and_then(|()| try_fence(&file, false)))?;
         Self::map(file, path, true)
     }

@@ -28,10 +28,12 @@ mod memory;
 mod memory_storage;
 mod ring;
 
-pub use file::{FileStorage, OpenOptions, PoolClaim, PoolFile};
+pub use file::{FileStorage, OpenOptions, PoolClaim, PoolFile, leave_host};
 pub use freeze::Frozen;
 pub use mapped::MappedStorage;
 pub use mapping::{Mapping, shared_memory};
 pub use memory::{IoMemory, MEMORY_ALIGNMENT, PayloadArea};
 pub use memory_storage::{MemoryCompletion, MemoryImage, MemoryStatistics, MemoryStorage};
-pub use ring::{Driver, Operation, Poller, Reactor, ReactorOptions, Sleep, Wakeup, block_on};
+pub use ring::{
+    Driver, Operation, PUNCH_BOUNDS_US, Poller, PunchStatistics, Reactor, ReactorOptions, Sleep, Wakeup, block_on,
+};

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 
 use crate::scratch::Scratch;
 
-const COMMANDS: [&str; 53] = [
+const COMMANDS: [&str; 54] = [
     "",
     "pool",
     "pool create",
@@ -26,6 +26,7 @@ const COMMANDS: [&str; 53] = [
     "volume resize",
     "volume delete",
     "volume on-full",
+    "volume detect-zeroes",
     "volume verify-on-read",
     "volume protect",
     "snapshot",

@@ -4,11 +4,15 @@ use serde_json::Value;
 
 use crate::scratch::Scratch;
 
-const VOLUME: [&str; 20] = [
+const VOLUME: [&str; 25] = [
     "created_ns",
     "depth",
+    "detect_zeroes",
     "device",
     "digest",
+    "exclusive_age_seconds",
+    "exclusive_bytes",
+    "exclusive_unchanged_seconds",
     "id",
     "mapped_bytes",
     "name",
@@ -20,6 +24,7 @@ const VOLUME: [&str; 20] = [
     "quota_bytes",
     "sealed",
     "sector_size",
+    "shared_bytes",
     "size_bytes",
     "snapshot",
     "uuid",
@@ -27,7 +32,7 @@ const VOLUME: [&str; 20] = [
     "waits_when_full",
 ];
 
-const POOL: [&str; 33] = [
+const POOL: [&str; 38] = [
     "attached",
     "background",
     "carcasses",
@@ -38,12 +43,17 @@ const POOL: [&str; 33] = [
     "free_bytes",
     "front_pid",
     "generation",
+    "head_bytes",
     "host_bytes",
     "host_free_bytes",
     "journal_bytes",
     "journal_used_bytes",
+    "kept_bytes",
     "layout_bytes",
+    "live_bytes",
+    "metadata_bytes",
     "name",
+    "own_bytes",
     "path",
     "poisoned",
     "recovered",
@@ -109,6 +119,10 @@ fn every_command_that_prints_data_has_a_version_and_its_fields() {
     assert_eq!(scratch.json("volume list --all")["volumes"].as_array().map(Vec::len), Some(3));
     assert_eq!(scratch.json("volume list")["volumes"].as_array().map(Vec::len), Some(2));
     assert_eq!(scratch.json("snapshot list two")["volumes"], serde_json::json!([]));
+
+    let empty = &scratch.json("volume info one")["volume"];
+    assert_eq!((&empty["exclusive_age_seconds"], &empty["shared_bytes"]), (&0.into(), &0.into()));
+    assert_eq!(empty["exclusive_bytes"], 8192, "its record, which is a pair");
 
     let info = scratch.json("pool info");
     assert_fields(&info, &["pool", "version"]);

@@ -36,6 +36,32 @@ fn volumes_snapshots_and_clones_come_and_go() {
 }
 
 #[test]
+fn detecting_zeroes_is_a_property_of_a_volume_that_clones_have_too() {
+    let scratch = Scratch::with_pool();
+    let words = "blocks of zeros are not stored";
+    assert!(scratch.done("volume create a --size 64M --detect-zeroes").contains(words));
+    scratch.done("snapshot create a s");
+    assert!(scratch.done("clone create s c").contains(words));
+    assert_eq!(scratch.json("volume info c")["volume"]["detect_zeroes"], true);
+    assert!(!scratch.done("volume detect-zeroes a --off").contains(words));
+    assert!(!scratch.done("volume create b --size 64M").contains(words));
+    assert!(scratch.done("volume detect-zeroes b").contains(words));
+}
+
+#[test]
+fn pool_says_what_its_blocks_are_for() {
+    let scratch = Scratch::with_pool();
+    scratch.done("volume create a --size 64M");
+    let info = scratch.json("pool info");
+    let bytes = |name: &str| info["pool"][name].as_u64().expect("it is known");
+    let layout = bytes("layout_bytes") - bytes("head_bytes");
+    assert_eq!(bytes("used_bytes"), bytes("own_bytes") + bytes("kept_bytes") + bytes("metadata_bytes") + layout);
+    assert_eq!(bytes("live_bytes"), bytes("own_bytes") + bytes("kept_bytes"));
+    assert_eq!(bytes("size_bytes"), bytes("head_bytes") + bytes("used_bytes") + bytes("free_bytes"));
+    assert!(bytes("metadata_bytes") >= 8192, "a record at least");
+}
+
+#[test]
 fn pool_grows_and_keeps_what_it_holds() {
     let scratch = Scratch::with_pool();
     scratch.done("volume create a --size 64M");

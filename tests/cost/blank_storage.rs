@@ -89,6 +89,13 @@ impl BlankStorage {
         Self { blocks: Rc::default(), requests: Rc::default(), size_bytes }
     }
 
+    /// Another pool with the same content, for what is done to it again and again.
+    #[allow(dead_code, reason = "of the benches one does")]
+    pub fn copied(&self) -> Self {
+        let blocks = Rc::new(RefCell::new(self.blocks.borrow().clone()));
+        Self { blocks, requests: Rc::default(), size_bytes: self.size_bytes }
+    }
+
     pub fn requests(&self) -> Requests {
         self.requests.get()
     }

@@ -7,11 +7,13 @@
 mod containers;
 mod dying;
 mod fence;
+mod filling;
 mod fio;
 mod frugal;
 mod fstab;
 mod full;
 mod growth;
+mod hosts;
 mod kill;
 mod moments;
 mod power_cut;
@@ -104,6 +106,7 @@ fn main() {
             dying::failed_writes_stop_the_pool_until_it_is_opened_anew();
         }),
         trial("disk_that_goes_away_hangs_nobody", EXT4, dying::disk_that_goes_away_hangs_nobody),
+        trial("two_hosts_do_not_share_a_pool", EXT4, hosts::two_hosts_do_not_share_a_pool),
         trial("writer_in_small_memory_hangs_nobody", EXT4, reclaim::writer_in_small_memory_hangs_nobody),
         trial("threads_wait_for_no_writeback_and_stay_in_memory", EXT4, || {
             reclaim::threads_wait_for_no_writeback_and_stay_in_memory();
@@ -124,9 +127,20 @@ fn main() {
         trial("damage_of_a_sealed_snapshot_is_an_error", EXT4, sealed::damage_is_an_error),
         trial("full_pool_lets_writes_wait_for_space", EXT4, full::writes_wait_for_space),
         trial("full_pool_refuses_writes_and_loses_nothing", EXT4, full::writes_fail_and_nothing_is_lost),
+        trial("random_writes_fill_the_pool", EXT4, filling::random_writes_fill_the_pool),
+        trial("random_writes_fill_the_host", EXT4, filling::random_writes_fill_the_host),
+        trial("full_host_lets_writes_wait_for_space", EXT4, filling::writes_wait_for_the_host),
         trial("deleted_files_give_space_back", EXT4, space::deleted_files_give_space_back),
         trial("fstrim_gives_space_back", EXT4, space::fstrim_gives_space_back),
         trial("deleted_volume_gives_space_back", EXT4, space::deleted_volume_gives_space_back),
+        trial("unmapped_zeros_give_space_back", EXT4, space::unmapped_zeros_give_space_back),
+        trial("interrupted_imports_give_space_back", EXT4, space::interrupted_imports_give_space_back),
+        trial("exclusive_bytes_are_known_at_rest", EXT4, space::exclusive_bytes_are_known_at_rest),
+        trial(
+            "zeros_are_not_stored_where_they_are_detected",
+            EXT4,
+            space::zeros_are_not_stored_where_they_are_detected,
+        ),
         trial("attached_volume_grows", EXT4, growth::attached_volume_grows),
         trial("untouched_container_owns_next_to_nothing", CONTAINERS, containers::untouched_owns_next_to_nothing),
         trial("container_runs_and_is_dropped", CONTAINERS, containers::runs_and_is_dropped),

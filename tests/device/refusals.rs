@@ -168,6 +168,13 @@ pub fn pool_in_use() {
     pool.refused(&format!("pool create {file} --size 1G"), &[&file]);
     pool.refused(&format!("pool create {file} --size 1G --force"), &[&file, "use"]);
     pool.done("volume info files");
+    // A copy has the same uuid, and is not taken for what the daemon serves.
+    let copy = pool.folder().join("copy");
+    run("cp", ["--sparse=always", &file, copy.to_str().expect("a path")]).expect();
+    let copy = TestPool::adopt(&copy);
+    for line in ["volume list", "volume create another --size 1M", "attach files", "stop"] {
+        copy.refused(line, &["is a copy of", &file, "stop that one"]);
+    }
     // A file system and a plain file are not overwritten either.
     let other = pool.folder().join("other");
     fs::write(&other, vec![0; 8 << 20]).expect("a file");
@@ -178,6 +185,7 @@ pub fn pool_in_use() {
     pool.done("detach files");
     pool.stop();
     pool.check();
+    copy.done("volume list");
 }
 
 /// The host's disk fills up while an image comes in: the half-made volume is gone afterwards, and what was there before
@@ -216,14 +224,14 @@ pub fn full_host_while_importing() {
 }
 
 /// A small ext4 of the host's, on a plain loop device.
-struct HostDisk {
+pub struct HostDisk {
     image: tempfile::TempPath,
     folder: tempfile::TempDir,
-    point: PathBuf,
+    pub point: PathBuf,
 }
 
 impl HostDisk {
-    fn create(size_bytes: u64) -> Self {
+    pub fn create(size_bytes: u64) -> Self {
         let file = tempfile::Builder::new().prefix("plywood-test-host-").tempfile_in(scratch()).expect("a file");
         file.as_file().set_len(size_bytes).expect("its size");
         let image = file.into_temp_path();

@@ -8,7 +8,7 @@ use fastrand::Rng;
 use futures_lite::future::yield_now;
 use plywood::engine::{Memory, NewClone, NewSnapshot, NewVolume, Storage, VolumeHandle, VolumeInfo};
 use plywood::error::{Error, Result};
-use plywood::io::MemoryStorage;
+use plywood::io::{IoMemory, MemoryStorage};
 use plywood::units::VolumeId;
 use uuid::Uuid;
 
@@ -160,6 +160,16 @@ impl World {
         let large = unmap && self.random.u32(..6) == 0;
         let (offset, length) = self.range(&volume, large);
         let number = self.shared.model.borrow_mut().number();
+        let (whole, rest) = (offset.next_multiple_of(4096), (offset + length) / 4096 * 4096);
+        if unmap && !large && whole < rest && self.random.bool() {
+            // A plain write of zeros, which the volume is to find.
+            let (pool, id) = (self.pool().clone(), volume.id);
+            self.start_change(&volume, whole, rest - whole, Change::Discard, number, move |handle| async move {
+                pool.detect_zeroes(id, true).await?;
+                handle.write(whole, &IoMemory::zeroed((rest - whole) as usize), false).await
+            });
+            return true;
+        }
         let change = if unmap { Change::Discard } else { Change::Zero };
         self.start_change(&volume, offset, length, change, number, move |handle| async move {
             handle.write_zeroes(offset, length, unmap).await

@@ -75,7 +75,7 @@ impl DemoPool {
         let unique = std::process::id();
         let name = Some(format!("demo-{unique}"));
         create_pool(&NewPool { path: path.clone(), size_bytes: Some(POOL_BYTES), name, force: false })?;
-        let context = Context { pool: Some(path.display().to_string()), json: false };
+        let context = Context { pool: Some(path.display().to_string()), json: false, take_over: false };
         let client = context.daemon_client()?;
         let hello = client.hello()?;
         Ok(Self { client, hello })

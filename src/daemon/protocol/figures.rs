@@ -19,17 +19,34 @@ pub struct Pool {
     pub path: PathBuf,
     /// Size of the pool file.
     pub size_bytes: u64,
-    /// Allocated to data and metadata.
+    /// Data, metadata and layout of the groups, as of the last checkpoint, as the parts that follow: own, kept and metadata
+    /// are parts of it, and so is the layout without the head.
     pub used_bytes: u64,
-    /// Free for data and metadata.
+    /// Data that volumes own.
+    #[serde(default)]
+    pub own_bytes: u64,
+    /// Data that no volume owns any more: what snapshots keep, and what came from volumes that are gone. None while metadata
+    /// has not been counted: a check of the pool in use does that, once.
+    #[serde(default)]
+    pub kept_bytes: Option<u64>,
+    /// Live data: own and kept.
+    #[serde(default)]
+    pub live_bytes: Option<u64>,
+    /// Maps, records and attributes of volumes, and tables.
+    #[serde(default)]
+    pub metadata_bytes: Option<u64>,
+    /// Neither used nor head.
     pub free_bytes: u64,
-    /// Superblocks, journal, and the space map of the groups in use: part of what is used.
+    /// Superblocks and journal, before the first group.
+    #[serde(default)]
+    pub head_bytes: u64,
+    /// The head, and the space map of the groups in use.
     pub layout_bytes: u64,
     /// The journal ring.
     pub journal_bytes: u64,
     /// Part of the journal that is in use.
     pub journal_used_bytes: u64,
-    /// Kept back for metadata.
+    /// Part of what is free that is kept back for metadata.
     pub reserve_bytes: u64,
     /// Taken of the host's file system by the pool file.
     pub host_bytes: u64,

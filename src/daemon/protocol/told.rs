@@ -7,6 +7,7 @@ use serde::{Deserialize, Serialize};
 use super::Pool;
 use crate::engine::Counters;
 use crate::export::server::counters::IoCounters;
+use crate::io::PunchStatistics;
 
 /// Something that has happened.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -110,6 +111,9 @@ pub struct Figures {
     pub pool: Pool,
     /// What the engine has done.
     pub counters: Counters,
+    /// What giving space back to the host came to.
+    #[serde(default)]
+    pub punching: PunchStatistics,
     /// The volumes that are in use, or were since then.
     pub volumes: Vec<VolumeFigures>,
 }
@@ -131,6 +135,12 @@ pub struct VolumeFigures {
     pub own_bytes: u64,
     /// Bytes mapped, shared or not.
     pub mapped_bytes: u64,
+    /// What deleting it would free; none while that has not been found.
+    #[serde(default)]
+    pub exclusive_bytes: Option<u64>,
+    /// Seconds ago that this was so.
+    #[serde(default)]
+    pub exclusive_age_seconds: Option<u64>,
     /// Blocks redirected because they were shared.
     pub blocks_redirected: u64,
     /// Its requests.

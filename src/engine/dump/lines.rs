@@ -169,9 +169,10 @@ pub(super) struct EndLine {
     pub(super) faults: u64,
 }
 
-const FLAGS: [&str; 6] = ["read-only", "sealed", "protected", "skip-activation", "verify-on-read", "ephemeral"];
+const FLAGS: [&str; 7] =
+    ["read-only", "sealed", "protected", "skip-activation", "verify-on-read", "ephemeral", "detect-zeroes"];
 
-fn flag_bits(flags: &mut VolumeFlags) -> [&mut bool; 6] {
+fn flag_bits(flags: &mut VolumeFlags) -> [&mut bool; 7] {
     [
         &mut flags.read_only,
         &mut flags.sealed,
@@ -179,6 +180,7 @@ fn flag_bits(flags: &mut VolumeFlags) -> [&mut bool; 6] {
         &mut flags.skip_activation,
         &mut flags.verify_on_read,
         &mut flags.ephemeral,
+        &mut flags.detect_zeroes,
     ]
 }
 

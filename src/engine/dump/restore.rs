@@ -270,8 +270,6 @@ fn empty_superblock(pool: &PoolLine, geometry: Geometry) -> Superblock {
         journal_append: 0,
         journal_chain: 0,
         session: 0,
-        host_id: Uuid::nil(),
-        heartbeat: 0,
         volume_table: Root::empty(Clock(0)),
         carcass_table: Root::empty(Clock(0)),
         next_volume: VolumeId(pool.next_volume),
@@ -282,6 +280,7 @@ fn empty_superblock(pool: &PoolLine, geometry: Geometry) -> Superblock {
         scrub: format::ScrubState::default(),
         volume_count: 0,
         used_blocks: 0,
+        metadata_blocks: None,
         group_index: Vec::new(),
     }
 }

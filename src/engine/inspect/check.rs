@@ -12,7 +12,7 @@ use super::walk::{Tree, Visited, Visitor, Walker};
 use crate::engine::tail::{Tail, read_chain, read_tail};
 use crate::engine::{Storage, bounds};
 use crate::error::{Check, Corrupt, Result, Structure};
-use crate::format::{Carcass, Geometry, JOURNAL_FIRST, Record, Slot, Superblock};
+use crate::format::{Carcass, Geometry, JOURNAL_FIRST, Record, SUPERBLOCK_COPIES, Slot, Superblock};
 use crate::units::{Lsn, PoolBlock, VolumeId};
 use rustc_hash::FxHashMap;
 use serde::{Deserialize, Serialize};
@@ -32,6 +32,8 @@ pub struct CheckReport {
     pub used_blocks: u64,
     /// Blocks that are counted, but by nothing that could be read: what is lost holds them.
     pub unaccounted_blocks: u64,
+    /// Blocks of nodes, records, attributes and tables; none when something is missing or wrong.
+    pub metadata_blocks: Option<u64>,
     /// Volumes walked.
     pub volumes: u64,
     /// Changes in the journal that no checkpoint holds yet.
@@ -100,7 +102,7 @@ pub async fn check_metadata<S: Storage>(storage: &S, show: &mut dyn FnMut(Progre
         compare(&superblock.geometry, facts.as_ref(), counts, complete, faults, &mut space);
     })
     .await;
-    compare_total(&superblock, slot, &space, &mut faults);
+    walked.compare_totals(&superblock, slot, &space, &mut faults);
     let (tail, ended) = read_tail(storage, &superblock).await;
     walked.report.journal_records = tail.records.len() as u64;
     check_journal(&superblock, &walked.tables, &tail, ended, &mut faults);
@@ -160,7 +162,7 @@ pub(in crate::engine) async fn check_pinned<S: Storage>(
     for facts in groups {
         compare(&superblock.geometry, facts.as_ref(), &walked.counts, walked.complete, &mut faults, &mut space);
     }
-    compare_total(&superblock, slot, &space, &mut faults);
+    walked.compare_totals(&superblock, slot, &space, &mut faults);
     walked.report.journal_records = tail.records.len() as u64;
     check_journal(&superblock, &walked.tables, &tail, ended, &mut faults);
     finish(&mut reader, walked, &space, faults).await
@@ -188,6 +190,22 @@ struct Walked {
     /// Whether everything could be reached.
     complete: bool,
     report: CheckReport,
+}
+
+impl Walked {
+    /// What the superblock says of the whole. What metadata there is, is only known where nothing is wrong.
+    fn compare_totals(&mut self, superblock: &Superblock, slot: Slot, space: &Space, faults: &mut Faults) {
+        compare_total(superblock, slot, space, faults);
+        if !self.complete || faults.total() > 0 {
+            return;
+        }
+        let found = self.counts.reached() - self.report.data_blocks;
+        self.report.metadata_blocks = Some(found);
+        if let Some(recorded) = superblock.metadata_blocks.filter(|recorded| *recorded != found) {
+            let address = SUPERBLOCK_COPIES[slot.index()][0];
+            faults.add(Structure::Superblock, address, Check::Total { field: "metadata_blocks", recorded, found });
+        }
+    }
 }
 
 async fn walk_all<S: Storage>(

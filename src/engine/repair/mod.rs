@@ -220,6 +220,8 @@ async fn rebuild<S: Storage>(
         carcass_table,
         volume_count: records.len() as u64,
         used_blocks,
+        // The next check of the pool in use counts it.
+        metadata_blocks: None,
         group_index,
         // What a daemon had published and not recorded does not belong to what is written here.
         session: 0,

@@ -27,6 +27,11 @@ pub enum LoopCommand {
         /// N of /dev/loopN.
         number: u32,
     },
+    /// [`check_free`](super::check_free).
+    CheckFree {
+        /// N of /dev/loopN.
+        number: u32,
+    },
     /// [`grow`](super::grow).
     Grow {
         /// N of /dev/loopN.
@@ -79,6 +84,7 @@ pub fn execute(command: &LoopCommand) -> Result<Vec<Attached>> {
     match command {
         LoopCommand::Attach(request) => super::attach(request).map(|attached| vec![attached]),
         LoopCommand::Detach { number } => super::detach(*number).map(|()| Vec::new()),
+        LoopCommand::CheckFree { number } => super::check_free(*number).map(|()| Vec::new()),
         LoopCommand::Grow { number, file, size_bytes } => super::grow(*number, file, *size_bytes).map(|()| Vec::new()),
         LoopCommand::Tune { number, waiting } => {
             super::tune(*number, *waiting);

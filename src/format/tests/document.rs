@@ -15,6 +15,7 @@ use crate::format::checksum::RawSeed;
 use crate::format::entry::{RawEntry, RawRoot};
 use crate::format::group_descriptor::{RawGroupDescriptor, RawPageRef};
 use crate::format::group_index::{RawGroupIndex, RawGroupIndexEntry};
+use crate::format::host_claim::RawHostClaim;
 use crate::format::journal::{RawBatchHeader, RawStamp, raw_records as records};
 use crate::format::layout::Layout;
 use crate::format::node::RawNode;
@@ -56,6 +57,7 @@ fn in_code() -> Structures {
         RawGroupIndex,
         RawGroupIndexEntry,
         RawGroupIndexRef,
+        RawHostClaim,
         RawNode,
         RawPage,
         RawPageRef,

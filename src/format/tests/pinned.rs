@@ -57,8 +57,6 @@ fn superblock() -> Superblock {
         journal_append: 7,
         journal_chain: 8,
         session: 9,
-        host_id: Uuid::from_u128(10),
-        heartbeat: 11,
         volume_table: ROOT,
         carcass_table: Root::empty(Clock(12)),
         next_volume: VolumeId(13),
@@ -69,6 +67,7 @@ fn superblock() -> Superblock {
         scrub: ScrubState::default(),
         volume_count: 16,
         used_blocks: 17,
+        metadata_blocks: None,
         group_index: vec![GroupIndexRef { checksum: 18, slot: Slot::B, level: 0 }],
     }
 }
@@ -151,6 +150,7 @@ fn encodings_are_those_of_version_1() {
         record.encode(&mut records);
     }
     let (batch, _) = encode_batch(&POOL, Generation(1), Lsn(2), Lsn(3), 4, &records);
+    let claim = HostClaim { machine: POOL, boot: Uuid::from_u128(1), beat: 2, time: 3, name: "node-1".to_owned() };
     let hash = |bytes: &[u8]| format!("{:08x}", crc32fast::hash(bytes));
     let found = [
         ("superblock", hash(&superblock().encode())),
@@ -162,9 +162,10 @@ fn encodings_are_those_of_version_1() {
         ("attributes", hash(&encode_attributes(&attributes).expect("small"))),
         ("records", hash(&records)),
         ("batch", hash(&batch)),
+        ("host claim", hash(&*claim.encode())),
     ];
     let expected = [
-        ("superblock", "9fcacad3"),
+        ("superblock", "eec0b238"),
         ("volume record", "5c6c7b83"),
         ("group index", "42e6af8b"),
         ("group descriptor", "651daef2"),
@@ -173,6 +174,7 @@ fn encodings_are_those_of_version_1() {
         ("attributes", "6b304391"),
         ("records", "d14560b8"),
         ("batch", "4487739c"),
+        ("host claim", "3023b289"),
     ];
     for ((name, found), (_, expected)) in found.iter().zip(expected) {
         assert_eq!(found, expected, "{name}");

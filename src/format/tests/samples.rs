@@ -82,8 +82,6 @@ pub(in crate::format) fn superblock(random: &mut Rng) -> Superblock {
         journal_append: random.u64(..=geometry.journal_blocks),
         journal_chain: random.u32(..),
         session: random.u128(..),
-        host_id: uuid(random),
-        heartbeat: random.u64(..),
         volume_table: root(random),
         carcass_table: root(random),
         next_volume: volume_id(random),
@@ -99,6 +97,7 @@ pub(in crate::format) fn superblock(random: &mut Rng) -> Superblock {
         },
         volume_count: random.u64(..1000),
         used_blocks: random.u64(..POOL_BLOCKS),
+        metadata_blocks: random.bool().then(|| random.u64(..POOL_BLOCKS)),
         group_index: (0..index_count)
             .map(|_| GroupIndexRef { checksum: random.u32(..), slot: slot(random), level: 0 })
             .collect(),
@@ -148,6 +147,7 @@ pub(in crate::format) fn volume_record(random: &mut Rng) -> VolumeRecord {
             skip_activation: random.bool(),
             verify_on_read: random.bool(),
             ephemeral: random.bool(),
+            detect_zeroes: random.bool(),
         },
         root: root(random),
         created_at: clock(random),
@@ -226,6 +226,11 @@ pub(in crate::format) fn record(random: &mut Rng, kind: usize) -> Record {
     }
 }
 
+fn host_claim(random: &mut Rng) -> HostClaim {
+    let name = "node-1.example".chars().take(random.usize(..15)).collect();
+    HostClaim { machine: uuid(random), boot: uuid(random), beat: random.u64(..), time: random.u64(..), name }
+}
+
 /// One structure's codec as bytes to bytes: a random legal encoding, and decoding followed by encoding.
 pub(in crate::format) struct Codec {
     pub(in crate::format) name: &'static str,
@@ -282,6 +287,13 @@ pub(in crate::format) const CODECS: &[Codec] = &[
         name: "carcass page",
         sample: |random| encode_carcasses(&carcasses(random)).to_vec(),
         recode: |bytes| decode_carcasses(bytes, POOL_BLOCKS).map(|carcasses| encode_carcasses(&carcasses).to_vec()),
+    },
+    Codec {
+        name: "host claim",
+        sample: |random| host_claim(random).encode().to_vec(),
+        recode: |bytes| {
+            HostClaim::decode(bytes).map(|claim| claim.map_or(vec![0; BLOCK_SIZE], |claim| claim.encode().to_vec()))
+        },
     },
     Codec {
         name: "attributes",

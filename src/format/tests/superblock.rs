@@ -5,7 +5,7 @@ use fastrand::Rng;
 use super::samples;
 use crate::error::{Check, Corrupt, Error};
 use crate::format::*;
-use crate::units::{BLOCK_SIZE, Generation, PoolBlock};
+use crate::units::{BLOCK_SIZE, Generation, Lsn, PoolBlock};
 
 fn check_of(result: Result<Superblock, Error>) -> Check {
     match result {
@@ -68,7 +68,7 @@ fn superblock(generation: u64) -> Result<Superblock, Error> {
     let mut superblock = samples::superblock(&mut Rng::with_seed(4));
     superblock.generation = Generation(generation);
     // So that generations differ in more than their number.
-    superblock.heartbeat = generation * 7;
+    superblock.lsn = Lsn(generation * 7);
     Ok(superblock)
 }
 

@@ -16,16 +16,20 @@
 //!
 //! They are of two kinds because a process would otherwise shut itself out. The fence is on the I/O's own description so
 //! that the kernel keeps it for an engine that was killed until its ring has let go of the last operation: the ring holds
-//! a reference to the description, not the process. A block device is opened with O_EXCL as well, which keeps mounts away.
+//! a reference to the description, not the process. A block device is opened with O_EXCL as well, which keeps mounts away; and because other hosts may see it, it
+//! carries a [claim](host_claim) of the host.
 
 mod content;
 mod host;
+mod host_claim;
 mod lock;
 mod pool_file;
 mod storage;
 #[cfg(test)]
 mod tests;
 
+pub use host_claim::leave_host;
+pub(in crate::io) use host_claim::refuse_another_host;
 pub use lock::PoolClaim;
 pub(in crate::io) use lock::{take, try_claim, try_fence};
 pub(in crate::io) use pool_file::open_existing;

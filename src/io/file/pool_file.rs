@@ -11,9 +11,11 @@ use rustix::fs::OFlags;
 
 use super::content::sniff;
 use super::host::{Host, direct_alignment, has_shared_extents};
+use super::host_claim::HostClaim;
 use super::lock::{take, try_claim, try_fence};
 use crate::engine::Memory;
 use crate::error::{Error, Result};
+use crate::format::HOST_CLAIM;
 use crate::io::IoMemory;
 use crate::units::BLOCK_BYTES;
 
@@ -26,6 +28,9 @@ pub struct OpenOptions {
     pub wait: Duration,
     /// The caller was started by the front that holds the [`PoolClaim`](super::PoolClaim), and takes only the fence.
     pub claimed_by_front: bool,
+    /// Takes a block device that another host had open, did not leave, and shows no sign of life on. Should it live all the
+    /// same, the pool is destroyed.
+    pub take_over: bool,
 }
 
 /// The file or device of a pool: open for direct I/O, locked, and found fit.
@@ -40,6 +45,7 @@ pub struct PoolFile {
     alignment: usize,
     size_bytes: u64,
     locked: bool,
+    host_claim: Option<HostClaim>,
 }
 
 impl PoolFile {
@@ -114,7 +120,7 @@ impl PoolFile {
             file.sync_all().map_err(|error| failed("syncing", error))?;
             sync_folder_of(path).map_err(|error| failed("syncing the folder of", error))?;
         }
-        Self::for_direct_io(file, path, host, block_device, true)
+        Self::for_direct_io(file, path, host, block_device, true)?.claim_for_host(force)
     }
 
     /// Opens the file of an existing pool.
@@ -136,7 +142,7 @@ impl PoolFile {
         {
             return Err(refused(path, &objection));
         }
-        Self::for_direct_io(file, path, host, block_device, true)
+        Self::for_direct_io(file, path, host, block_device, true)?.claim_for_host(options.take_over)
     }
 
     /// Takes a descriptor that is open for reading and writing; `path` is for messages. No lock is taken or given up.
@@ -175,7 +181,29 @@ impl PoolFile {
             Some(libc::EINVAL | libc::EOPNOTSUPP) => no_direct_io(),
             _ => failed("reading the start of", error),
         })?;
-        Ok(Self { file, path: path.to_owned(), block_device, host, alignment, size_bytes, locked })
+        Ok(Self { file, path: path.to_owned(), block_device, host, alignment, size_bytes, locked, host_claim: None })
+    }
+
+    /// Keeps other hosts from a block device. One that is too small for a pool is left alone.
+    fn claim_for_host(mut self, take_over: bool) -> Result<Self> {
+        if self.block_device && self.size_bytes > HOST_CLAIM.plus(1).offset_bytes() {
+            self.host_claim = Some(HostClaim::take(&self.file, &self.path, take_over)?);
+        }
+        Ok(self)
+    }
+
+    /// Claims a block device for this host, for whoever opens it next here. Answers the host that it was taken from. Nothing
+    /// is done about a file.
+    ///
+    /// # Errors
+    /// As for [`open`](Self::open).
+    pub fn claim_host(path: &Path, options: OpenOptions) -> Result<Option<String>> {
+        let block_device = std::fs::metadata(path).is_ok_and(|metadata| metadata.file_type().is_block_device());
+        let claim = if block_device { Self::open(path, options)?.host_claim } else { None };
+        Ok(claim.and_then(|mut claim| {
+            claim.keep(true);
+            claim.taken_from.take()
+        }))
     }
 
     /// Where it was found.
@@ -222,6 +250,7 @@ impl PoolFile {
             alignment: self.alignment,
             size_bytes: self.size_bytes,
             locked: self.locked,
+            host_claim: self.host_claim,
         }
     }
 }
@@ -234,6 +263,7 @@ pub(super) struct Parts {
     pub alignment: usize,
     pub size_bytes: u64,
     pub locked: bool,
+    pub host_claim: Option<HostClaim>,
 }
 
 fn refused(path: &Path, objection: &str) -> Error {

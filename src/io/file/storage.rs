@@ -1,22 +1,27 @@
 //! The engine's storage on a pool's file, through a reactor's ring.
 
-use std::cell::{Cell, OnceCell};
+use std::cell::{Cell, OnceCell, RefCell};
 use std::future::Future;
 use std::io;
 use std::ops::Range;
+use std::os::fd::BorrowedFd;
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
+use std::time::Duration;
 
+use super::host_claim::HostClaim;
 use super::lock::release;
 use super::pool_file::{OpenOptions, PoolFile};
 use crate::engine::{Memory, Storage};
 use crate::error::{Error, Result};
 use crate::io::IoMemory;
-use crate::io::ring::{Operation, Reactor, Request, RingFile, Transfer};
+use crate::io::ring::{Operation, Punch, PunchPace, PunchStatistics, Reactor, Request, RingFile, Transfer};
 
 /// Zeros that an extension writes at a time: large, so that the host makes large extents; bounded, so that it does not
 /// fill the disk's queue before everybody else.
 const EXTENSION_BYTES: usize = 1 << 20;
+/// Time between two looks at what is still in flight.
+const LOOK: Duration = Duration::from_millis(1);
 
 /// A pool's file or device on a ring. A clone is another handle to the same file.
 ///
@@ -33,9 +38,12 @@ struct Shared {
     reactor: Reactor,
     path: PathBuf,
     block_device: bool,
+    /// The file has it, too: it goes when the last operation has ended.
+    host_claim: Option<Rc<RefCell<HostClaim>>>,
     alignment: usize,
     size_bytes: Cell<u64>,
     zeros: OnceCell<IoMemory>,
+    pace: Rc<PunchPace>,
 }
 
 impl FileStorage {
@@ -43,14 +51,24 @@ impl FileStorage {
     /// ended.
     pub fn new(reactor: &Reactor, file: PoolFile) -> Self {
         let parts = file.into_parts();
+        let host_claim = parts.host_claim.map(|claim| Rc::new(RefCell::new(claim)));
+        let (claimed, locked) = (host_claim.clone(), parts.locked);
+        let last = move |fd: BorrowedFd<'_>| {
+            drop(claimed);
+            if locked {
+                release(fd);
+            }
+        };
         let shared = Shared {
-            file: reactor.adopt_file(parts.fd, parts.locked.then_some(release)),
+            file: reactor.adopt_file(parts.fd, Some(Box::new(last))),
+            host_claim,
             reactor: reactor.clone(),
             path: parts.path,
             block_device: parts.block_device,
             alignment: parts.alignment,
             size_bytes: Cell::new(parts.size_bytes),
             zeros: OnceCell::new(),
+            pace: PunchPace::new(),
         };
         Self { shared: Rc::new(shared) }
     }
@@ -125,6 +143,42 @@ impl FileStorage {
         Ok(Some(host.f_bavail.saturating_mul(host.f_frsize)))
     }
 
+    /// What punching came to since the file was opened. While it goes on nothing else does on the file.
+    pub fn punching(&self) -> PunchStatistics {
+        self.shared.pace.statistics()
+    }
+
+    /// Whether the claim of this host on a block device stays when the file goes: whoever opens the device next here
+    /// takes it up, and another host does not slip in between.
+    pub fn keep_host_claim(&self, keep: bool) {
+        if let Some(claim) = &self.shared.host_claim {
+            claim.borrow().keep(keep);
+        }
+    }
+
+    /// Waits until no operation is in flight, and lets other hosts have a block device, unless the claim is to stay. It is
+    /// not used afterwards.
+    ///
+    /// # Errors
+    /// When the ring is broken.
+    pub async fn leave_host(&self) -> io::Result<()> {
+        let Some(claim) = &self.shared.host_claim else { return Ok(()) };
+        // Each operation holds the file.
+        while Rc::strong_count(&self.shared.file) > 1 {
+            self.shared.reactor.sleep(LOOK).await?;
+        }
+        claim.borrow_mut().leave();
+        Ok(())
+    }
+
+    /// Nothing is written to a device that another host has taken.
+    fn check_host(&self) -> io::Result<()> {
+        match &self.shared.host_claim {
+            Some(claim) if claim.borrow().is_lost() => Err(io::Error::other("another host has taken the pool over")),
+            _ => Ok(()),
+        }
+    }
+
     fn transfer(&self, offset: u64, memory: &IoMemory, write: bool, flags: i32) -> Operation {
         let shared = &*self.shared;
         // Some hosts take what is not aligned through the page cache instead of refusing it.
@@ -132,7 +186,8 @@ impl FileStorage {
         if !unaligned.is_multiple_of(shared.alignment as u64) {
             return Operation::ended(Err(io::Error::from_raw_os_error(libc::EINVAL)));
         }
-        if let Err(error) = self.check(offset, memory.len() as u64) {
+        let fit = self.check(offset, memory.len() as u64);
+        if let Err(error) = fit.and_then(|()| if write { self.check_host() } else { Ok(()) }) {
             return Operation::ended(Err(error));
         }
         shared.reactor.issue(Request::Transfer(Transfer {
@@ -163,7 +218,7 @@ impl FileStorage {
         if range.is_empty() {
             return Operation::ended(Ok(()));
         }
-        match self.check(range.start, range.end - range.start) {
+        match self.check(range.start, range.end - range.start).and_then(|()| self.check_host()) {
             Ok(()) => self.shared.reactor.issue(request()),
             Err(error) => Operation::ended(Err(error)),
         }
@@ -214,6 +269,8 @@ impl Storage for FileStorage {
     }
 
     fn punch(&self, range: Range<u64>) -> impl Future<Output = io::Result<()>> + 'static {
-        self.on_range(&range, || Request::Punch(Rc::clone(&self.shared.file), range.clone()))
+        self.on_range(&range, || {
+            Request::Punch(Punch::new(Rc::clone(&self.shared.file), range.clone(), Rc::clone(&self.shared.pace)))
+        })
     }
 }

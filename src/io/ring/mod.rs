@@ -14,6 +14,7 @@
 
 mod drive;
 mod operation;
+mod punch;
 mod reactor;
 #[cfg(test)]
 mod tests;
@@ -21,5 +22,7 @@ mod wakeup;
 
 pub use drive::{Driver, Poller, block_on};
 pub(in crate::io) use operation::{Request, RingFile, Transfer};
+pub use punch::{PUNCH_BOUNDS_US, PunchStatistics};
+pub(in crate::io) use punch::{Punch, PunchPace};
 pub use reactor::{Operation, Reactor, ReactorOptions};
 pub use wakeup::{Sleep, Wakeup};

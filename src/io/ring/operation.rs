@@ -14,6 +14,7 @@ use std::task::Waker;
 use io_uring::squeue::Entry;
 use io_uring::{opcode, types};
 
+use super::punch::Punch;
 use super::reactor::Inner;
 use crate::engine::Memory;
 use crate::io::IoMemory;
@@ -25,11 +26,14 @@ const MAX_TRANSFER_BYTES: usize = 1 << 30;
 /// host that never recovers does not keep the thread busy for ever.
 const MAX_ATTEMPTS: u32 = 1000;
 
+/// What is done with a file before it is closed.
+pub(in crate::io) type Release = Box<dyn FnOnce(BorrowedFd<'_>)>;
+
 /// A file as the ring knows it: a registered one spares the kernel taking and dropping a reference at each operation.
 pub(in crate::io) struct RingFile {
     pub(super) fd: OwnedFd,
     pub(super) registered: Option<u32>,
-    pub(super) release: Option<fn(BorrowedFd<'_>)>,
+    pub(super) release: Option<Release>,
     pub(super) reactor: Weak<Inner>,
 }
 
@@ -42,7 +46,7 @@ impl RingFile {
 impl Drop for RingFile {
     fn drop(&mut self) {
         // Every operation on the file holds it, so none is left.
-        if let Some(release) = self.release {
+        if let Some(release) = self.release.take() {
             release(self.fd.as_fd());
         }
         if let (Some(index), Some(reactor)) = (self.registered, self.reactor.upgrade()) {
@@ -87,7 +91,7 @@ pub(in crate::io) enum Request {
     /// fdatasync.
     Sync(Rc<RingFile>),
     /// fallocate with FALLOC_FL_PUNCH_HOLE.
-    Punch(Rc<RingFile>, Range<u64>),
+    Punch(Punch),
     /// fallocate of the whole range if `allocate`, then zeros from `position` on, a buffer at a time.
     Extend {
         file: Rc<RingFile>,
@@ -128,13 +132,11 @@ impl Request {
             Self::Sync(file) => {
                 for_file!(file, |target| opcode::Fsync::new(target).flags(types::FsyncFlags::DATASYNC).build())
             }
-            Self::Punch(file, range) => {
+            Self::Punch(punch) => {
                 let mode = libc::FALLOC_FL_PUNCH_HOLE | libc::FALLOC_FL_KEEP_SIZE;
-                for_file!(file, |target| fallocate(
-                    opcode::Fallocate::new(target, range.end - range.start),
-                    range,
-                    mode
-                ))
+                let piece = punch.piece();
+                let len = piece.end - piece.start;
+                for_file!(punch.file, |target| fallocate(opcode::Fallocate::new(target, len), &piece, mode))
             }
             Self::Extend { file, range, allocate: true, .. } => {
                 for_file!(file, |target| fallocate(opcode::Fallocate::new(target, range.end - range.start), range, 0))
@@ -166,9 +168,8 @@ impl Request {
         match self {
             Self::Transfer(transfer) => transfer.complete(result),
             Self::Timeout(_) if result == -libc::ETIME => Step::Finished(Ok(())),
-            // A host that cannot punch keeps the blocks; the range reads as before.
-            Self::Punch(..) if -result == libc::EOPNOTSUPP => Step::Finished(Ok(())),
-            Self::Sync(_) | Self::Timeout(_) | Self::Punch(..) | Self::Ready(..) => Step::Finished(check(result)),
+            Self::Punch(punch) => punch.complete(result),
+            Self::Sync(_) | Self::Timeout(_) | Self::Ready(..) => Step::Finished(check(result)),
             Self::Extend { allocate: allocate @ true, range, .. } => match -result {
                 // Where the host cannot allocate ahead, writing the zeros does it.
                 0 | libc::EOPNOTSUPP if !range.is_empty() => {

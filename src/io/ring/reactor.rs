@@ -4,7 +4,7 @@ use std::cell::{Cell, RefCell};
 use std::collections::VecDeque;
 use std::future::Future;
 use std::io;
-use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsRawFd, OwnedFd};
 use std::pin::Pin;
 use std::rc::Rc;
 use std::task::{Context, Poll, Waker};
@@ -14,7 +14,7 @@ use io_uring::squeue::Entry;
 use io_uring::{EnterFlags, IoUring, opcode, types};
 use slab::Slab;
 
-use super::operation::{Request, RingFile, Step};
+use super::operation::{Release, Request, RingFile, Step};
 use crate::io::memory::PayloadArea;
 
 /// `user_data` of a cancellation: its own result says nothing that the cancelled operation's does not.
@@ -184,7 +184,7 @@ impl Reactor {
 
     /// Gives the ring a file to work on, registered if there is room. `release` is called when its last operation has
     /// ended and its last handle is gone, before it is closed.
-    pub(in crate::io) fn adopt_file(&self, fd: OwnedFd, release: Option<fn(BorrowedFd<'_>)>) -> Rc<RingFile> {
+    pub(in crate::io) fn adopt_file(&self, fd: OwnedFd, release: Option<Release>) -> Rc<RingFile> {
         let registered = self.inner.register_file(&fd);
         Rc::new(RingFile { fd, registered, release, reactor: Rc::downgrade(&self.inner) })
     }

@@ -12,6 +12,7 @@ use async_executor::LocalExecutor;
 use futures_lite::future;
 
 use super::operation::{Request, RingFile, Step, Transfer};
+use super::punch::{Punch, PunchPace};
 use super::{Driver, Operation, Poller, Reactor, ReactorOptions, block_on};
 use crate::engine::Memory;
 use crate::io::{IoMemory, Mapping, MemoryStorage, PayloadArea};
@@ -381,7 +382,7 @@ mod requests {
     fn punch_that_the_host_cannot_do_is_no_error() {
         let reactor = reactor();
         let (_, file) = file_in(&reactor);
-        let mut request = Request::Punch(file, 0..4096);
+        let mut request = Request::Punch(Punch::new(file, 0..4096, PunchPace::new()));
         assert!(matches!(complete(&mut request, -libc::EOPNOTSUPP), Step::Finished(Ok(()))));
         assert!(matches!(complete(&mut request, -libc::EIO), Step::Finished(Err(_))));
     }
