@@ -44,7 +44,8 @@ pub fn stop(context: &Context) -> Result<()> {
 /// # Errors
 /// When it cannot be upgraded: it serves on, and the unit fails.
 pub fn goes_on(context: &Context, pool: &FoundPool) -> Result<bool> {
-    if !daemon::service_manager_is_there() {
+    // The socket of a front that has just become this program is this process's own.
+    if !daemon::service_manager_is_there() || daemon::is_successor() {
         return Ok(false);
     }
     let Some(client) = daemon::running(pool)? else { return Ok(false) };
@@ -52,7 +53,7 @@ pub fn goes_on(context: &Context, pool: &FoundPool) -> Result<bool> {
     let Ok(hello) = client.hello() else { return Ok(false) };
     let front = hello.front_pid;
     let group = |process: &str| fs::read_to_string(format!("/proc/{process}/cgroup")).ok();
-    if front == std::process::id() || group("self").is_none() || group("self") != group(&front.to_string()) {
+    if group("self").is_none() || group("self") != group(&front.to_string()) {
         return Ok(false);
     }
     upgrade_daemon(context, &client)?;

@@ -49,6 +49,7 @@ pub use places::{POOLS_DIRECTORY, RUN_DIRECTORY, log as log_path};
 pub use repair::{RepairTo, repair_pool, undo_repair};
 pub use service_manager::{goes_on, is_there as service_manager_is_there};
 pub use start::{running, start, take_over, wait_until_gone};
+pub use successor::is_successor;
 
 /// `10.0 GiB`, for messages.
 fn size_words(bytes: u64) -> String {

@@ -30,8 +30,13 @@ pub(super) struct Inherited {
     listener: RawFd,
 }
 
+/// Whether this process was a front already, as another program.
+pub fn is_successor() -> bool {
+    matches!(Inherited::take(), Ok(Some(_)))
+}
+
 impl Inherited {
-    /// What was left for this process, if anything. To be called once.
+    /// What was left for this process, if anything.
     ///
     /// # Errors
     /// When it cannot be understood.
@@ -42,7 +47,7 @@ impl Inherited {
         Ok(Some(inherited).filter(|inherited| inherited.process == std::process::id()))
     }
 
-    /// The claim and the socket.
+    /// The claim and the socket; to be called once.
     ///
     /// # Errors
     /// When they are not what they are said to be.

@@ -63,6 +63,12 @@ pub fn manager_is_told() {
     assert!(pool.volume("raw")["device"].is_string(), "what was attached is there again");
     pool.kill_engine();
     pool.done("upgrade");
+    pool.done("detach raw");
+    // The front is replaced, and says so as at its first start.
+    pool.done("upgrade");
+    let heard = heard_until(&manager, "READY=1");
+    assert!(!heard.contains("STOPPING=1"), "{heard}");
+    assert_eq!(pool.process("front_pid"), Some(daemon.id()), "the unit's main process is the front");
     run("kill", ["-TERM".to_owned(), daemon.id().to_string()]).expect();
     let heard = heard_until(&manager, "STOPPING=1");
     assert!(!heard.contains("READY=1"), "a successor is no news: {heard}");

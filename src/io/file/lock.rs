@@ -47,7 +47,7 @@ impl PoolClaim {
     /// Goes on with a claim that this process held before it became another program.
     ///
     /// # Errors
-    /// [`Error::Busy`] when it is not held.
+    /// [`Error::Io`] when it is not held.
     pub fn inherit(descriptor: OwnedFd) -> Result<Self> {
         let file = File::from(descriptor);
         // On the same description this changes nothing.
