@@ -68,7 +68,9 @@ impl Inherited {
         let inherited = Self { process, claim: claim_number, listener: listener.as_raw_fd() };
         let text = serde_json::to_string(&inherited).expect("numbers become JSON");
         let mut command = Command::new(program);
-        command.args(std::env::args_os().skip(1)).env(VARIABLE, text).preserved_fds(vec![claim, listener]);
+        // What was to be taken over is this host's by now, and whether it is cannot be asked of oneself.
+        let arguments = std::env::args_os().skip(1).filter(|argument| argument != "--take-over");
+        command.args(arguments).env(VARIABLE, text).preserved_fds(vec![claim, listener]);
         // These descriptors are taken and closed; their numbers are others' by now.
         for taken in ["LISTEN_PID", "LISTEN_FDS", "LISTEN_FDNAMES"] {
             command.env_remove(taken);
