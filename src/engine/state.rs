@@ -81,7 +81,8 @@ impl Volume {
             ranges: Ranges::default(),
             released: Rc::new(event_listener::Event::new()),
             planned_own: 0,
-            record_blocks: 0,
+            // What the next checkpoint takes for it, if two blocks stand together.
+            record_blocks: 2,
             changes: Marks::default(),
             family: Family::default(),
             figure: Figure::default(),
