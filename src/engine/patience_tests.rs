@@ -33,6 +33,33 @@ async fn tick(pool: &Pool<MemoryStorage>) {
     }
 }
 
+/// The host is full under a block that a former session left unbacked.
+#[test]
+fn write_that_the_host_has_no_space_for_waits_likewise() {
+    with_pool(|pool| async move {
+        let volume = pool.create_volume(new_volume("v", 64 * MIB)).await.unwrap().id;
+        fill(&pool, volume, 0, 4096, 1).await;
+        let handle = pool.open_volume(volume, false).unwrap();
+        let (content, refuse) = (memory(&[2; 4096]), || pool.inner.storage.fail_operation(0, libc::ENOSPC));
+        refuse();
+        assert!(matches!(handle.write(0, &content, false).await, Err(Error::NoSpace(_))));
+        assert_eq!(bytes(&pool, volume, 0, 4096).await, vec![1; 4096], "nothing has changed");
+        pool.set_on_full(volume, true).await.unwrap();
+        for offset in [0, MIB] {
+            refuse();
+            let mut writing = Box::pin(handle.write(offset, &content, false));
+            while pool.waiting_for_space() == 0 {
+                assert!(poll_once(&mut writing).await.is_none());
+                yield_now().await;
+            }
+            tick(&pool).await;
+            drop(writing.await.unwrap());
+            assert_eq!(bytes(&pool, volume, offset, 4096).await, vec![2; 4096]);
+        }
+        assert_clean(&pool).await;
+    });
+}
+
 #[test]
 fn write_waits_for_space_and_goes_on_when_there_is_some() {
     with_pool(|pool| async move {

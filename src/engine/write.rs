@@ -104,6 +104,8 @@ pub(super) enum Lacking {
     },
     /// Room for a change of the mapping; for what it may be taken.
     Promise(Use),
+    /// Space of the host, which refused it under a block that the pool has: whether one is backed is not kept over a restart.
+    Host(Error),
 }
 
 /// How a write is to be planned.
@@ -271,6 +273,7 @@ impl<S: Storage> VolumeHandle<S> {
             Lacking::Promise(wanted) => {
                 self.pool.promise_for(wanted, blocks, blocks as usize * MAP_RECORD_BYTES).await.map(Some)
             }
+            Lacking::Host(refusal) => Err(refusal),
             Lacking::Space { missing, refills } => {
                 waited.refusals += 1;
                 // Room was made each time, and others were faster: under load a large write may lose many times
@@ -321,7 +324,10 @@ impl<S: Storage> VolumeHandle<S> {
             volume.planned_own -= more_own;
         }
         drop(stay);
-        outcome?;
+        match outcome {
+            Err(refusal @ Error::NoSpace(_)) => return Ok(Some(Lacking::Host(refusal))),
+            other => other?,
+        }
         // Nothing is acknowledged after a failed write of metadata or a failed flush: a successor refuses the log.
         match pool.poison_error() {
             Some(error) => Err(error),
