@@ -24,17 +24,17 @@ const START: Duration = Duration::from_secs(60);
 pub fn running(pool: &FoundPool) -> Result<Option<Client>> {
     let Some(socket) = daemon_socket(pool.uuid)? else { return Ok(None) };
     let client = Client::connect(&socket).map_err(|error| Error::io(socket.display().to_string(), error))?;
-    // A daemon that cannot say what it serves says so to whatever it is asked next.
-    if let Ok(hello) = client.hello()
-        && is_another_file(&hello.pool_path, &pool.path)
-    {
-        return Err(Error::Busy(format!(
+    match client.hello() {
+        Ok(hello) if is_another_file(&hello.pool_path, &pool.path) => Err(Error::Busy(format!(
             "{} is a copy of {}, which is in use: one of them at a time can be used on one machine; stop that one first",
             pool.path.display(),
             hello.pool_path.display()
-        )));
+        ))),
+        // An engine whose front has died takes connections to its very end, and answers none.
+        Err(_) if daemon_socket(pool.uuid)?.is_none() => Ok(None),
+        // One that cannot say what it serves says so to whatever it is asked next.
+        _ => Ok(Some(client)),
     }
-    Ok(Some(client))
 }
 
 /// Whether two paths lead to different files, as far as can be seen from here: a daemon has mounts of its own.
@@ -60,10 +60,7 @@ pub fn take_over(pool: &FoundPool) -> Result<Option<String>> {
 /// # Errors
 /// When it does not start: the last line of its log.
 pub fn start(pool: &FoundPool) -> Result<Client> {
-    // An engine whose front has died takes connections to its very end, and answers none.
-    if let Some(client) = running(pool)?
-        && client.hello().is_ok()
-    {
+    if let Some(client) = running(pool)? {
         return Ok(client);
     }
     process::require_root("attaching and mounting")?;
