@@ -153,7 +153,21 @@ class Plywood(Peer):
             self.pool.settle()
 
 
-class OnDisk(Peer):
+class OnImage(Peer):
+    """Those whose base is a file: a loop device while it is filled, and a plain file for the clones."""
+
+    def loop_on_image(self, path, *stack):
+        self.image = sparse_file(path, self.size_bytes, *stack)
+        overwrite(self.image, self.size_bytes)
+        self.base_stack = ExitStack()
+        self.stack.callback(self.base_stack.close)
+        return attach_loop(self.image, self.base_stack)
+
+    def seal(self):
+        self.base_stack.close()
+
+
+class OnDisk(OnImage):
     """Those that want a host file system of another kind: on a disk of ours."""
 
     kind = ""
@@ -166,14 +180,7 @@ class OnDisk(Peer):
 
     def base_in_directory(self):
         """The base's device, a loop on a file in the directory."""
-        self.image = sparse_file(os.path.join(self.directory, "base"), self.size_bytes)
-        overwrite(self.image, self.size_bytes)
-        self.base_stack = ExitStack()
-        self.stack.callback(self.base_stack.close)
-        return attach_loop(self.image, self.base_stack)
-
-    def seal(self):
-        self.base_stack.close()
+        return self.loop_on_image(os.path.join(self.directory, "base"))
 
 
 class XfsReflink(OnDisk):
@@ -211,7 +218,7 @@ class BtrfsSnapshot(OnDisk):
         return attach_loop(os.path.join(snapshot, "base"), self.clone_stack)
 
 
-class Qcow2(Peer):
+class Qcow2(OnImage):
     """An overlay with a backing file, served by QEMU's storage daemon over FUSE."""
 
     name = "qcow2"
@@ -221,14 +228,7 @@ class Qcow2(Peer):
 
     def make_base(self):
         require("qemu-storage-daemon", "qemu-img")
-        self.image = sparse_file(os.path.join(self.scratch, "base.raw"), self.size_bytes, self.stack)
-        overwrite(self.image, self.size_bytes)
-        self.base_stack = ExitStack()
-        self.stack.callback(self.base_stack.close)
-        return attach_loop(self.image, self.base_stack)
-
-    def seal(self):
-        self.base_stack.close()
+        return self.loop_on_image(os.path.join(self.scratch, "base.raw"), self.stack)
 
     def make_clone(self):
         overlay = os.path.join(self.scratch, f"clone-{self.fresh_count}.qcow2")
