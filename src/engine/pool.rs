@@ -182,7 +182,7 @@ impl<S: Storage> Pool<S> {
                 Ok(done) => return Ok(done),
                 Err(need) => need,
             };
-            self.satisfy(need).await?;
+            Box::pin(self.satisfy(need)).await?;
         }
     }
 

@@ -75,10 +75,10 @@ impl State {
             }
             if level == 0 {
                 let place = Self::place_of(key, 0, block);
-                if self.cache.get(entry.address).is_none_or(|cached| cached.place != place) {
-                    return Err(Self::need_node(entry, key, 0, block));
-                }
-                return Ok(self.cache.node(entry.address));
+                return match self.cache.node_at(entry.address, place) {
+                    Some(node) => Ok(Some(node)),
+                    None => Err(Self::need_node(entry, key, 0, block)),
+                };
             }
             let Some(node) = self.cache.node_at(entry.address, Self::place_of(key, level, block)) else {
                 return Err(Self::need_node(entry, key, level, block));

@@ -180,7 +180,7 @@ impl<S: Storage> VolumeHandle<S> {
         self.check_range(offset, length)?;
         self.pool.count_request();
         if self.verifies() {
-            return self.read_verified(offset, into).await;
+            return Box::pin(self.read_verified(offset, into)).await;
         }
         let stay = self.pool.enter();
         let first = self.pool.attempt(|state| state.extents(self.id, offset, length)).await?;

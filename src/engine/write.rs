@@ -216,7 +216,7 @@ impl<S: Storage> VolumeHandle<S> {
     /// `NoSpace` when a block is needed and neither pool nor quota has one: nothing has changed then.
     pub async fn write(&self, offset: u64, from: &S::Memory, fua: bool) -> Result<Held<S>> {
         self.check_write(offset, from.len() as u64)?;
-        let sparse = if self.detects_zeroes() { self.write_sparsely(offset, from).await? } else { None };
+        let sparse = if self.detects_zeroes() { Box::pin(self.write_sparsely(offset, from)).await? } else { None };
         let held = match sparse {
             Some(held) => held,
             None => self.write_through(offset, from).await?,
@@ -251,7 +251,7 @@ impl<S: Storage> VolumeHandle<S> {
                 return Ok(held);
             };
             drop((held, promise));
-            promised = self.wait_for(lacking, end - first, &mut waited).await?;
+            promised = Box::pin(self.wait_for(lacking, end - first, &mut waited)).await?;
         }
     }
 
@@ -309,7 +309,7 @@ impl<S: Storage> VolumeHandle<S> {
                 Manner { mapped_only, may_map, alignment: pool.inner.storage.alignment() },
             );
             match outcome {
-                Err(Unplanned::Need(need)) => pool.satisfy(need).await?,
+                Err(Unplanned::Need(need)) => Box::pin(pool.satisfy(need)).await?,
                 other => break other,
             }
         };

@@ -1,6 +1,7 @@
 //! The engine's side of the export: takes requests from the queues and has volumes do them.
 //!
-//! One task a request on the thread's executor; no thread, no blocking call. The server is the [`Poller`] of the thread's
+//! One task a request on the thread's executor; no thread, no blocking call. A task is kept below the kilobyte that the
+//! allocator has at hand, so what is rare and large in it is boxed. The server is the [`Poller`] of the thread's
 //! loop: it looks at the queues whenever no task can go on, and tells the front to ring before the thread sleeps.
 
 pub mod counters;
@@ -17,7 +18,7 @@ use event_listener::Event;
 
 use self::counters::{AllCounters, IoCounters, VolumeCounters};
 use super::device::{Device, Volumes};
-use super::fuse::request::{NAME_BYTES, parse};
+use super::fuse::request::{NAME_BYTES, Request, parse};
 use super::loopdev::WaitingWrites;
 use super::shared::{EngineQueues, INLINE_BYTES, OpenFile, OpenTable, Reply};
 use crate::error::Result;
@@ -26,7 +27,7 @@ use crate::units::VolumeId;
 
 type MemoryOf<V> = <<V as Volumes>::Device as Device>::Memory;
 /// A file's number, its device, and what its requests are counted in.
-type Opened<V> = (u64, <V as Volumes>::Device, VolumeCounters);
+type Opened<V> = (u64, Rc<<V as Volumes>::Device>, VolumeCounters);
 
 /// Serves the volumes `V` to the front.
 pub struct Server<V: Volumes> {
@@ -207,12 +208,8 @@ impl<V: Volumes> Poller for Server<V> {
 impl<V: Volumes> State<V> {
     /// Does one request and hands its answer over.
     async fn serve(self: Rc<Self>, slot: usize, begun: Instant) {
-        let raw = self.queues.request(slot);
-        let mut name = [0; NAME_BYTES];
-        self.queues.read_payload(slot, &mut name);
-        let geometry = self.queues.memory().geometry();
-        let done = match parse(&raw, geometry.arrangement(), &name, self.payload_bytes) {
-            Ok(request) => self.execute(slot, &request, begun).await,
+        let done = match self.parsed(slot) {
+            Ok(request) => self.execute(slot, request, begun).await,
             Err(errno) => Err(errno),
         };
         let held = match done {
@@ -237,19 +234,27 @@ impl<V: Volumes> State<V> {
         }
     }
 
+    /// The request in a slot. By itself, so that its bytes are no part of the task.
+    fn parsed(&self, slot: usize) -> Result<Request, i32> {
+        let raw = self.queues.request(slot);
+        let mut name = [0; NAME_BYTES];
+        self.queues.read_payload(slot, &mut name);
+        parse(&raw, self.queues.memory().geometry().arrangement(), &name, self.payload_bytes)
+    }
+
     fn keep(&self, number: u64, volume: VolumeId, device: V::Device) {
         let entry = OpenTable::entry(number);
         let mut devices = self.devices.borrow_mut();
         if devices.len() <= entry {
             devices.resize_with(entry + 1, || None);
         }
-        devices[entry] = Some((number, device, self.counters.of(volume)));
+        devices[entry] = Some((number, Rc::new(device), self.counters.of(volume)));
     }
 
     /// The device of an open file.
-    fn device(&self, number: u64) -> Result<(V::Device, VolumeCounters), i32> {
+    fn device(&self, number: u64) -> Result<(Rc<V::Device>, VolumeCounters), i32> {
         match self.devices.borrow().get(OpenTable::entry(number)) {
-            Some(Some((same, device, counters))) if *same == number => Ok((device.clone(), Rc::clone(counters))),
+            Some(Some((same, device, counters))) if *same == number => Ok((Rc::clone(device), Rc::clone(counters))),
             // It is open, and could not be opened again after a restart.
             _ if self.opens.find(number).is_some() => Err(libc::EIO),
             _ => Err(libc::EBADF),

@@ -1,5 +1,6 @@
 //! What each request does.
 
+use std::rc::Rc;
 use std::time::Instant;
 
 use super::super::device::{Device, VolumeFace, Volumes};
@@ -23,13 +24,13 @@ type Done<V> = Result<(Answer, Option<HeldOf<V>>), i32>;
 
 impl<V: Volumes> State<V> {
     /// Does a request whose fields are sound.
-    pub(super) async fn execute(&self, slot: usize, request: &Request, begun: Instant) -> Done<V> {
+    pub(super) async fn execute(&self, slot: usize, request: Request, begun: Instant) -> Done<V> {
         let plain = |answer| Ok((answer, None));
         match request.operation {
             Operation::Lookup(volume) => plain(self.lookup(request.node, volume)?),
             Operation::GetAttributes => plain(self.attributes(request.node)?),
             Operation::SetAttributes(size) => plain(self.set_attributes(request.node, size)?),
-            Operation::Open { read_only } => plain(self.open_file(request, read_only)?),
+            Operation::Open { read_only } => plain(self.open_file(&request, read_only)?),
             Operation::Release { file } => {
                 self.close(file);
                 plain(Answer::EMPTY)
@@ -61,18 +62,18 @@ impl<V: Volumes> State<V> {
             Operation::Punch { file, offset, len } => {
                 let at = self.at(request.node, file)?;
                 let Some(len) = at.within(offset, len)? else { return plain(Answer::EMPTY) };
-                let done = at.device.discard(offset, len).await;
+                let done = Box::pin(at.device.discard(offset, len)).await;
                 Ok((Answer::EMPTY, Some(at.counted(IoKind::Discard, len, begun, done)?)))
             }
             Operation::Zero { file, offset, len } => {
                 let at = self.at(request.node, file)?;
                 let Some(len) = at.within(offset, len)? else { return plain(Answer::EMPTY) };
-                let done = at.device.write_zeroes(offset, len, false).await;
+                let done = Box::pin(at.device.write_zeroes(offset, len, false)).await;
                 Ok((Answer::EMPTY, Some(at.counted(IoKind::Zero, len, begun, done)?)))
             }
             Operation::Seek { file, offset, data } => {
                 let at = self.at(request.node, file)?;
-                let found = at.device.seek(offset, data).await;
+                let found = Box::pin(at.device.seek(offset, data)).await;
                 let found = found.map_err(|error| refused(at.volume, "seek", &error))?;
                 plain(Answer::inline(&LseekOut { offset: found.ok_or(libc::ENXIO)? }))
             }
@@ -186,7 +187,7 @@ impl<V: Volumes> State<V> {
 /// The device that a request is about, with the volume's id for the log.
 struct OpenDevice<D> {
     volume: VolumeId,
-    device: D,
+    device: Rc<D>,
     counters: VolumeCounters,
 }
 

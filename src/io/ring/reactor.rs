@@ -56,6 +56,8 @@ pub(in crate::io) struct Inner {
     areas: RefCell<Vec<Rc<PayloadArea>>>,
     buffers_registered: Cell<Option<u32>>,
     free_files: RefCell<Vec<u32>>,
+    /// Whom a reap wakes; empty between two of them, kept for its memory.
+    wakers: RefCell<Vec<Waker>>,
     flags: &'static str,
 }
 
@@ -100,6 +102,7 @@ impl Reactor {
                 areas: RefCell::default(),
                 buffers_registered: Cell::new(None),
                 free_files: RefCell::new(free_files),
+                wakers: RefCell::default(),
                 flags,
             }),
         })
@@ -276,7 +279,7 @@ impl Inner {
 
     fn reap(&self) -> usize {
         let mut reaped = 0;
-        let mut wakers = Vec::new();
+        let mut wakers = self.wakers.take();
         loop {
             let mut batch = [(0, 0); REAP_BATCH];
             let mut count = 0;
@@ -301,6 +304,7 @@ impl Inner {
                 break;
             }
         }
+        *self.wakers.borrow_mut() = wakers;
         if reaped > 0 {
             self.push_backlog(&mut self.state.borrow_mut());
         }
