@@ -101,9 +101,6 @@ enum Command {
     /// The engine process; started by the front
     #[command(hide = true)]
     Engine(EngineArguments),
-    /// Does one thing with a loop device; started by the engine process
-    #[command(hide = true, name = daemon::LOOP_HELPER)]
-    LoopHelper,
     /// Writes man pages and shell completions; for those who install
     #[command(hide = true)]
     Documents(documents::DocumentsArguments),
@@ -120,6 +117,12 @@ pub fn main() -> ExitCode {
     if let Some(helper) = mount_helper::called_as() {
         return helper.main();
     }
+    // Does one thing with a loop device, for the engine process. Whoever attaches waits for it, and it needs nothing of what
+    // follows.
+    if std::env::args_os().nth(1).is_some_and(|word| word == daemon::LOOP_HELPER) {
+        logging::start(logging::COMMAND);
+        return ended(helper::serve_one().map(|()| ExitCode::SUCCESS).map_err(Into::into));
+    }
     let arguments = match Arguments::try_parse() {
         Ok(arguments) => arguments,
         Err(error) => {
@@ -128,7 +131,11 @@ pub fn main() -> ExitCode {
             return ExitCode::from(u8::try_from(error.exit_code()).unwrap_or(2));
         }
     };
-    match run(&arguments.context, arguments.command) {
+    ended(run(&arguments.context, arguments.command))
+}
+
+fn ended(outcome: Result<ExitCode>) -> ExitCode {
+    match outcome {
         Ok(code) => code,
         Err(error) if is_broken_pipe(&error) => ExitCode::SUCCESS,
         Err(error) => {
@@ -163,7 +170,6 @@ fn run(context: &Context, command: Command) -> Result<ExitCode> {
         Command::Upgrade(arguments) => serve::upgrade(context, &arguments),
         Command::Stop(arguments) => serve::stop(context, &arguments),
         Command::Engine(arguments) => return serve::engine(context, &arguments),
-        Command::LoopHelper => Ok(helper::serve_one()?),
         Command::Documents(arguments) => documents::write(&arguments, Arguments::command()),
         Command::DeviceName(arguments) => device_name::print(&arguments),
         Command::UnitStop => unit::stop(context),

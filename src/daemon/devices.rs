@@ -9,8 +9,8 @@ use std::ffi::OsStr;
 use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::Duration;
 
@@ -18,12 +18,14 @@ use signal_hook::consts::{SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
 use uuid::Uuid;
 
+use super::device_locks::{DeviceLocks, OneVolume};
 use super::engine_process::Engine;
 use super::events::{self, Draft, EventRing};
 use super::execute::execute;
 use super::figures::figures;
 use super::protocol::{Attachment, Command, Detached, EventKind, Failure, Figures, Kept, Reply};
 use super::remote::Remote;
+use super::spares::{SPARES, Spares};
 use super::{attributes, metrics, mounts, places, server};
 use crate::engine::{Underway, VolumeInfo, Work};
 use crate::error::{Error, Result};
@@ -48,8 +50,8 @@ pub(super) struct Daemon {
     pool: Uuid,
     front_pid: u32,
     directory: PathBuf,
-    /// Devices change one at a time.
-    devices: Mutex<()>,
+    devices: DeviceLocks,
+    spares: Spares,
     replaceable: bool,
     /// This process ends, and another answers whoever asks again.
     replacing: AtomicBool,
@@ -101,7 +103,8 @@ impl Daemon {
             pool,
             front_pid,
             directory: places::mount_directory(pool),
-            devices: Mutex::new(()),
+            devices: DeviceLocks::default(),
+            spares: Spares::start(|| helped(&LoopCommand::Prepare { spares: SPARES }).map(drop))?,
             replaceable,
             replacing: AtomicBool::new(false),
             stopping: AtomicBool::new(false),
@@ -165,13 +168,12 @@ impl Daemon {
             Command::Figures => Reply::Figures(Box::new(taken_figures(&self.remote)?)),
             Command::Metrics => Reply::Metrics(metrics::text(taken_figures(&self.remote)?)),
             Command::Attach { name, read_only } => {
-                let _devices = self.lock();
-                Reply::Attached(vec![self.attach(&name, read_only)?])
+                let (_device, volume) = self.lock_volume(&name)?;
+                Reply::Attached(vec![self.attach(volume, read_only)?])
             }
             Command::AttachAll => Reply::Attached(self.attach_all()?),
             Command::Detach { name } => {
-                let _devices = self.lock();
-                let volume = self.find(&name)?;
+                let (_device, volume) = self.lock_volume(&name)?;
                 let Some(attachment) = self.attachment(volume.id)? else {
                     // A predecessor may have died between detaching and forgetting.
                     self.set_mark(volume.id, None)?;
@@ -183,11 +185,11 @@ impl Daemon {
             Command::DetachAll => Reply::Detached(self.detach_all(true)?),
             Command::VolumeResize { .. } => self.resize(command)?,
             Command::VolumeOnFull { .. } => {
-                let _devices = self.lock();
+                let _devices = self.devices.all();
                 self.on_full(command)?
             }
             Command::VolumeRename { .. } => {
-                let _devices = self.lock();
+                let _devices = self.devices.all();
                 self.rename(command)?
             }
             Command::Upgrade => {
@@ -202,7 +204,7 @@ impl Daemon {
             command @ (Command::VolumeDelete { .. }
             | Command::SnapshotDelete { .. }
             | Command::SnapshotRollback { .. }) => {
-                let _devices = self.lock();
+                let _devices = self.devices.all();
                 self.execute(command)?
             }
             command => self.execute(command)?,
@@ -214,9 +216,16 @@ impl Daemon {
         self.events.post(Draft::about(kind, volume, text));
     }
 
-    fn lock(&self) -> MutexGuard<'_, ()> {
-        // It guards no data: a thread that panicked has left none broken.
-        self.devices.lock().unwrap_or_else(PoisonError::into_inner)
+    /// The volume of that name, with which nobody else does anything.
+    fn lock_volume(&self, name: &str) -> Result<(OneVolume<'_>, VolumeInfo)> {
+        loop {
+            let device = self.devices.one(self.find(name)?.id);
+            // Another may have got the name meanwhile.
+            let volume = self.find(name)?;
+            if device.is_of(volume.id) {
+                return Ok((device, volume));
+            }
+        }
     }
 
     fn execute(&self, command: Command) -> Result<Reply> {
@@ -254,8 +263,8 @@ impl Daemon {
         self.directory.join(id.to_string())
     }
 
-    fn attach(&self, name: &str, read_only: bool) -> Result<Attachment> {
-        let volume = self.find(name)?;
+    fn attach(&self, volume: VolumeInfo, read_only: bool) -> Result<Attachment> {
+        let name = &volume.name;
         let read_only = read_only || volume.read_only;
         if let Some(attachment) = self.attachment(volume.id)? {
             if attachment.read_only == read_only {
@@ -278,6 +287,7 @@ impl Daemon {
         let attached = helped(&LoopCommand::Attach(request)).and_then(|devices| {
             devices.into_iter().next().ok_or_else(|| Error::Busy("no loop device was made; try again".into()))
         });
+        self.spares.see();
         let attached = match attached {
             Ok(attached) => attached,
             Err(error) => {
@@ -335,7 +345,7 @@ impl Daemon {
     }
 
     fn detach_all(&self, forget: bool) -> Result<Detached> {
-        let _devices = self.lock();
+        let _devices = self.devices.all();
         let mut outcome = Detached::default();
         for (id, attachment) in self.attachments()? {
             match self.detach(id, &attachment, forget) {
@@ -358,7 +368,7 @@ impl Daemon {
     /// Attaches what has the mark of an attached volume and is not one. A volume that cannot be attached does not keep the
     /// others from it; the first failure is told at the end.
     fn attach_all(&self) -> Result<Vec<Attachment>> {
-        let _devices = self.lock();
+        let _devices = self.devices.all();
         let marked = self.remote.call(|engine| async move {
             let mut marked = Vec::new();
             for volume in engine.control.pool.volumes() {
@@ -367,14 +377,16 @@ impl Daemon {
                 if let Some(how) = attributes.get(attributes::ATTACHED)
                     && ours
                 {
-                    marked.push((volume.name, how == b"ro"));
+                    let read_only = how == b"ro";
+                    marked.push((volume, read_only));
                 }
             }
             Ok::<_, Error>(marked)
         })??;
         let (mut attached, mut failed) = (Vec::new(), None);
-        for (name, read_only) in &marked {
-            match self.attach(name, *read_only) {
+        for (volume, read_only) in marked {
+            let name = volume.name.clone();
+            match self.attach(volume, read_only) {
                 Ok(attachment) => attached.push(attachment),
                 Err(error) => {
                     tracing::error!(volume = %name, "attach --all: {error}");
@@ -387,7 +399,7 @@ impl Daemon {
 
     /// A device shows the new size of its volume at once.
     fn resize(&self, command: Command) -> Result<Reply> {
-        let _devices = self.lock();
+        let _devices = self.devices.all();
         let reply = self.execute(command)?;
         if let Reply::Volume(volume) = &reply
             && let Some(device) = &volume.device
@@ -436,6 +448,7 @@ impl Daemon {
 
     /// Finds the devices that a predecessor attached, and cleans up after an earlier daemon.
     fn recover(&self, restarts: u64, attach_all: bool) {
+        self.spares.see();
         if let Err(error) = self.find_devices() {
             tracing::error!("finding the loop devices of this pool: {error}");
         }
@@ -451,7 +464,7 @@ impl Daemon {
     }
 
     fn find_devices(&self) -> Result<()> {
-        let _devices = self.lock();
+        let _devices = self.devices.all();
         for Attached { device, volume, read_only, .. } in self.sorted_devices()? {
             let known = self.remote.call(move |engine| async move { engine.control.pool.volume_by_id(volume) })?;
             match known {
@@ -478,7 +491,7 @@ impl Daemon {
 
     /// What lives only as long as its use has none any more when a daemon starts.
     fn drop_ephemeral(&self) -> Result<()> {
-        let _devices = self.lock();
+        let _devices = self.devices.all();
         self.remote.call(|engine| async move {
             let pool = &engine.control.pool;
             for volume in pool.volumes() {
@@ -548,7 +561,7 @@ impl Daemon {
         let daemon = Arc::clone(self);
         spawn("upgrade", move || {
             // Attaching and detaching are not cut in half.
-            let _devices = daemon.lock();
+            let _devices = daemon.devices.all();
             if daemon.is_unused().unwrap_or(false) {
                 tracing::info!("nothing is attached: the front is replaced as well");
                 daemon.replacing.store(true, Ordering::Release);

@@ -17,7 +17,7 @@ use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd};
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
-use std::thread::sleep;
+use std::thread::{self, sleep};
 use std::time::{Duration, Instant};
 
 use loopdev::{LoopControl, LoopDevice};
@@ -177,6 +177,41 @@ fn verify_direct_io(device: &LoopDevice, number: u32) -> Result<()> {
     if status.flags & abi::FLAG_DIRECT_IO == 0 || shown.trim() != "1" {
         return Err(Error::Incompatible("this kernel's loop device refuses direct I/O on a FUSE file".into()));
     }
+    Ok(())
+}
+
+/// Has `spares` free devices at least, set up as volumes want them, so that attaching need not.
+///
+/// # Errors
+/// When devices cannot be listed or made.
+pub fn prepare(spares: usize) -> Result<()> {
+    let listing = |error| Error::io("looking at the loop devices", error);
+    let mut numbers = Vec::new();
+    for entry in fs::read_dir("/sys/block").map_err(listing)? {
+        let name = entry.map_err(listing)?.file_name();
+        numbers.extend(name.to_str().and_then(|name| name.strip_prefix("loop")?.parse::<u32>().ok()));
+    }
+    numbers.sort_unstable();
+    let mut free: Vec<u32> = numbers.iter().copied().filter(|number| !sys_path(*number, "loop").exists()).collect();
+    let mut next = numbers.last().map_or(0, |last| last + 1);
+    while free.len() < spares {
+        match control()?.add(next) {
+            Ok(_) => free.push(next),
+            // Somebody else was faster, or its node comes a moment later.
+            Err(error) if matches!(error.kind(), io::ErrorKind::AlreadyExists | io::ErrorKind::NotFound) => {}
+            Err(error) => return Err(Error::io("making a loop device", error)),
+        }
+        next += 1;
+        if next > numbers.last().map_or(0, |last| last + 1) + ATTEMPTS {
+            break;
+        }
+    }
+    // The lowest are taken first. Each waits for its own queue only.
+    thread::scope(|scope| {
+        for number in free.into_iter().take(spares) {
+            scope.spawn(move || tune(number, None));
+        }
+    });
     Ok(())
 }
 

@@ -41,6 +41,11 @@ pub enum LoopCommand {
         /// Its new size.
         size_bytes: u64,
     },
+    /// [`prepare`](super::prepare).
+    Prepare {
+        /// Free devices that are to be ready.
+        spares: usize,
+    },
     /// Sets the queue of a device as is best for its volume.
     Tune {
         /// N of /dev/loopN.
@@ -86,6 +91,7 @@ pub fn execute(command: &LoopCommand) -> Result<Vec<Attached>> {
         LoopCommand::Detach { number } => super::detach(*number).map(|()| Vec::new()),
         LoopCommand::CheckFree { number } => super::check_free(*number).map(|()| Vec::new()),
         LoopCommand::Grow { number, file, size_bytes } => super::grow(*number, file, *size_bytes).map(|()| Vec::new()),
+        LoopCommand::Prepare { spares } => super::prepare(*spares).map(|()| Vec::new()),
         LoopCommand::Tune { number, waiting } => {
             super::tune(*number, *waiting);
             Ok(Vec::new())
