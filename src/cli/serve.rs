@@ -34,6 +34,10 @@ pub struct ServeArguments {
     /// What may be read a second to seal snapshots that have lasted a minute; 0 for none
     #[arg(long, default_value = "64MiB", value_parser = size::parse, env = "PLYWOOD_SEAL_RATE", value_name = "SIZE")]
     seal_rate: u64,
+    /// Memory for requests under way and the mapping, half each; more for more processors, and at most an eighth of the
+    /// machine's unless told
+    #[arg(long, value_parser = size::parse, env = "PLYWOOD_MEMORY", value_name = "SIZE")]
+    memory: Option<u64>,
     /// A line for the shell, run when 80, 90 or 95 % of the space are reached, and when they are left again; it finds
     /// PLYWOOD_POOL, PLYWOOD_POOL_NAME, PLYWOOD_THRESHOLD_PERCENT and PLYWOOD_THRESHOLD_DIRECTION (up, down)
     #[arg(long, env = "PLYWOOD_ON_THRESHOLD", value_name = "COMMAND")]
@@ -87,6 +91,7 @@ pub fn serve(context: &Context, arguments: &ServeArguments) -> Result<()> {
         transport: arguments.transport,
         attach_all: arguments.attach_all,
         seal_bytes: arguments.seal_rate,
+        memory_bytes: arguments.memory,
         on_threshold: arguments.on_threshold.clone().filter(|command| !command.trim().is_empty()),
         metrics: arguments.metrics,
     };

@@ -60,6 +60,10 @@ pub struct EngineArguments {
     #[arg(long, default_value_t = 0)]
     pub(super) seal_bytes: u64,
 
+    /// Memory for mapping nodes
+    #[arg(long, default_value_t = 64 << 20)]
+    pub(super) cache_bytes: u64,
+
     /// Command for the shell that is run when the pool crosses a threshold
     #[arg(long)]
     pub(super) on_threshold: Option<String>,
@@ -186,7 +190,8 @@ fn serve(path: &Path, arguments: &EngineArguments, mut link: EngineLink) -> Resu
     storage.keep_host_claim(true);
     let log = link.pending_log(found.uuid)?;
     let board = log.board_of_engine();
-    let opening = Pool::open(storage.clone(), Box::new(log), OpenOptions::default());
+    let options = OpenOptions { cache_bytes: usize::try_from(arguments.cache_bytes).unwrap_or(usize::MAX) };
+    let opening = Pool::open(storage.clone(), Box::new(log), options);
     let pool = block_on(&executor, &reactor, &(), opening).map_err(ring)??;
 
     let payloads = link.memory.payloads().mapping();

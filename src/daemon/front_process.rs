@@ -20,6 +20,7 @@ use signal_hook::iterator::Signals;
 
 use super::engine_process::{CONTROL, METRICS, STARTS};
 use super::lookup::{FoundPool, daemon_socket};
+use super::memory_budget::MemoryBudget;
 use super::successor::Inherited;
 use super::{logging, lookup, places, process, service_manager};
 use crate::engine::PendingLog;
@@ -46,6 +47,8 @@ pub struct ServeOptions {
     pub attach_all: bool,
     /// What sealing in the background may read a second, in bytes; 0 for none.
     pub seal_bytes: u64,
+    /// Memory for payloads and mapping nodes together, in bytes; what suits the machine unless told.
+    pub memory_bytes: Option<u64>,
     /// A line for the shell that is run when the pool crosses a threshold.
     pub on_threshold: Option<String>,
     /// A port of this machine on which metrics are served over HTTP.
@@ -62,6 +65,7 @@ pub fn serve(pool: &FoundPool, options: &ServeOptions) -> Result<()> {
     logging::start(logging::DAEMON);
     process::require_root("serving a pool")?;
     require_devices()?;
+    let budget = MemoryBudget::new(options.memory_bytes)?;
     if options.background {
         // Fails when it leads its process group already, and then it is in no session of the starter's to leave.
         let _ = rustix::process::setsid();
@@ -81,12 +85,14 @@ pub fn serve(pool: &FoundPool, options: &ServeOptions) -> Result<()> {
     places::make_private_directory(&directory)?;
     let kept = handed_back.and_then(|memory| kept_changes(pool, memory));
     let is_new = kept.is_none();
-    let engine = engine_command(program.clone(), pool, options, &control)?;
+    let engine = engine_command(program.clone(), pool, options, &budget, &control)?;
     // A refusal is told once, and not by one engine process after the other.
     let own = OpenOptions { claimed_by_front: true, wait: TURN, ..OpenOptions::default() };
     PoolFile::claim_host(&pool.path, own)?;
     let front = Front::start(FrontOptions {
         transport: options.transport,
+        payload_budget_bytes: usize::try_from(budget.payload_bytes).unwrap_or(usize::MAX),
+        classic_queues: budget.classic_queues,
         claim: Some(claim),
         pending: kept,
         ..FrontOptions::new(&pool.name, pool.uuid, directory.clone(), engine)
@@ -227,6 +233,7 @@ fn engine_command(
     program: PathBuf,
     pool: &FoundPool,
     options: &ServeOptions,
+    budget: &MemoryBudget,
     control: &ControlSocket,
 ) -> Result<EngineCommand> {
     let failed = |error| Error::io("preparing the engine process", error);
@@ -235,6 +242,7 @@ fn engine_command(
         arguments.push("--attach-all".into());
     }
     arguments.push(format!("--seal-bytes={}", options.seal_bytes).into());
+    arguments.push(format!("--cache-bytes={}", budget.cache_bytes).into());
     let starts = memfd_create("plywood-starts", MemfdFlags::CLOEXEC).map_err(|error| failed(error.into()))?;
     let listener = control.listener.try_clone().map_err(failed)?;
     let mut descriptors = vec![(CONTROL.to_owned(), listener), (STARTS.to_owned(), File::from(starts).into())];

@@ -20,6 +20,7 @@ mod front_process;
 mod heritage;
 pub mod logging;
 mod lookup;
+mod memory_budget;
 mod metadata;
 mod metrics;
 mod metrics_port;

@@ -73,7 +73,9 @@ fn help_is_as_pinned() {
             format!("{command} --help").trim().to_owned()
         };
         let mut prepared = scratch.prepare(line.split_whitespace());
-        for variable in ["PLYWOOD_POOL", "PLYWOOD_SEAL_RATE", "PLYWOOD_ON_THRESHOLD", "PLYWOOD_TRANSPORT"] {
+        for variable in
+            ["PLYWOOD_POOL", "PLYWOOD_MEMORY", "PLYWOOD_SEAL_RATE", "PLYWOOD_ON_THRESHOLD", "PLYWOOD_TRANSPORT"]
+        {
             prepared.env_remove(variable);
         }
         let said = crate::support::command::run_command(prepared).expect();

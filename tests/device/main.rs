@@ -15,6 +15,7 @@ mod full;
 mod growth;
 mod hosts;
 mod kill;
+mod memory;
 mod moments;
 mod power_cut;
 mod reclaim;
@@ -116,6 +117,12 @@ fn main() {
         }),
         trial("front_allocates_nothing_over_classic_fuse", COUNTED, || {
             frugal::front_allocates_nothing(Transport::Classic);
+        }),
+        trial("daemon_keeps_to_its_budget_over_io_uring", EXT4_URING, || {
+            memory::daemon_keeps_to_its_budget(Transport::Uring);
+        }),
+        trial("daemon_keeps_to_its_budget_over_classic_fuse", EXT4, || {
+            memory::daemon_keeps_to_its_budget(Transport::Classic);
         }),
         trial("front_killed_loses_nothing_acknowledged", EXT4, succession::front_killed),
         trial("engine_is_upgraded_under_load", EXT4, succession::upgraded_under_load),
