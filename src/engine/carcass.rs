@@ -5,6 +5,9 @@
 //! it. A subtree that others hold too is let go whole; where the volume's own and mapped blocks must go down with it (a
 //! discard, a shrink), it is walked first to be counted. A carcass is eaten only when the change that made it is durable.
 
+use std::future::{Future, poll_fn};
+use std::task::Poll;
+
 use super::Storage;
 use super::pool::{Pool, until};
 use super::state::{CarcassKey, Freed, Need, State, Try, Waiting};
@@ -19,6 +22,8 @@ use crate::units::{Lsn, PoolBlock, VirtualBlock, VolumeId};
 
 /// Leaves eaten before other tasks get their turn.
 const LEAVES_AT_A_TIME: usize = 32;
+/// Leaves read together: one after the other, those of a scattered volume would come at the pace of single reads.
+const LEAVES_AHEAD: usize = 128;
 /// Metadata blocks below which the worker waits for a checkpoint: its deltas need pages, not blocks, but the carcass
 /// table is written anew.
 const DELTA_PAGES_MAX: usize = 4096;
@@ -64,12 +69,24 @@ impl<S: Storage> Pool<S> {
         let Some(key) = self.inner.state.borrow().next_carcass_to_eat() else { return Ok(false) };
         let _work = self.at(Work::Delete);
         let _stay = self.enter();
+        self.read_ahead(key).await;
         for _ in 0..LEAVES_AT_A_TIME {
             if self.attempt(|state| state.eat(key)).await? {
                 break;
             }
         }
         Ok(true)
+    }
+
+    /// Brings into memory what the next steps at a carcass want. What cannot be read is left for the step itself to tell.
+    async fn read_ahead(&self, key: CarcassKey) {
+        let wanted = self.inner.state.borrow_mut().leaves_ahead(key);
+        let mut loads: Vec<_> = wanted.into_iter().map(|need| Box::pin(self.satisfy(need))).collect();
+        poll_fn(|context| {
+            loads.retain_mut(|load| load.as_mut().poll(context).is_pending());
+            if loads.is_empty() { Poll::Ready(()) } else { Poll::Pending }
+        })
+        .await;
     }
 
     /// Waits until no carcass is left: own and mapped blocks are exact then.
@@ -88,6 +105,44 @@ impl State {
     fn next_carcass_to_eat(&self) -> Option<CarcassKey> {
         let durable = self.journal.durable();
         self.carcasses.iter().find(|(_, waiting)| waiting.made <= durable).map(|(key, _)| *key)
+    }
+
+    /// The next leaves of a carcass, when the first of them is not in memory and the nodes above are. None that others hold,
+    /// too: those are let go unread.
+    fn leaves_ahead(&mut self, key: CarcassKey) -> Vec<Need> {
+        self.try_leaves_ahead(key).unwrap_or_default()
+    }
+
+    fn try_leaves_ahead(&mut self, key: CarcassKey) -> Try<Vec<Need>> {
+        let Some(Waiting { carcass, .. }) = self.carcasses.get(&key).copied() else { return Ok(Vec::new()) };
+        let at = carcass.first.0 + carcass.cursor;
+        let (mut entry, mut level) = (carcass.entry, carcass.level);
+        while level > 0 {
+            if entry.kind != EntryKind::Node || (!carcass.counting && self.exact_count(entry.address)? > 1) {
+                break;
+            }
+            let node = self.carcass_node(entry, level, at & !(span_blocks(level) - 1))?;
+            let index = entry_index(at, level);
+            if level > 1 {
+                (entry, level) = (node.entry(index), level - 1);
+                continue;
+            }
+            let first = at & !(span_blocks(1) - 1);
+            let leaves =
+                (index..ENTRIES_PER_NODE).map(|index| (first + index as u64 * entry_span(1), node.entry(index)));
+            let leaves: Vec<_> = leaves.filter(|(_, leaf)| leaf.kind == EntryKind::Node).take(LEAVES_AHEAD).collect();
+            let mut needs = Vec::new();
+            for (position, (first, leaf)) in leaves.into_iter().enumerate() {
+                let is_ours = carcass.counting || self.exact_count(leaf.address)? == 1;
+                match self.carcass_node(leaf, 0, first) {
+                    Err(need) if is_ours => needs.push(need),
+                    Ok(_) if position == 0 => break,
+                    _ => {}
+                }
+            }
+            return Ok(needs);
+        }
+        Ok(Vec::new())
     }
 
     /// One bounded step at a carcass: at most one leaf. Answers whether it is gone.

@@ -12,6 +12,8 @@ mod bounds;
 mod cache;
 mod carcass;
 mod carcass_table;
+#[cfg(test)]
+mod carcass_tests;
 mod check;
 mod checkpoint;
 mod checksums;
