@@ -162,9 +162,11 @@ impl World {
             850..885 => self.start_clone(),
             885..905 => self.start_roll_back(),
             905..945 => self.start_delete(),
-            945..960 => self.start_resize(),
-            960..970 => self.start_rename(),
-            970..985 => self.start_checkpoint(),
+            945..957 => self.start_resize(),
+            957..963 => self.start_reserve(),
+            963..970 => self.start_claim(),
+            970..977 => self.start_rename(),
+            977..987 => self.start_checkpoint(),
             _ => self.start_commit(),
         };
         self.shared.met.borrow_mut().operations += u64::from(started);
@@ -544,6 +546,57 @@ impl World {
         true
     }
 
+    fn start_reserve(&mut self) -> bool {
+        let Some(volume) = self.pick(true, |volume| !volume.read_only) else { return false };
+        let most = (volume.size_bytes / BLOCK).min(64);
+        let wanted = if self.random.u32(..3) == 0 { 0 } else { self.random.u64(1..=most) };
+        let (pool, reservation_bytes) = (self.pool(), wanted * BLOCK);
+        let control = Control::Reserve { volume: volume.uuid, reservation_bytes };
+        self.control_alone(volume.uuid, control, async move |shared: &Shared| {
+            match pool.set_reservation(volume.id, reservation_bytes).await {
+                Ok(()) => {
+                    if let Some(volume) = shared.model.borrow_mut().volumes.get_mut(&volume.uuid) {
+                        volume.reservation_bytes = reservation_bytes;
+                    }
+                }
+                Err(error) => refused(shared, "reservation", &error),
+            }
+        });
+        true
+    }
+
+    /// Writes as many blocks of a volume as are reserved for it and not its own yet, whatever others are doing: none may be
+    /// refused.
+    fn start_claim(&mut self) -> bool {
+        let Some(volume) = self.pick(true, |volume| volume.reservation_bytes > 0) else { return false };
+        let is_unanswered = self.shared.unanswered.borrow().values().any(|request| request.volume == volume.uuid);
+        if is_unanswered {
+            return false;
+        }
+        let (pool, handle, shared) = (self.pool(), self.handle(volume.uuid), Rc::clone(&self.shared));
+        let mut random = fastrand::Rng::with_seed(self.random.u64(..));
+        self.spawn(vec![volume.uuid], true, async move {
+            let Ok(info) = pool.volume_by_id(volume.id) else { return };
+            for _ in 0..info.reservation_left_bytes / BLOCK {
+                let block = random.u64(..volume.size_bytes / BLOCK);
+                let sectors = block * SECTORS..(block + 1) * SECTORS;
+                let number = shared.model.borrow_mut().number();
+                shared.model.borrow_mut().sent_again(volume.uuid, sectors.clone());
+                shared.model.borrow_mut().begin(number, volume.uuid, sectors.clone(), number, Kind::Write);
+                let memory = IoMemory::from_bytes(&fill(number, sectors.start, SECTORS));
+                match handle.write(block * BLOCK, &memory, false).await {
+                    Ok(held) => {
+                        shared.model.borrow_mut().acknowledge(number, false);
+                        shared.met.borrow_mut().claimed += 1;
+                        drop(held);
+                    }
+                    Err(error) => panic!("{} has {info:?}, and is refused: {error}; {:?}", volume.name, pool.info()),
+                }
+            }
+        });
+        true
+    }
+
     fn start_rename(&mut self) -> bool {
         let Some(volume) = self.pick(true, |_| true) else { return false };
         let (pool, name) = (self.pool(), self.name());
@@ -617,6 +670,7 @@ fn new_volume(volume: &Volume) -> NewVolume {
         size_bytes: volume.size_bytes,
         sector_size: volume.sector_size,
         quota_bytes: 0,
+        reservation_bytes: 0,
         created: 1,
         attributes: BTreeMap::from([("of".to_owned(), vec![7; 5000])]),
     }

@@ -29,6 +29,7 @@ fn volume_record() -> VolumeRecord {
         received_from: Some((Uuid::from_u128(13), Clock(14))),
         own_blocks: 15,
         mapped_blocks: 16,
+        in_place_blocks: 25,
         quota_bytes: 17,
         reservation_bytes: 18,
         on_full: OnFull::Wait,
