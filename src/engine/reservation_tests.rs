@@ -147,7 +147,20 @@ async fn claim_all(pool: &Memories, id: VolumeId, neighbour: VolumeId, random: &
             return;
         }
         tries += 1;
-        assert!(tries < 100_000, "seed {seed}");
+        assert!(tries < 10_000, "seed {seed}");
+        if wants - has < 64 {
+            // Chance alone would take long to find the last ones.
+            let mut blocks: Vec<u64> = (0..size / BLOCK_BYTES).collect();
+            random.shuffle(&mut blocks);
+            for block in blocks {
+                if in_place(pool, id).0 < wants {
+                    let written = write(pool, id, block * BLOCK_BYTES, BLOCK_BYTES, random.u8(1..)).await;
+                    assert!(written.is_ok(), "seed {seed}: {written:?}");
+                }
+            }
+            assert_eq!(in_place(pool, id).0, wants, "seed {seed}");
+            return;
+        }
         // Several at once, but never more than is owed: of what goes beyond, nothing is said.
         let mut left = (wants - has).min(random.u64(1..=512));
         let mut writes: Vec<Pin<Box<dyn Future<Output = _>>>> = Vec::new();
