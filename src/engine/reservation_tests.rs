@@ -239,28 +239,31 @@ fn reserved_bytes_can_be_written_when_others_have_filled_the_pool() {
     }
 }
 
-/// The worst for the map: each block in a leaf of its own, given up again, and written elsewhere, over shared leaves.
+/// The worst for the map: blocks in leaves that are shared, given up again, and written in others. Each leaf is the volume's
+/// own from then on, with nothing of its own in it.
 #[test]
 fn map_of_scattered_blocks_never_eats_what_is_reserved() {
+    const LEAVES: u64 = 2048;
+    const RESERVED_BLOCKS: u64 = 64;
     with_image(empty_pool(), 1, |pool| async move {
-        let size = 64 * MIB;
-        let id = pool.create_volume(new_volume("v", size)).await.unwrap().id;
-        fill(&pool, id, 0, 16 * MIB as usize, 1).await;
+        let id = pool.create_volume(new_volume("v", LEAVES * MIB)).await.unwrap().id;
+        for leaf in 0..LEAVES {
+            write(&pool, id, leaf * MIB, BLOCK_BYTES, 1).await.unwrap();
+        }
         pool.create_snapshot(id, new_snapshot("s")).await.unwrap();
-        pool.set_reservation(id, 16 * BLOCK_BYTES).await.unwrap();
+        pool.set_reservation(id, RESERVED_BLOCKS * BLOCK_BYTES).await.unwrap();
         let ballast = pool.create_volume(new_volume("ballast", 1 << 30)).await.unwrap().id;
         fill_until_full(&pool, ballast).await;
-        for round in 0..4 {
-            for leaf in 0..16 {
-                let at = (leaf + 16 * round) * MIB + 8192;
-                write(&pool, id, at, BLOCK_BYTES, 2).await.unwrap();
+        for round in 0..LEAVES / RESERVED_BLOCKS {
+            let leaves = round * RESERVED_BLOCKS..(round + 1) * RESERVED_BLOCKS;
+            for leaf in leaves.clone() {
+                write(&pool, id, leaf * MIB + 8192, BLOCK_BYTES, 2).await.unwrap();
             }
-            assert_eq!(in_place(&pool, id), (16, 16));
-            for leaf in 0..16 {
-                let at = (leaf + 16 * round) * MIB + 8192;
-                drop(pool.open_volume(id, false).unwrap().discard(at, BLOCK_BYTES).await.unwrap());
+            assert_eq!(in_place(&pool, id), (RESERVED_BLOCKS, RESERVED_BLOCKS));
+            for leaf in leaves {
+                drop(pool.open_volume(id, false).unwrap().discard(leaf * MIB + 8192, BLOCK_BYTES).await.unwrap());
             }
-            fill_until_full(&pool, ballast).await;
+            assert!(write(&pool, ballast, 512 * MIB, BLOCK_BYTES, 1).await.is_err(), "round {round}");
         }
         assert_clean(&pool).await;
     });
