@@ -138,7 +138,13 @@ impl<S: Storage> Pool<S> {
             if state.missing_to_owe(id, &wanted) == 0 {
                 return Ok(());
             }
-            owed(&wanted, state.planned_of(id))
+            let owed = owed(&wanted, state.planned_of(id));
+            let most = state.geometry.pool_blocks.max(state.size_limit_bytes / BLOCK_BYTES);
+            if owed.saturating_add(state.owed_to_others(id)) > most {
+                // Waiting is of no use.
+                return state.check_owing(id, &wanted);
+            }
+            owed
         };
         match self.make_room(missing, Use::Reservation, id, 0).await {
             // Said better below, where it is known what is missing.

@@ -71,8 +71,10 @@ async fn fill_until_full(pool: &Memories, id: VolumeId) {
     assert!(at < size, "the pool is larger than the volume that is to fill it");
 }
 
+type Writing<'a> = Pin<Box<dyn Future<Output = Result<(), Error>> + 'a>>;
+
 /// All futures at once.
-async fn join(mut futures: Vec<Pin<Box<dyn Future<Output = Result<(), Error>> + '_>>>) -> Result<(), Error> {
+async fn join(mut futures: Vec<Writing<'_>>) -> Result<(), Error> {
     std::future::poll_fn(move |context| {
         let mut failed = None;
         futures.retain_mut(|future| match future.as_mut().poll(context) {
@@ -163,7 +165,7 @@ async fn claim_all(pool: &Memories, id: VolumeId, neighbour: VolumeId, random: &
         }
         // Several at once, but never more than is owed: of what goes beyond, nothing is said.
         let mut left = (wants - has).min(random.u64(1..=512));
-        let mut writes: Vec<Pin<Box<dyn Future<Output = _>>>> = Vec::new();
+        let mut writes: Vec<Writing<'_>> = Vec::new();
         while left > 0 {
             let blocks = if random.u32(..8) == 0 { random.u64(1..=left.min(256)) } else { 1 };
             left -= blocks;
