@@ -150,9 +150,14 @@ impl<S: Storage> Pool<S> {
     }
 
     /// Sets the most bytes that a volume may own; 0 for no limit.
+    ///
+    /// # Errors
+    /// `InvalidInput` for less than its reservation.
     pub async fn set_quota(&self, id: VolumeId, quota_bytes: u64) -> Result<()> {
+        let check = |record: &VolumeRecord| check_reservation(record.reservation_bytes, record.size_bytes, quota_bytes);
+        check(&self.inner.state.borrow().volume(id)?.record)?;
         self.change(id, |_, record| {
-            check_reservation(record.reservation_bytes, record.size_bytes, quota_bytes)?;
+            check(record)?;
             record.quota_bytes = quota_bytes;
             Ok(())
         })
