@@ -10,8 +10,8 @@ use std::task::Poll;
 
 use super::Storage;
 use super::pool::{Pool, until};
-use super::state::{CarcassKey, Freed, Need, State, Try, Waiting};
-use super::tree::{entry_index, entry_span};
+use super::state::{CarcassKey, Freed, Need, State, TreeKey, Try, Waiting};
+use super::tree::{Accounted, entry_index, entry_span};
 use super::work::Work;
 use crate::canary::{Canary, is_broken};
 use crate::error::Result;
@@ -27,13 +27,6 @@ const LEAVES_AHEAD: usize = 128;
 /// Metadata blocks below which the worker waits for a checkpoint: its deltas need pages, not blocks, but the carcass
 /// table is written anew.
 const DELTA_PAGES_MAX: usize = 4096;
-
-/// Changes of own and mapped blocks that a step found.
-#[derive(Default)]
-struct Account {
-    own: i64,
-    mapped: i64,
-}
 
 impl<S: Storage> Pool<S> {
     /// The background task.
@@ -160,7 +153,7 @@ impl State {
         }
         // Whatever comes down now, at this place, others may hold alone from then on.
         self.mark_family(carcass.volume, carcass.first.0 + carcass.cursor);
-        let mut account = Account::default();
+        let mut account = Accounted::default();
         let done = if carcass.counting {
             self.count_leaf(&mut carcass, &mut account)?
         } else {
@@ -211,7 +204,7 @@ impl State {
     }
 
     /// Counts the next leaf of a shared subtree. Changes nothing but the cursor; answers whether the end is reached.
-    fn count_leaf(&mut self, carcass: &mut Carcass, account: &mut Account) -> Try<bool> {
+    fn count_leaf(&mut self, carcass: &mut Carcass, account: &mut Accounted) -> Try<bool> {
         let (mut entry, mut level) = (carcass.entry, carcass.level);
         loop {
             let at = carcass.first.0 + carcass.cursor;
@@ -240,7 +233,7 @@ impl State {
     }
 
     /// Gives back the next leaf of a subtree that is the carcass's alone, and the nodes that end with it.
-    fn eat_leaf(&mut self, carcass: &mut Carcass, account: &mut Account) -> Try<bool> {
+    fn eat_leaf(&mut self, carcass: &mut Carcass, account: &mut Accounted) -> Try<bool> {
         // The nodes from the carcass's root down, all ours: (entry, level, first block).
         let mut path: Vec<(Entry, u8, u64)> = vec![(carcass.entry, carcass.level, carcass.first.0)];
         let mut leaf_blocks: Option<Vec<Entry>> = None;
@@ -273,10 +266,13 @@ impl State {
         };
         // Everything was in memory: from here on nothing fails.
         if let Some(blocks) = leaf_blocks {
+            // What was cut out before the volume was last shared or rolled back is older than that, and counts no more.
+            let shared_at = self.shared_at(TreeKey::Volume(carcass.volume));
             for entry in blocks {
                 self.count(entry.address, -1);
                 account.mapped -= 1;
                 account.own -= i64::from(entry.birth >= carcass.created_at);
+                account.in_place -= i64::from(entry.birth >= shared_at);
                 self.free_at_once(entry);
             }
         }
@@ -321,9 +317,9 @@ impl State {
         }
     }
 
-    /// Takes own and mapped blocks down: of the volume, and of what took its tree over after the subtree was cut out while
+    /// Takes own and mapped blocks down, and those written in place of who gave them up: of the volume, and of what took its tree over after the subtree was cut out while
     /// it was still counted.
-    fn settle_account(&mut self, carcass: &Carcass, account: &Account) {
+    fn settle_account(&mut self, carcass: &Carcass, account: &Accounted) {
         if account.mapped == 0 && account.own == 0 {
             return;
         }
@@ -334,7 +330,9 @@ impl State {
             .map(|(id, volume)| (*id, volume.record.created_at == carcass.created_at))
             .collect();
         for (id, owns) in concerned {
-            self.account(id, if owns { account.own } else { 0 }, account.mapped);
+            let own = if owns { account.own } else { 0 };
+            let in_place = if id == carcass.volume { account.in_place } else { 0 };
+            self.account(id, Accounted { own, in_place, ..*account });
         }
     }
 

@@ -44,6 +44,9 @@ mod pool;
 mod ranges;
 mod rebuild;
 mod repair;
+mod reservation;
+#[cfg(test)]
+mod reservation_tests;
 mod scrub;
 #[cfg(test)]
 mod scrub_tests;

@@ -80,6 +80,7 @@ pub(super) fn new_volume(name: &str, size_bytes: u64) -> NewVolume {
         size_bytes,
         sector_size: 512,
         quota_bytes: 0,
+        reservation_bytes: 0,
         created: 0,
         attributes: BTreeMap::new(),
     }
