@@ -41,6 +41,7 @@ mod patience;
 mod patience_tests;
 mod pending_log;
 mod pool;
+mod promise;
 mod ranges;
 mod rebuild;
 mod repair;

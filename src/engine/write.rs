@@ -8,6 +8,7 @@ use smallvec::SmallVec;
 use super::growth::Use;
 use super::patience::Waited;
 use super::pool::{Pool, until};
+use super::promise::{Promise, metadata_blocks};
 use super::space::Run;
 use super::state::{Freed, Need, State, TreeKey, Try};
 use super::tree::entry_index;
@@ -23,23 +24,6 @@ pub(super) const MAP_RECORD_BYTES: usize = 32;
 
 /// Bytes of records that set off a commit by themselves.
 const COMMIT_BYTES: usize = 1 << 20;
-
-/// What a change may need besides data blocks, promised before it takes hold of anything.
-pub(super) struct Promise<S: Storage> {
-    pool: Pool<S>,
-    log_bytes: usize,
-    metadata_blocks: u64,
-}
-
-impl<S: Storage> Drop for Promise<S> {
-    fn drop(&mut self) {
-        let mut state = self.pool.inner.state.borrow_mut();
-        state.log_promised -= self.log_bytes;
-        state.metadata_promised -= self.metadata_blocks;
-        drop(state);
-        self.pool.inner.signals.space.notify(usize::MAX);
-    }
-}
 
 /// A step of a planned write.
 enum Step {
@@ -123,102 +107,6 @@ impl From<Need> for Unplanned {
     fn from(need: Need) -> Self {
         Self::Need(need)
     }
-}
-
-impl<S: Storage> Pool<S> {
-    /// Waits until the pending log and the metadata reserve have room for a change of up to `blocks` blocks, and the
-    /// dirty nodes are within their bound. Nothing may be held.
-    pub(super) async fn promise(&self, blocks: u64, records_bytes: usize) -> Result<Promise<S>> {
-        self.promise_for(Use::Metadata, None, blocks, records_bytes).await
-    }
-
-    /// The same for a change of which it is known whether it gives room back, and the map of which volume it is about.
-    pub(super) async fn promise_for(
-        &self,
-        wanted: Use,
-        whose: Option<VolumeId>,
-        blocks: u64,
-        records_bytes: usize,
-    ) -> Result<Promise<S>> {
-        loop {
-            if let Some(promise) = self.try_promise_for(wanted, whose, blocks, records_bytes)? {
-                return Ok(promise);
-            }
-            let listener = self.inner.signals.space.listen();
-            let wanting = {
-                let state = self.inner.state.borrow();
-                if state.log_free() < records_bytes {
-                    Wanting::Commit
-                } else if state.cache.is_full() {
-                    Wanting::Checkpoint { due: state.is_checkpoint_due() }
-                } else {
-                    Wanting::Metadata
-                }
-            };
-            match wanting {
-                Wanting::Commit => self.want_commit(),
-                Wanting::Checkpoint { due: true } => self.want_checkpoint(),
-                // The one that is running will do.
-                Wanting::Checkpoint { due: false } => {}
-                Wanting::Metadata => {
-                    self.make_room(metadata_blocks(blocks), wanted, whose, 0).await?;
-                    continue;
-                }
-            }
-            if self.try_promise_for(wanted, whose, blocks, records_bytes)?.is_none() {
-                listener.await;
-            }
-        }
-    }
-
-    /// The promise for a write, if there is room at the moment.
-    pub(super) fn try_promise(&self, id: VolumeId, blocks: u64, records_bytes: usize) -> Result<Option<Promise<S>>> {
-        self.try_promise_for(Use::Metadata, Some(id), blocks, records_bytes)
-    }
-
-    /// The same for a change of which it is known whether it gives room back.
-    pub(super) fn try_promise_for(
-        &self,
-        wanted: Use,
-        whose: Option<VolumeId>,
-        blocks: u64,
-        records_bytes: usize,
-    ) -> Result<Option<Promise<S>>> {
-        let metadata_blocks = metadata_blocks(blocks);
-        let mut state = self.inner.state.borrow_mut();
-        state.check_writable()?;
-        let fits = state.log_free() >= records_bytes
-            && !state.cache.is_full()
-            && state.has_metadata(metadata_blocks, wanted, whose);
-        if !fits {
-            return Ok(None);
-        }
-        state.log_promised += records_bytes;
-        state.metadata_promised += metadata_blocks;
-        let much = state.is_checkpoint_due();
-        let low = state.allocator.free() < super::growth::READY_BLOCKS;
-        drop(state);
-        if much {
-            self.want_checkpoint();
-        }
-        if low {
-            self.inner.signals.work.notify(usize::MAX);
-        }
-        Ok(Some(Promise { pool: self.clone(), log_bytes: records_bytes, metadata_blocks }))
-    }
-}
-
-/// What a change waits for before it may begin.
-enum Wanting {
-    Commit,
-    Checkpoint { due: bool },
-    Metadata,
-}
-
-/// Metadata blocks that a change of `blocks` consecutive blocks dirties at most.
-fn metadata_blocks(blocks: u64) -> u64 {
-    let leaves = blocks.div_ceil(ENTRIES_PER_NODE as u64) + 1;
-    8 + 3 * leaves
 }
 
 impl<S: Storage> VolumeHandle<S> {
