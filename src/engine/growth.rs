@@ -267,20 +267,22 @@ impl<S: Storage> Pool<S> {
         refusal.map_or(Ok(false), Err)
     }
 
-    async fn extend(&self, range: std::ops::Range<u64>) -> Result<()> {
+    pub(super) async fn extend(&self, range: std::ops::Range<u64>) -> Result<()> {
         let what = format!("allocation of {} bytes at byte {} of the pool", range.end - range.start, range.start);
         let _work = self.at(Work::Extend);
         self.inner.storage.extend(range).await.map_err(|error| Error::io(what, error))
     }
 
-    /// Takes the next group into use: its descriptors and both slots of its pages are allocated on the host and flushed,
-    /// then the change is recorded, and only then a block of it is handed out. No checkpoint can fail for host space.
+    /// Takes the next group into use: its descriptors and both slots of its pages of counts are allocated on the host and
+    /// flushed, then the change is recorded, and only then a block of it is handed out. No checkpoint can fail for host
+    /// space. (Its pages of checksums: `checksums.rs`.)
     async fn append_group(&self, group: u64) -> Result<()> {
         let inner = &self.inner;
         let geometry = inner.state.borrow().geometry;
         let start = geometry.group_start(group);
         let layout = geometry.layout_blocks(group);
-        self.extend(start.offset_bytes()..start.plus(layout).offset_bytes()).await?;
+        let at_once = geometry.layout_blocks_unsealed(group);
+        self.extend(start.offset_bytes()..start.plus(at_once).offset_bytes()).await?;
         inner.storage.flush().await.map_err(|error| self.poison(&Error::io("flush of a new group", error)))?;
         let mut state = inner.state.borrow_mut();
         state.groups_in_use = group + 1;

@@ -4,7 +4,7 @@
 //! that an acknowledged change maps; the second applies the changes, with nodes allocated afresh. What was read is made
 //! durable by one fdatasync before anything acts on it (rule O9).
 
-use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 
 use rustc_hash::FxHashMap;
 
@@ -454,6 +454,7 @@ fn new_state(superblock: &Superblock, slot: Slot, log: Box<dyn PendingLog>, opti
         frozen: Deltas::default(),
         checksums: NewChecksums::default(),
         frozen_checksums: NewChecksums::default(),
+        checksum_pages_prepared: BTreeSet::new(),
         pages: FxHashMap::default(),
         descriptors: FxHashMap::default(),
         indexes: Vec::new(),

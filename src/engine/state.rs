@@ -1,7 +1,7 @@
 //! Everything the engine knows in memory. It is changed between two awaits only, so each method here is one instant.
 
 use std::cmp::Reverse;
-use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 use std::rc::Rc;
 
 use rustc_hash::FxHashMap;
@@ -175,6 +175,8 @@ pub(super) struct State {
     pub(super) checksums: NewChecksums,
     /// Those of the running checkpoint that have not been put into their pages yet.
     pub(super) frozen_checksums: NewChecksums,
+    /// Groups whose checksum pages were allocated on the host since the pool was opened.
+    pub(super) checksum_pages_prepared: BTreeSet<u64>,
     pub(super) descriptors: FxHashMap<u64, GroupDescriptor>,
     pub(super) indexes: Vec<GroupIndex>,
     pub(super) index_refs: Vec<GroupIndexRef>,
