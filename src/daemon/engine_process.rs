@@ -240,9 +240,9 @@ fn serve(path: &Path, arguments: &EngineArguments, mut link: EngineLink) -> Resu
     executor.spawn(async move { background.run().await }).detach();
     executor.spawn(watch(Rc::clone(&engine), runner, Rc::clone(&executor))).detach();
     let (remote, mailbox) = remote::mailbox()?;
-    let wakeup = reactor.watch_eventfd(mailbox.descriptor()?).map_err(ring)?;
+    let wakeup = reactor.watch_eventfd(mailbox.descriptor()?);
     let doorbell = Rc::new(link.doorbell.try_clone().map_err(|error| Error::io("duplicating a descriptor", error))?);
-    let _doorbell = reactor.watch_eventfd(doorbell).map_err(ring)?;
+    let _doorbell = reactor.watch_eventfd(doorbell);
     let (deliver_to, deliver_on) = (Rc::clone(&engine), Rc::clone(&executor));
     let delivery = async move { mailbox.deliver(&wakeup, &deliver_on, &deliver_to).await };
     executor.spawn(async { drop(delivery.await) }).detach();

@@ -236,7 +236,7 @@ pub(super) fn tune(number: u32, waiting: Option<WaitingWrites>) {
         ("queue/max_sectors_kb", largest_kib.as_str()),
         ("queue/wbt_lat_usec", "0"),
         ("queue/nomerges", "0"),
-        ("queue/rq_affinity", "2"),
+        ("queue/rq_affinity", "1"),
         ("queue/read_ahead_kb", "1024"),
     ];
     for (name, value) in settings {

@@ -23,7 +23,7 @@ use super::abi::{
 use super::init::Wishes;
 use super::mount::Mount;
 use super::session::{answer_offer, read_offer};
-use super::uring::{WideRing, command, next_completion, register_command, wide_ring};
+use super::uring::{WideRing, command, enable, next_completion, register_command, wide_ring};
 use crate::error::{Error, Result};
 use crate::export::shared::{HEADER_BYTES, possible_processors};
 use crate::io::{IoMemory, Mapping};
@@ -82,6 +82,7 @@ impl Scratch {
             return Err(Error::Incompatible("this kernel does not offer FUSE over io_uring".into()));
         }
         let ring = wide_ring(entries.len() as u32).map_err(failed)?;
+        enable(&ring).map_err(failed)?;
         ring.submitter().register_files(&[mount.fuse().as_raw_fd()]).map_err(failed)?;
         let wishes = Wishes { transfer_bytes: READ_BYTES, max_background: AT_A_TIME, over_io_uring: true };
         answer_offer(mount.fuse(), &offer, &wishes)?;

@@ -9,7 +9,7 @@
 //! itself, when dropped, cancels what can be cancelled and waits for the rest.
 //!
 //! **What wakes the thread.** Only completions do. Another thread or process that wants something done writes an eventfd
-//! that is kept posted in the ring ([`Wakeup`]); a task that waits for time uses [`Reactor::sleep`], one that waits for a
+//! that is kept polled by the ring ([`Wakeup`]); a task that waits for time uses [`Reactor::sleep`], one that waits for a
 //! socket [`Reactor::readable`]. Waking a task from another thread in any other way does not end the wait.
 
 mod drive;

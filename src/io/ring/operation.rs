@@ -103,16 +103,16 @@ pub(in crate::io) enum Request {
     Timeout(Box<types::Timespec>),
     /// Waits for `events` of poll(2).
     Ready(Rc<OwnedFd>, u32),
-    /// Reads an eventfd, again and again.
-    Wakeup(Rc<OwnedFd>, Rc<WakeupState>, IoMemory),
+    /// Polls an eventfd, again and again: one entry with many completions.
+    Wakeup(Rc<OwnedFd>, Rc<WakeupState>),
 }
 
-/// What a posted eventfd read has seen.
+/// What a poll of an eventfd has seen.
 #[derive(Default)]
 pub(in crate::io) struct WakeupState {
-    pub count: Cell<u64>,
+    pub woken: Cell<bool>,
     pub waker: Cell<Option<Waker>>,
-    /// Set when the read ended for good.
+    /// Set when the poll ended for good.
     pub failed: Cell<Option<i32>>,
 }
 
@@ -148,8 +148,8 @@ impl Request {
             }
             Self::Timeout(timespec) => opcode::Timeout::new(&raw const **timespec).build(),
             Self::Ready(fd, events) => opcode::PollAdd::new(types::Fd(fd.as_raw_fd()), *events).build(),
-            Self::Wakeup(fd, _, memory) => {
-                opcode::Read::new(types::Fd(fd.as_raw_fd()), memory.as_ptr(), 8).offset(u64::MAX).build()
+            Self::Wakeup(fd, _) => {
+                opcode::PollAdd::new(types::Fd(fd.as_raw_fd()), libc::POLLIN as u32).multi(true).build()
             }
         }
     }
@@ -186,12 +186,10 @@ impl Request {
                 }
                 failed => Step::Finished(failed),
             },
-            Self::Wakeup(_, state, memory) => {
-                let mut bytes = [0; 8];
+            Self::Wakeup(_, state) => {
                 let step = match check(result) {
                     Ok(()) => {
-                        memory.read(0, &mut bytes);
-                        state.count.set(state.count.get().saturating_add(u64::from_ne_bytes(bytes)));
+                        state.woken.set(true);
                         Step::Again
                     }
                     failed => {

@@ -11,7 +11,7 @@ use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
 use io_uring::squeue::Entry;
-use io_uring::{EnterFlags, IoUring, opcode, types};
+use io_uring::{EnterFlags, IoUring, cqueue, opcode, types};
 use slab::Slab;
 
 use super::operation::{Release, Request, RingFile, Step};
@@ -143,7 +143,7 @@ impl Reactor {
         Ok(())
     }
 
-    /// Operations that have not ended, posted eventfd reads and timers among them.
+    /// Operations that have not ended, polls of eventfds and timers among them.
     pub fn in_flight(&self) -> usize {
         let state = self.inner.state.borrow();
         state.in_ring + state.backlog.len()
@@ -281,19 +281,20 @@ impl Inner {
         let mut reaped = 0;
         let mut wakers = self.wakers.take();
         loop {
-            let mut batch = [(0, 0); REAP_BATCH];
+            let mut batch = [(0, 0, false); REAP_BATCH];
             let mut count = 0;
             {
                 let mut ring = self.ring.borrow_mut();
                 for completion in ring.completion().take(REAP_BATCH) {
-                    batch[count] = (completion.user_data(), completion.result());
+                    let goes_on = cqueue::more(completion.flags());
+                    batch[count] = (completion.user_data(), completion.result(), goes_on);
                     count += 1;
                 }
             }
-            for &(user_data, result) in &batch[..count] {
+            for &(user_data, result, goes_on) in &batch[..count] {
                 // The request of an ended operation is dropped here, outside every borrow: with it may go the last
                 // handle of a file, which takes itself off the ring's table.
-                let ended = self.complete(user_data, result, &mut wakers);
+                let ended = self.complete(user_data, result, goes_on, &mut wakers);
                 drop(ended);
             }
             for waker in wakers.drain(..) {
@@ -311,14 +312,20 @@ impl Inner {
         reaped
     }
 
-    fn complete(&self, user_data: u64, result: i32, wakers: &mut Vec<Waker>) -> Option<Request> {
+    /// `goes_on`: the same entry will complete once more.
+    fn complete(&self, user_data: u64, result: i32, goes_on: bool, wakers: &mut Vec<Waker>) -> Option<Request> {
         let mut state = self.state.borrow_mut();
         let state = &mut *state;
+        let key = user_data as usize;
+        if goes_on {
+            let slot = state.slots.get_mut(key)?;
+            slot.request.as_mut()?.complete(result, &mut slot.attempts, wakers);
+            return None;
+        }
         state.in_ring -= 1;
         if user_data == CANCELLATION {
             return None;
         }
-        let key = user_data as usize;
         let slot = state.slots.get_mut(key)?;
         slot.in_ring = false;
         let step = slot.request.as_mut()?.complete(result, &mut slot.attempts, wakers);

@@ -10,35 +10,35 @@ use std::time::Duration;
 
 use super::operation::{Request, WakeupState};
 use super::reactor::{Operation, Reactor};
-use crate::io::IoMemory;
 
-/// An eventfd kept posted in a ring: whoever writes to it ends the ring's wait.
+/// An eventfd polled by a ring: whoever writes to it ends the ring's wait.
 ///
-/// Wakes are added up until they are taken, so none is lost between two waits; several may be taken as one.
+/// One poll tells of every write; nobody reads the eventfd, and what it counts means nothing. A wake is kept until it is taken,
+/// so none is lost between two waits; several may be taken as one.
 pub struct Wakeup {
     state: Rc<WakeupState>,
-    /// Dropping it cancels the read.
-    _read: Operation,
+    /// Dropping it cancels the poll.
+    _poll: Operation,
 }
 
 impl Wakeup {
-    /// Takes the wakes that came since the last time; 0 when there were none. Does not wait.
-    pub fn take(&self) -> u64 {
-        self.state.count.take()
+    /// Takes the wakes that came since the last time; false when there were none. Does not wait.
+    pub fn take(&self) -> bool {
+        self.state.woken.take()
     }
 
-    /// Waits for a wake and takes all that came: answers their sum. One task at a time may wait.
+    /// Waits for a wake and takes all that came. One task at a time may wait.
     ///
     /// # Errors
-    /// When the eventfd cannot be read any more.
-    pub fn wait(&self) -> impl Future<Output = io::Result<u64>> {
+    /// When the eventfd cannot be polled any more.
+    pub fn wait(&self) -> impl Future<Output = io::Result<()>> {
         std::future::poll_fn(|context| match (self.take(), self.state.failed.get()) {
-            (0, None) => {
+            (true, _) => Poll::Ready(Ok(())),
+            (false, Some(errno)) => Poll::Ready(Err(io::Error::from_raw_os_error(errno))),
+            (false, None) => {
                 self.state.waker.set(Some(context.waker().clone()));
                 Poll::Pending
             }
-            (0, Some(errno)) => Poll::Ready(Err(io::Error::from_raw_os_error(errno))),
-            (count, _) => Poll::Ready(Ok(count)),
         })
     }
 }
@@ -56,17 +56,11 @@ impl Future for Sleep {
 }
 
 impl Reactor {
-    /// Keeps a read of `fd`, an eventfd, posted in the ring until the answer is dropped.
-    ///
-    /// # Errors
-    /// `InvalidInput` for a descriptor with O_NONBLOCK: the ring's read of it would fail at once instead of waiting.
-    pub fn watch_eventfd(&self, fd: Rc<OwnedFd>) -> io::Result<Wakeup> {
-        if rustix::fs::fcntl_getfl(&*fd)?.contains(rustix::fs::OFlags::NONBLOCK) {
-            return Err(io::Error::new(io::ErrorKind::InvalidInput, "an eventfd to be watched must be a blocking one"));
-        }
+    /// Keeps `fd`, an eventfd, polled by the ring until the answer is dropped. One that was written before counts as a wake.
+    pub fn watch_eventfd(&self, fd: Rc<OwnedFd>) -> Wakeup {
         let state = Rc::new(WakeupState::default());
-        let read = self.issue(Request::Wakeup(fd, Rc::clone(&state), IoMemory::zeroed(8)));
-        Ok(Wakeup { state, _read: read })
+        let poll = self.issue(Request::Wakeup(fd, Rc::clone(&state)));
+        Wakeup { state, _poll: poll }
     }
 
     /// Completes after `duration`, measured from this call's submission. The error is the ring's, not the clock's.
