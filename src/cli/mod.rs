@@ -6,6 +6,7 @@
 
 mod attach;
 mod clone;
+mod containerd;
 mod context;
 mod demo;
 mod device_name;
@@ -94,6 +95,8 @@ enum Command {
     Doctor(doctor::DoctorArguments),
     /// Run a pool's daemon in the foreground
     Serve(serve::ServeArguments),
+    /// Serve a pool to containerd as a snapshotter, in the foreground
+    Containerd(containerd::ContainerdArguments),
     /// Have a daemon's engine process succeeded by the program on disk, under mounted volumes
     Upgrade(serve::UpgradeArguments),
     /// Stop a pool's daemon
@@ -146,7 +149,7 @@ fn ended(outcome: Result<ExitCode>) -> ExitCode {
 }
 
 fn run(context: &Context, command: Command) -> Result<ExitCode> {
-    if !matches!(command, Command::Serve(_) | Command::Engine(_)) {
+    if !matches!(command, Command::Serve(_) | Command::Engine(_) | Command::Containerd(_)) {
         logging::start(logging::COMMAND);
     }
     match command {
@@ -167,6 +170,7 @@ fn run(context: &Context, command: Command) -> Result<ExitCode> {
         Command::Top(arguments) => top::run(context, &arguments),
         Command::Doctor(arguments) => return doctor::run(context, &arguments),
         Command::Serve(arguments) => serve::serve(context, &arguments),
+        Command::Containerd(arguments) => containerd::serve(context, &arguments),
         Command::Upgrade(arguments) => serve::upgrade(context, &arguments),
         Command::Stop(arguments) => serve::stop(context, &arguments),
         Command::Engine(arguments) => return serve::engine(context, &arguments),

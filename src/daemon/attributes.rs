@@ -6,3 +6,7 @@ pub const ATTACHED: &str = "plywood.attached";
 pub const ATTACHED_BY: &str = "plywood.attached-by";
 /// On a volume that goes away with its use, and says which; what is left of one is deleted when a daemon starts afresh.
 pub const EPHEMERAL: &str = "plywood.ephemeral";
+/// On a layer of an imported image: digest of the layer and all below it, by the image specification's rule.
+pub const CHAIN_ID: &str = "plywood.image.chain-id";
+/// On such a layer: the file system that it was unpacked on; none on a disk image.
+pub const FILESYSTEM: &str = "plywood.image.filesystem";
