@@ -5,7 +5,7 @@ use std::path::PathBuf;
 
 use crate::scratch::Scratch;
 
-const COMMANDS: [&str; 54] = [
+const COMMANDS: [&str; 55] = [
     "",
     "pool",
     "pool create",
@@ -51,6 +51,7 @@ const COMMANDS: [&str; 54] = [
     "metrics",
     "top",
     "doctor",
+    "containerd",
     "serve",
     "stop",
     "help",
