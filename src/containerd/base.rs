@@ -50,6 +50,7 @@ fn format_draft(
         size_bytes,
         sector_size: SECTOR_SIZE,
         quota_bytes: 0,
+        reservation_bytes: 0,
         attributes: Attributes::new(),
     })?;
     let device = link.attach(draft)?;
