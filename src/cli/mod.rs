@@ -10,6 +10,7 @@ mod context;
 mod demo;
 mod device_name;
 mod diff;
+mod docker;
 mod doctor;
 mod documents;
 mod events;
@@ -80,6 +81,8 @@ enum Command {
     Image(image::ImageCommand),
     /// Run a command in a container on a clone of an image
     Run(run::RunArguments),
+    /// Serve volumes to Docker and Podman: their volume plugin
+    DockerPlugin(docker::DockerArguments),
     /// Show the whole story on one screen, with overlayfs beside it
     Demo(demo::DemoArguments),
     /// Show the ranges that differ between two volumes of one family
@@ -146,8 +149,10 @@ fn ended(outcome: Result<ExitCode>) -> ExitCode {
 }
 
 fn run(context: &Context, command: Command) -> Result<ExitCode> {
-    if !matches!(command, Command::Serve(_) | Command::Engine(_)) {
-        logging::start(logging::COMMAND);
+    match command {
+        Command::Serve(_) | Command::Engine(_) => {}
+        Command::DockerPlugin(_) => logging::start(logging::DAEMON),
+        _ => logging::start(logging::COMMAND),
     }
     match command {
         Command::Pool(command) => pool::run(context, command),
@@ -160,6 +165,7 @@ fn run(context: &Context, command: Command) -> Result<ExitCode> {
         Command::Unmount(arguments) => mount::unmount(context, &arguments),
         Command::Image(command) => image::run(context, command),
         Command::Run(arguments) => return run::run(context, &arguments),
+        Command::DockerPlugin(arguments) => docker::serve(context, &arguments),
         Command::Demo(arguments) => return demo::demo(context, &arguments),
         Command::Diff(arguments) => diff::run(context, &arguments),
         Command::Events(arguments) => events::run(context, &arguments),

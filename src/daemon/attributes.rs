@@ -6,3 +6,7 @@ pub const ATTACHED: &str = "plywood.attached";
 pub const ATTACHED_BY: &str = "plywood.attached-by";
 /// On a volume that goes away with its use, and says which; what is left of one is deleted when a daemon starts afresh.
 pub const EPHEMERAL: &str = "plywood.ephemeral";
+/// On a volume that Docker or Podman created: what it was asked for, JSON.
+pub const DOCKER_OPTIONS: &str = "plywood.docker.options";
+/// On such a volume while it is mounted for containers: the boot, and the id of each mount, JSON.
+pub const DOCKER_MOUNTS: &str = "plywood.docker.mounts";
