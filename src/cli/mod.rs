@@ -21,6 +21,7 @@ mod mount_helper;
 mod name;
 pub mod output;
 mod pool;
+mod prune;
 pub mod run;
 mod scrub;
 mod serve;
@@ -87,6 +88,8 @@ enum Command {
     Demo(demo::DemoArguments),
     /// Show the ranges that differ between two volumes of one family
     Diff(diff::DiffArguments),
+    /// Delete what nothing refers to any more, and tell the bytes that frees
+    Prune(prune::PruneArguments),
     /// Follow what happens to a pool in use
     Events(events::EventsArguments),
     /// Print the metrics of a pool in the text form that Prometheus collects
@@ -168,6 +171,7 @@ fn run(context: &Context, command: Command) -> Result<ExitCode> {
         Command::DockerPlugin(arguments) => docker::serve(context, &arguments),
         Command::Demo(arguments) => return demo::demo(context, &arguments),
         Command::Diff(arguments) => diff::run(context, &arguments),
+        Command::Prune(arguments) => prune::prune(context, &arguments),
         Command::Events(arguments) => events::run(context, &arguments),
         Command::Metrics => metrics::run(context),
         Command::Top(arguments) => top::run(context, &arguments),

@@ -76,7 +76,10 @@ fn word<'a>(given: Option<&'a str>, what: &str) -> Result<&'a str> {
 /// Does what is asked by `path`.
 pub fn answer(volumes: &Volumes, path: &str, body: &[u8]) -> Answer {
     let Some(call) = Call::of(path) else {
-        return Answer::error(404, &format!("plywood does not know {path}; it speaks version 1 of the volume protocol"));
+        return Answer::error(
+            404,
+            &format!("plywood does not know {path}; it speaks version 1 of the volume protocol"),
+        );
     };
     match Request::read(body).and_then(|request| call.answer(volumes, &request)) {
         Ok(body) => {

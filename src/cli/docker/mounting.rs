@@ -7,6 +7,7 @@
 use std::fs::{self, DirBuilder};
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::Ordering;
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -81,7 +82,11 @@ impl Volumes {
     pub fn unmount(&self, name: &str, id: &str) -> Result<()> {
         let _held = self.names.hold(name);
         let client = self.client()?;
-        let Some(mut known) = self.find(&client, name)? else { return Ok(()) };
+        let Some(mut known) = self.find(&client, name)? else {
+            // It was ephemeral, and has gone with an earlier daemon; its dead mount is left.
+            self.pending.store(true, Ordering::Release);
+            return Ok(());
+        };
         if self.state(&known.volume)? == State::Unmounted {
             return if known.record.was_mounted { self.end_of_use(&client, &known) } else { Ok(()) };
         }
@@ -125,6 +130,16 @@ impl Volumes {
     fn settle_all(&self) -> Result<bool> {
         let client = self.client()?;
         let mut settled = true;
+        // Before the volumes: what is mounted now and is none of them has been deleted.
+        let mounts = own_mounts().context("/proc/self/mountinfo")?;
+        let volumes = client.volumes()?;
+        for mount in mounts.iter().filter(|mount| mount.mount_point.parent() == Some(&self.directory)) {
+            let is_there = |volume: &Volume| self.directory_of(volume) == mount.mount_point;
+            if !volumes.iter().any(is_there) {
+                tracing::info!("{}: its volume is gone, with an earlier daemon", mount.mount_point.display());
+                detach_lazily(&mount.mount_point)?;
+            }
+        }
         for known in self.all(&client)? {
             let name = &known.volume.name;
             let _held = self.names.hold(name);
@@ -137,7 +152,7 @@ impl Volumes {
             };
             if let Err(error) = done {
                 settled = false;
-                tracing::info!(volume = name, "not put in order yet: {error:#}");
+                tracing::debug!(volume = name, "not put in order yet: {error:#}");
             }
         }
         Ok(settled)
