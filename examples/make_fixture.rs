@@ -80,6 +80,7 @@ fn new_volume(number: u64, size_bytes: u64) -> NewVolume {
         size_bytes,
         sector_size: 4096,
         quota_bytes: 0,
+        reservation_bytes: 0,
         created: 1_800_000_000_000_000_000 + number,
         attributes: BTreeMap::new(),
     }

@@ -61,11 +61,13 @@ pub enum Canary {
     ChecksumKept,
     /// A snapshot is called sealed before its checksums are durable.
     SealedTooEarly,
+    /// Pages of checksums are not allocated on the host before a checkpoint has to write them.
+    ChecksumPagesUnprepared,
 }
 
 impl Canary {
     /// All of them.
-    pub const ALL: [Self; 26] = [
+    pub const ALL: [Self; 27] = [
         Self::CutAfterFlush,
         Self::FlushWithoutRecords,
         Self::SnapshotOverWrites,
@@ -92,6 +94,7 @@ impl Canary {
         Self::FailedFlushIgnored,
         Self::ChecksumKept,
         Self::SealedTooEarly,
+        Self::ChecksumPagesUnprepared,
     ];
 }
 

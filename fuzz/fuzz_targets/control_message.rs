@@ -48,9 +48,11 @@ fn commands() -> Vec<Command> {
             size_bytes: 1 << 30,
             sector_size: 512,
             quota_bytes: 0,
+            reservation_bytes: 1 << 20,
             attributes: attributes.clone(),
         },
         Command::VolumeResize { name: name(), size_bytes: 4096, force: true },
+        Command::VolumeReserve { name: name(), reservation_bytes: 1 << 30 },
         Command::SnapshotCreate { volume: name(), uuid, name: name(), attributes: attributes.clone() },
         Command::SnapshotRollback {
             volume: name(),

@@ -176,6 +176,17 @@ fn show(context: &Context, pool: &Pool) -> Result<()> {
         ("volumes", format!("{}, and {} snapshots", pool.volumes, pool.snapshots)),
         ("virtual sizes", format!("{} in all", size::echo(pool.virtual_bytes))),
         ("overcommitment", overcommitment(pool)),
+        (
+            "reserved",
+            match pool.reserved_bytes {
+                0 => "nothing".into(),
+                bytes => format!(
+                    "{} for volumes; {} of what is free is theirs alone, with room for their maps",
+                    size::echo(bytes),
+                    size::show(pool.owed_bytes)
+                ),
+            },
+        ),
         ("being freed", format!("{} deleted trees", pool.carcasses)),
         ("sealed", format!("{} of {} snapshots", pool.sealed, pool.snapshots)),
         ("verify on read", if pool.verify_on_read { "yes" } else { "where a volume asks for it" }.into()),

@@ -24,6 +24,14 @@ pub enum VolumeCommand {
         /// Most bytes of its own; none without this option
         #[arg(long, value_parser = size::parse, value_name = "SIZE")]
         quota: Option<u64>,
+        /// Bytes of its own that the pool always has for it, whatever other volumes take
+        ///
+        /// Writing it never fails for want of space in the pool until it has so many bytes that no snapshot shares. The room
+        /// that its map can need (0.4 % of its size) is kept as well. A snapshot shares what the volume has, so the whole
+        /// reservation is wanted anew: a snapshot that the pool has too little for is refused. Reserved is space of the pool:
+        /// a pool in a sparse file can still meet a host that is full.
+        #[arg(long, value_parser = size::parse, value_name = "SIZE")]
+        reserve: Option<u64>,
         /// What writes do that need a block when the pool has none
         #[arg(long, value_enum, default_value_t = OnFull::Error, value_name = "WHAT")]
         on_full: OnFull,
@@ -49,16 +57,19 @@ pub enum VolumeCommand {
         /// The new name
         to: Name,
     },
-    /// Change the size of a volume, its quota, or both
+    /// Change the size of a volume, its quota, or its reservation
     Resize {
         /// The volume
         name: Name,
         /// New size of the device
-        #[arg(long, value_parser = size::parse, required_unless_present = "quota")]
+        #[arg(long, value_parser = size::parse, required_unless_present_any = ["quota", "reserve"])]
         size: Option<u64>,
         /// New quota; 0 takes it away
         #[arg(long, value_parser = size::parse, value_name = "SIZE")]
         quota: Option<u64>,
+        /// New reservation, no more than size and quota; 0 takes it away
+        #[arg(long, value_parser = size::parse, value_name = "SIZE")]
+        reserve: Option<u64>,
         /// Shrink even below the file system on it
         #[arg(long)]
         force: bool,
@@ -121,13 +132,14 @@ pub enum OnFull {
 pub fn run(context: &Context, command: VolumeCommand) -> Result<()> {
     let client = context.client()?;
     let volume = match command {
-        VolumeCommand::Create { name, size, sector_size, quota, on_full, detect_zeroes } => {
+        VolumeCommand::Create { name, size, sector_size, quota, reserve, on_full, detect_zeroes } => {
             let mut created = client.for_volume(Command::VolumeCreate {
                 uuid: uuid::Uuid::new_v4(),
                 name: name.text()?,
                 size_bytes: size,
                 sector_size,
                 quota_bytes: quota.unwrap_or(0),
+                reservation_bytes: reserve.unwrap_or(0),
                 attributes: Default::default(),
             })?;
             if on_full == OnFull::Wait {
@@ -149,15 +161,22 @@ pub fn run(context: &Context, command: VolumeCommand) -> Result<()> {
         VolumeCommand::Rename { name, to } => {
             client.for_volume(Command::VolumeRename { name: name.text()?, to: to.text()? })?
         }
-        VolumeCommand::Resize { name, size, quota, force } => {
+        VolumeCommand::Resize { name, size, quota, reserve, force } => {
             let name = name.text()?;
-            // The quota first: it can be refused without having changed the size.
+            let present = client.volume(&name)?.reservation_bytes;
+            let quota = quota.map(|quota_bytes| Command::VolumeQuota { name: name.clone(), quota_bytes });
+            let size = size.map(|size_bytes| Command::VolumeResize { name: name.clone(), size_bytes, force });
+            let reserve = |wanted: fn(u64, u64) -> bool| {
+                let bytes = reserve.filter(|bytes| wanted(*bytes, present));
+                bytes.map(|reservation_bytes| Command::VolumeReserve { name: name.clone(), reservation_bytes })
+            };
+            // A reservation is no more than size and quota: less of it comes before these, more after them. The quota can be
+            // refused without having changed the size.
+            let less = reserve(|bytes, present| bytes <= present);
+            let more = reserve(|bytes, present| bytes > present);
             let mut volume = None;
-            if let Some(quota_bytes) = quota {
-                volume = Some(client.for_volume(Command::VolumeQuota { name: name.clone(), quota_bytes })?);
-            }
-            if let Some(size_bytes) = size {
-                volume = Some(client.for_volume(Command::VolumeResize { name, size_bytes, force })?);
+            for command in [less, quota, size, more].into_iter().flatten() {
+                volume = Some(client.for_volume(command)?);
             }
             volume.ok_or_else(|| anyhow::anyhow!("nothing to change was given"))?
         }
@@ -199,6 +218,9 @@ pub(super) fn changed(context: &Context, volume: &Volume) -> Result<()> {
     }
     if volume.quota_bytes > 0 {
         notes.push(format!("quota {}", size::echo(volume.quota_bytes)));
+    }
+    if volume.reservation_bytes > 0 {
+        notes.push(format!("{} reserved", size::echo(volume.reservation_bytes)));
     }
     if volume.protected {
         notes.push("protected".into());
@@ -302,6 +324,7 @@ pub(super) fn show(context: &Context, volume: &Volume) -> Result<()> {
         ("shared", volume.shared_bytes.map_or_else(|| "not known yet".into(), size::echo)),
         ("mapped", size::echo(volume.mapped_bytes)),
         ("quota", quota),
+        ("reserved", reserved(volume)),
         ("when full", if volume.waits_when_full { "writes wait" } else { "writes fail" }.into()),
         ("detect zeroes", yes_or_no(volume.detect_zeroes)),
         ("origin", origin),
@@ -314,6 +337,14 @@ pub(super) fn show(context: &Context, volume: &Volume) -> Result<()> {
         ("in use", yes_or_no(volume.open)),
         ("device", volume.device.as_ref().map_or_else(|| "none".into(), |device| device.display().to_string())),
     ])?)
+}
+
+/// What is reserved for it, and how much of that it has not written yet.
+fn reserved(volume: &Volume) -> String {
+    match (volume.reservation_bytes, volume.reservation_left_bytes) {
+        (0, _) => "nothing".into(),
+        (bytes, left) => format!("{}, {} of it not its own yet", size::echo(bytes), size::show(left)),
+    }
 }
 
 fn kind(volume: &Volume) -> &'static str {

@@ -148,7 +148,7 @@ impl Client {
         }
     }
 
-    /// Creates an empty volume without a quota.
+    /// Creates an empty volume without a quota or a reservation.
     ///
     /// # Errors
     /// As [`call`](Client::call).
@@ -160,7 +160,16 @@ impl Client {
         attributes: Attributes,
     ) -> Result<Volume, Failure> {
         let (uuid, name) = (Uuid::new_v4(), name.into());
-        self.for_volume(Command::VolumeCreate { uuid, name, size_bytes, sector_size, quota_bytes: 0, attributes })
+        let (quota_bytes, reservation_bytes) = (0, 0);
+        self.for_volume(Command::VolumeCreate {
+            uuid,
+            name,
+            size_bytes,
+            sector_size,
+            quota_bytes,
+            reservation_bytes,
+            attributes,
+        })
     }
 
     /// Takes a snapshot of a volume.

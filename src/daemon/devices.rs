@@ -169,7 +169,7 @@ impl Daemon {
             Command::Metrics => Reply::Metrics(metrics::text(taken_figures(&self.remote)?)),
             Command::Attach { name, read_only } => {
                 let (_device, volume) = self.lock_volume(&name)?;
-                Reply::Attached(vec![self.attach(volume, read_only)?])
+                Reply::Attached(vec![self.attach(&volume, read_only)?])
             }
             Command::AttachAll => Reply::Attached(self.attach_all()?),
             Command::Detach { name } => {
@@ -263,7 +263,7 @@ impl Daemon {
         self.directory.join(id.to_string())
     }
 
-    fn attach(&self, volume: VolumeInfo, read_only: bool) -> Result<Attachment> {
+    fn attach(&self, volume: &VolumeInfo, read_only: bool) -> Result<Attachment> {
         let name = &volume.name;
         let read_only = read_only || volume.read_only;
         if let Some(attachment) = self.attachment(volume.id)? {
@@ -385,11 +385,10 @@ impl Daemon {
         })??;
         let (mut attached, mut failed) = (Vec::new(), None);
         for (volume, read_only) in marked {
-            let name = volume.name.clone();
-            match self.attach(volume, read_only) {
+            match self.attach(&volume, read_only) {
                 Ok(attachment) => attached.push(attachment),
                 Err(error) => {
-                    tracing::error!(volume = %name, "attach --all: {error}");
+                    tracing::error!(volume = %volume.name, "attach --all: {error}");
                     failed.get_or_insert(error);
                 }
             }

@@ -130,12 +130,13 @@ pub async fn execute<S: Medium>(control: &Control<S>, command: Command) -> Resul
             pool.trim().await?;
             Ok(Reply::Pool(Box::new(pool_info(control))))
         }
-        Command::VolumeCreate { uuid, name, size_bytes, sector_size, quota_bytes, attributes } => {
+        Command::VolumeCreate { uuid, name, size_bytes, sector_size, quota_bytes, reservation_bytes, attributes } => {
             check_name(&name)?;
             check_size(size_bytes, sector_size)?;
             let attributes = bounded(attributes)?;
             let created = now_ns();
-            let new = NewVolume { uuid, name, size_bytes, sector_size, quota_bytes, created, attributes };
+            let new =
+                NewVolume { uuid, name, size_bytes, sector_size, quota_bytes, reservation_bytes, created, attributes };
             Ok(control.reply(pool.create_volume(new).await?))
         }
         Command::VolumeList => {
@@ -184,6 +185,11 @@ pub async fn execute<S: Medium>(control: &Control<S>, command: Command) -> Resul
         Command::VolumeQuota { name, quota_bytes } => {
             let volume = control.find(&name)?;
             pool.set_quota(volume.id, quota_bytes).await?;
+            Ok(control.reply(pool.volume_by_id(volume.id)?))
+        }
+        Command::VolumeReserve { name, reservation_bytes } => {
+            let volume = control.find(&name)?;
+            pool.set_reservation(volume.id, reservation_bytes).await?;
             Ok(control.reply(pool.volume_by_id(volume.id)?))
         }
         Command::SnapshotCreate { volume, uuid, name, attributes } => {
@@ -277,6 +283,8 @@ impl<S: Medium> Control<S> {
             exclusive_unchanged_seconds: volume.exclusive.and_then(|exclusive| exclusive.unchanged_seconds),
             shared_bytes: volume.exclusive.map(|exclusive| volume.mapped_bytes.saturating_sub(exclusive.data_bytes)),
             quota_bytes: volume.quota_bytes,
+            reservation_bytes: volume.reservation_bytes,
+            reservation_left_bytes: volume.reservation_left_bytes,
             created_ns: volume.created,
             open: volume.open,
             device,

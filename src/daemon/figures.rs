@@ -42,6 +42,8 @@ pub fn pool_info<S: Medium>(control: &Control<S>) -> Pool {
         attached: control.devices.borrow().values().cloned().collect(),
         background,
         virtual_bytes: info.virtual_bytes,
+        reserved_bytes: info.reserved_bytes,
+        owed_bytes: info.owed_bytes,
         generation: info.generation.0,
         clock: info.clock.0,
         volumes: volumes.len() as u64 - snapshots,

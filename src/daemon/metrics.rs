@@ -66,6 +66,8 @@ impl Told {
             ("pool_free", "Free for data and metadata", pool.free_bytes),
             ("pool_reserve", "Kept back for metadata", pool.reserve_bytes),
             ("pool_virtual", "Sum of the virtual sizes of all volumes", pool.virtual_bytes),
+            ("pool_reserved", "Sum of what is reserved for volumes", pool.reserved_bytes),
+            ("pool_owed", "Free for volumes with a reservation only", pool.owed_bytes),
             ("pool_host", "Taken of the host by the pool file", pool.host_bytes),
             ("journal_size", "The journal ring", pool.journal_bytes),
             ("journal_used", "Part of the journal that is in use", pool.journal_used_bytes),

@@ -156,6 +156,9 @@ pub enum Command {
         sector_size: u32,
         /// Most own bytes; 0: no quota.
         quota_bytes: u64,
+        /// Bytes of its own that are always there for it; 0: none.
+        #[serde(default)]
+        reservation_bytes: u64,
         /// Attributes from the start.
         #[serde(default)]
         attributes: Attributes,
@@ -222,6 +225,13 @@ pub enum Command {
         name: String,
         /// Most own bytes; 0: no quota.
         quota_bytes: u64,
+    },
+    /// Answer: [`Reply::Volume`].
+    VolumeReserve {
+        /// The volume.
+        name: String,
+        /// Bytes of its own that are always there for it; 0: none.
+        reservation_bytes: u64,
     },
     /// Answer: [`Reply::Volume`].
     SnapshotCreate {
@@ -359,6 +369,7 @@ impl Command {
             Self::VolumeZeroes { name, .. } => pair("volume detect-zeroes", name),
             Self::VolumeOnFull { name, .. } => pair("volume on-full", name),
             Self::VolumeQuota { name, .. } => pair("volume quota", name),
+            Self::VolumeReserve { name, .. } => pair("volume reserve", name),
             Self::SnapshotSeal { name } => pair("snapshot seal", name),
             Self::SnapshotCreate { volume, name, .. } => format!("snapshot create {volume} {name}"),
             Self::SnapshotDelete { name } => pair("snapshot delete", name),
@@ -522,6 +533,12 @@ pub struct Volume {
     pub shared_bytes: Option<u64>,
     /// Most own bytes; 0: no quota.
     pub quota_bytes: u64,
+    /// Bytes of its own that are always there for it; 0: none.
+    #[serde(default)]
+    pub reservation_bytes: u64,
+    /// Of these, bytes that are not its own yet.
+    #[serde(default)]
+    pub reservation_left_bytes: u64,
     /// Creation, in nanoseconds since 1970 UTC.
     pub created_ns: u64,
     /// Whether it is in use.

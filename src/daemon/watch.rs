@@ -231,6 +231,8 @@ mod tests {
             durable_lsn: Lsn(0),
             volumes: 0,
             virtual_bytes: 0,
+            reserved_bytes: 0,
+            owed_bytes: 0,
             carcasses: 0,
             dirty_nodes: 0,
             size_limit_bytes: 0,

@@ -5,10 +5,13 @@
 //! it. A subtree that others hold too is let go whole; where the volume's own and mapped blocks must go down with it (a
 //! discard, a shrink), it is walked first to be counted. A carcass is eaten only when the change that made it is durable.
 
+use std::future::{Future, poll_fn};
+use std::task::Poll;
+
 use super::Storage;
 use super::pool::{Pool, until};
-use super::state::{CarcassKey, Freed, Need, State, Try, Waiting};
-use super::tree::{entry_index, entry_span};
+use super::state::{CarcassKey, Freed, Need, State, TreeKey, Try, Waiting};
+use super::tree::{Accounted, entry_index, entry_span};
 use super::work::Work;
 use crate::canary::{Canary, is_broken};
 use crate::error::Result;
@@ -19,16 +22,11 @@ use crate::units::{Lsn, PoolBlock, VirtualBlock, VolumeId};
 
 /// Leaves eaten before other tasks get their turn.
 const LEAVES_AT_A_TIME: usize = 32;
+/// Leaves read together: one after the other, those of a scattered volume would come at the pace of single reads.
+const LEAVES_AHEAD: usize = 128;
 /// Metadata blocks below which the worker waits for a checkpoint: its deltas need pages, not blocks, but the carcass
 /// table is written anew.
 const DELTA_PAGES_MAX: usize = 4096;
-
-/// Changes of own and mapped blocks that a step found.
-#[derive(Default)]
-struct Account {
-    own: i64,
-    mapped: i64,
-}
 
 impl<S: Storage> Pool<S> {
     /// The background task.
@@ -64,12 +62,24 @@ impl<S: Storage> Pool<S> {
         let Some(key) = self.inner.state.borrow().next_carcass_to_eat() else { return Ok(false) };
         let _work = self.at(Work::Delete);
         let _stay = self.enter();
+        self.read_ahead(key).await;
         for _ in 0..LEAVES_AT_A_TIME {
             if self.attempt(|state| state.eat(key)).await? {
                 break;
             }
         }
         Ok(true)
+    }
+
+    /// Brings into memory what the next steps at a carcass want. What cannot be read is left for the step itself to tell.
+    async fn read_ahead(&self, key: CarcassKey) {
+        let wanted = self.inner.state.borrow_mut().leaves_ahead(key);
+        let mut loads: Vec<_> = wanted.into_iter().map(|need| Box::pin(self.satisfy(need))).collect();
+        poll_fn(|context| {
+            loads.retain_mut(|load| load.as_mut().poll(context).is_pending());
+            if loads.is_empty() { Poll::Ready(()) } else { Poll::Pending }
+        })
+        .await;
     }
 
     /// Waits until no carcass is left: own and mapped blocks are exact then.
@@ -90,6 +100,44 @@ impl State {
         self.carcasses.iter().find(|(_, waiting)| waiting.made <= durable).map(|(key, _)| *key)
     }
 
+    /// The next leaves of a carcass, when the first of them is not in memory and the nodes above are. None that others hold,
+    /// too: those are let go unread.
+    fn leaves_ahead(&mut self, key: CarcassKey) -> Vec<Need> {
+        self.try_leaves_ahead(key).unwrap_or_default()
+    }
+
+    fn try_leaves_ahead(&mut self, key: CarcassKey) -> Try<Vec<Need>> {
+        let Some(Waiting { carcass, .. }) = self.carcasses.get(&key).copied() else { return Ok(Vec::new()) };
+        let at = carcass.first.0 + carcass.cursor;
+        let (mut entry, mut level) = (carcass.entry, carcass.level);
+        while level > 0 {
+            if entry.kind != EntryKind::Node || (!carcass.counting && self.exact_count(entry.address)? > 1) {
+                break;
+            }
+            let node = self.carcass_node(entry, level, at & !(span_blocks(level) - 1))?;
+            let index = entry_index(at, level);
+            if level > 1 {
+                (entry, level) = (node.entry(index), level - 1);
+                continue;
+            }
+            let first = at & !(span_blocks(1) - 1);
+            let leaves =
+                (index..ENTRIES_PER_NODE).map(|index| (first + index as u64 * entry_span(1), node.entry(index)));
+            let leaves: Vec<_> = leaves.filter(|(_, leaf)| leaf.kind == EntryKind::Node).take(LEAVES_AHEAD).collect();
+            let mut needs = Vec::new();
+            for (position, (first, leaf)) in leaves.into_iter().enumerate() {
+                let is_ours = carcass.counting || self.exact_count(leaf.address)? == 1;
+                match self.carcass_node(leaf, 0, first) {
+                    Err(need) if is_ours => needs.push(need),
+                    Ok(_) if position == 0 => break,
+                    _ => {}
+                }
+            }
+            return Ok(needs);
+        }
+        Ok(Vec::new())
+    }
+
     /// One bounded step at a carcass: at most one leaf. Answers whether it is gone.
     fn eat(&mut self, key: CarcassKey) -> Try<bool> {
         let Some(waiting) = self.carcasses.get(&key) else { return Ok(true) };
@@ -105,7 +153,7 @@ impl State {
         }
         // Whatever comes down now, at this place, others may hold alone from then on.
         self.mark_family(carcass.volume, carcass.first.0 + carcass.cursor);
-        let mut account = Account::default();
+        let mut account = Accounted::default();
         let done = if carcass.counting {
             self.count_leaf(&mut carcass, &mut account)?
         } else {
@@ -156,7 +204,7 @@ impl State {
     }
 
     /// Counts the next leaf of a shared subtree. Changes nothing but the cursor; answers whether the end is reached.
-    fn count_leaf(&mut self, carcass: &mut Carcass, account: &mut Account) -> Try<bool> {
+    fn count_leaf(&mut self, carcass: &mut Carcass, account: &mut Accounted) -> Try<bool> {
         let (mut entry, mut level) = (carcass.entry, carcass.level);
         loop {
             let at = carcass.first.0 + carcass.cursor;
@@ -185,7 +233,7 @@ impl State {
     }
 
     /// Gives back the next leaf of a subtree that is the carcass's alone, and the nodes that end with it.
-    fn eat_leaf(&mut self, carcass: &mut Carcass, account: &mut Account) -> Try<bool> {
+    fn eat_leaf(&mut self, carcass: &mut Carcass, account: &mut Accounted) -> Try<bool> {
         // The nodes from the carcass's root down, all ours: (entry, level, first block).
         let mut path: Vec<(Entry, u8, u64)> = vec![(carcass.entry, carcass.level, carcass.first.0)];
         let mut leaf_blocks: Option<Vec<Entry>> = None;
@@ -218,10 +266,13 @@ impl State {
         };
         // Everything was in memory: from here on nothing fails.
         if let Some(blocks) = leaf_blocks {
+            // What was cut out before the volume was last shared or rolled back is older than that, and counts no more.
+            let shared_at = self.shared_at(TreeKey::Volume(carcass.volume));
             for entry in blocks {
                 self.count(entry.address, -1);
                 account.mapped -= 1;
                 account.own -= i64::from(entry.birth >= carcass.created_at);
+                account.in_place -= i64::from(entry.birth >= shared_at);
                 self.free_at_once(entry);
             }
         }
@@ -266,9 +317,9 @@ impl State {
         }
     }
 
-    /// Takes own and mapped blocks down: of the volume, and of what took its tree over after the subtree was cut out while
+    /// Takes own and mapped blocks down, and those written in place of who gave them up: of the volume, and of what took its tree over after the subtree was cut out while
     /// it was still counted.
-    fn settle_account(&mut self, carcass: &Carcass, account: &Account) {
+    fn settle_account(&mut self, carcass: &Carcass, account: &Accounted) {
         if account.mapped == 0 && account.own == 0 {
             return;
         }
@@ -279,7 +330,9 @@ impl State {
             .map(|(id, volume)| (*id, volume.record.created_at == carcass.created_at))
             .collect();
         for (id, owns) in concerned {
-            self.account(id, if owns { account.own } else { 0 }, account.mapped);
+            let own = if owns { account.own } else { 0 };
+            let in_place = if id == carcass.volume { account.in_place } else { 0 };
+            self.account(id, Accounted { own, in_place, ..*account });
         }
     }
 

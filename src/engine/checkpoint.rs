@@ -157,6 +157,9 @@ impl<S: Storage> Pool<S> {
             state.settle(&checksums, image.nodes);
             state.journal.checkpointed(image.lsn, image.position);
             state.allocator.enlarge(state.geometry);
+            if state.owed_blocks > 0 {
+                state.count_outside();
+            }
             state.counters.checkpoints += 1;
             self.after_durable(state);
         }

@@ -7,6 +7,11 @@
 //! in the checkpoint before, so replay has nothing to do.
 //!
 //! New checksums wait in memory for the next checkpoint, like count deltas, and a crash loses them: they are computed again.
+//!
+//! A group that was never sealed in has no pages of checksums on the host. Both slots of all of them are allocated before the
+//! first checksum of the group is recorded in memory, so that **no checkpoint fails for host space**. That extension
+//! needs no flush of its own: the first flush of the checkpoint that writes a page makes both slots durable, and until that
+//! checkpoint is durable a successor begins anew.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::rc::Rc;
@@ -15,7 +20,7 @@ use futures_lite::future::yield_now;
 
 use super::Storage;
 use super::checkpoint::{BLOCKS_AT_A_TIME, Blocks, GroupImage};
-use super::pool::Pool;
+use super::pool::{Pool, until};
 use super::space::{PageKey, Run};
 use super::state::{Need, State, Try};
 use crate::canary::{Canary, is_broken};
@@ -24,7 +29,7 @@ use crate::format::{
     self, COUNTS_PER_PAGE, GroupDescriptor, HAS_CHECKSUM_PAGE, PAGES_PER_GROUP, PageRef, Place, has_checksum,
     set_has_checksum,
 };
-use crate::units::PoolBlock;
+use crate::units::{BLOCK_BYTES, PoolBlock};
 
 const PER_PAGE: usize = COUNTS_PER_PAGE as usize;
 
@@ -92,6 +97,15 @@ impl State {
         if let Some((page, index)) = self.checksum_place(block) {
             self.checksums.set(page, index, checksum);
         }
+    }
+
+    /// Whether the host has the checksum pages of a group whose descriptor is in memory.
+    fn has_checksum_pages(&self, group: u64) -> bool {
+        self.checksum_pages_prepared.contains(&group)
+            || self
+                .descriptors
+                .get(&group)
+                .is_some_and(|descriptor| descriptor.checksum_pages[HAS_CHECKSUM_PAGE as usize].present)
     }
 
     /// Whether blocks of a group may have a checksum, or get one by the running checkpoint.
@@ -165,6 +179,31 @@ impl State {
 }
 
 impl<S: Storage> Pool<S> {
+    /// Makes sure that the host has the pages for new checksums of `blocks`. Nothing may be held up by the caller meanwhile
+    /// but an epoch.
+    pub(super) async fn prepare_checksum_pages(&self, blocks: impl Iterator<Item = PoolBlock>) -> Result<()> {
+        let inner = &self.inner;
+        let geometry = inner.state.borrow().geometry;
+        let groups: BTreeSet<u64> =
+            blocks.filter_map(|block| geometry.group_of(block)).map(|(group, _)| group).collect();
+        for group in groups {
+            self.load_descriptor(group).await?;
+            // One at a time: who came second would write zeros over pages that a checkpoint has written meanwhile.
+            until(&inner.signals.space, || !inner.preparing_checksum_pages.get()).await;
+            if is_broken(Canary::ChecksumPagesUnprepared) || inner.state.borrow().has_checksum_pages(group) {
+                continue;
+            }
+            inner.preparing_checksum_pages.set(true);
+            let range = geometry.checksum_pages_range(group);
+            let extended = self.extend(range.start * BLOCK_BYTES..range.end * BLOCK_BYTES).await;
+            inner.preparing_checksum_pages.set(false);
+            inner.signals.space.notify(usize::MAX);
+            extended?;
+            inner.state.borrow_mut().checksum_pages_prepared.insert(group);
+        }
+        Ok(())
+    }
+
     /// The checkpoint's part: writes the checksum pages of blocks that were sealed or, with `freed` by page, came free.
     pub(super) async fn write_checksums(
         &self,

@@ -10,6 +10,7 @@ use super::Storage;
 use super::growth::Use;
 use super::info::VolumeInfo;
 use super::pool::{Pool, to_memory};
+use super::reservation::check_reservation;
 use super::space::Run;
 use super::state::{State, Volume};
 use super::write::quiesce;
@@ -36,6 +37,8 @@ pub struct NewVolume {
     pub sector_size: u32,
     /// Most own bytes; 0 for no limit.
     pub quota_bytes: u64,
+    /// Bytes of its own that are always there for it; 0 for none.
+    pub reservation_bytes: u64,
     /// Time of creation in nanoseconds since 1970.
     pub created: u64,
     /// Key and value pairs.
@@ -46,49 +49,27 @@ impl<S: Storage> Pool<S> {
     /// Creates an empty volume.
     ///
     /// # Errors
-    /// `InvalidInput` for a bad name or size, `AlreadyExists` when the name is taken, `NoSpace`.
+    /// `InvalidInput` for a bad name or size, `AlreadyExists` when the name is taken, `NoSpace`, also when there is too
+    /// little for its reservation.
     pub async fn create_volume(&self, new: NewVolume) -> Result<VolumeInfo> {
         check_size(new.size_bytes)?;
         if new.sector_size != 512 && new.sector_size != 4096 {
             return Err(Error::InvalidInput(format!("sector size {} is neither 512 nor 4096", new.sector_size)));
         }
+        check_reservation(new.reservation_bytes, new.size_bytes, new.quota_bytes)?;
         if let Some(known) = self.check_new(new.uuid, &new.name).await? {
             return Ok(known);
         }
+        self.make_room_to_owe(None, |state| Ok(new_record(state, &new))).await?;
         let attributes = self.write_attributes(&new.attributes).await?;
         let promise = self.promise(1, VOLUME_RECORD_BYTES).await?;
         let (id, lsn) = {
             let mut state = self.inner.state.borrow_mut();
             state.check_name_free(&new.name)?;
-            let id = state.next_volume;
-            let clock = state.clock;
-            let record = VolumeRecord {
-                id,
-                uuid: new.uuid,
-                name: new.name.clone(),
-                size_bytes: new.size_bytes,
-                sector_size: new.sector_size,
-                flags: VolumeFlags::default(),
-                root: Root { entry: Entry::hole(clock), level: 0 },
-                created_at: clock,
-                shared_at: clock,
-                rolled_at: Clock(0),
-                rolled_to: Clock(0),
-                origin: None,
-                received_from: None,
-                own_blocks: 0,
-                mapped_blocks: 0,
-                quota_bytes: new.quota_bytes,
-                reservation_bytes: 0,
-                on_full: OnFull::Error,
-                digest: None,
-                created_time: new.created,
-                depth: 0,
-                attributes_bytes: attributes.length,
-                account_spans: Vec::new(),
-                accounts_from: 0,
-                attributes: attributes.take(),
-            };
+            let mut record = new_record(&state, &new);
+            let id = record.id;
+            state.check_owing(None, &record)?;
+            (record.attributes_bytes, record.attributes) = (attributes.length, attributes.take());
             let lsn = state.publish(None, &Record::VolumeCreated(Box::new(record.clone())));
             state.adopt_attributes(&record.attributes);
             state.add_volume(record, lsn);
@@ -122,7 +103,7 @@ impl<S: Storage> Pool<S> {
         .await
     }
 
-    /// Changes the size that a volume shows. What a smaller one no longer shows is given up for good. Growing works while
+    /// Changes the size that a volume shows. A reservation that is more than that becomes as much. What a smaller one no longer shows is given up for good. Growing works while
     /// the volume is in use; shrinking does not.
     pub async fn resize_volume(&self, id: VolumeId, size_bytes: u64) -> Result<()> {
         check_size(size_bytes)?;
@@ -136,8 +117,15 @@ impl<S: Storage> Pool<S> {
                 return Err(Error::Busy(format!("{} is attached; detach it to shrink it", volume.record.name)));
             }
         }
+        let resized = |record: &VolumeRecord| VolumeRecord {
+            size_bytes,
+            reservation_bytes: record.reservation_bytes.min(size_bytes),
+            ..record.clone()
+        };
+        self.make_room_to_owe(Some(id), |state| Ok(resized(&state.volume(id)?.record))).await?;
         let start = size_bytes.div_ceil(BLOCK_BYTES);
         self.change_with(
+            Use::Metadata,
             id,
             |state, id| state.check_unmap(id, start, VOLUME_BLOCKS_MAX),
             |state, record| {
@@ -145,8 +133,8 @@ impl<S: Storage> Pool<S> {
                 if size_bytes < record.size_bytes && state.volume(id)?.open > 0 {
                     return Err(Error::Busy(format!("{} is attached; detach it to shrink it", record.name)));
                 }
-                record.size_bytes = size_bytes;
-                Ok(())
+                *record = resized(record);
+                state.check_owing(Some(id), record)
             },
         )
         .await
@@ -162,8 +150,14 @@ impl<S: Storage> Pool<S> {
     }
 
     /// Sets the most bytes that a volume may own; 0 for no limit.
+    ///
+    /// # Errors
+    /// `InvalidInput` for less than its reservation.
     pub async fn set_quota(&self, id: VolumeId, quota_bytes: u64) -> Result<()> {
+        let check = |record: &VolumeRecord| check_reservation(record.reservation_bytes, record.size_bytes, quota_bytes);
+        check(&self.inner.state.borrow().volume(id)?.record)?;
         self.change(id, |_, record| {
+            check(record)?;
             record.quota_bytes = quota_bytes;
             Ok(())
         })
@@ -172,7 +166,7 @@ impl<S: Storage> Pool<S> {
 
     /// Deletes a volume. Its blocks come back in the background.
     pub async fn delete_volume(&self, id: VolumeId) -> Result<()> {
-        let promise = self.promise_for(Use::Release, 1, 64).await?;
+        let promise = self.promise_for(Use::Release, None, 1, 64).await?;
         let lsn = {
             let mut state = self.inner.state.borrow_mut();
             let volume = state.volume(id)?;
@@ -239,16 +233,26 @@ impl<S: Storage> Pool<S> {
         id: VolumeId,
         edit: impl FnMut(&mut State, &mut VolumeRecord) -> Result<()>,
     ) -> Result<()> {
-        self.change_with(id, |_, _| Ok(()), edit).await
+        self.change_with(Use::Metadata, id, |_, _| Ok(()), edit).await
+    }
+
+    /// The same for a change after which others may have more room than before.
+    pub(super) async fn change_releasing(
+        &self,
+        id: VolumeId,
+        edit: impl FnMut(&mut State, &mut VolumeRecord) -> Result<()>,
+    ) -> Result<()> {
+        self.change_with(Use::Release, id, |_, _| Ok(()), edit).await
     }
 
     async fn change_with(
         &self,
+        wanted: Use,
         id: VolumeId,
         mut ready: impl FnMut(&mut State, VolumeId) -> super::state::Try<()>,
         mut edit: impl FnMut(&mut State, &mut VolumeRecord) -> Result<()>,
     ) -> Result<()> {
-        let promise = self.promise(1, VOLUME_RECORD_BYTES).await?;
+        let promise = self.promise_for(wanted, None, 1, VOLUME_RECORD_BYTES).await?;
         let stay = self.enter();
         let lsn = self
             .attempt(|state| {
@@ -261,7 +265,7 @@ impl<S: Storage> Pool<S> {
                     return Ok(Err(error));
                 }
                 // Not changed by this, and long: `change_volume` keeps what the volume has.
-                (record.account_spans, record.accounts_from) = (Vec::new(), 0);
+                (record.account_spans, record.accounts_from, record.in_place_blocks) = (Vec::new(), 0, 0);
                 let lsn = state.publish(Some(id), &Record::VolumeChanged(Box::new(record.clone())));
                 state.change_volume(&record, lsn);
                 Ok(Ok(lsn))
@@ -360,6 +364,39 @@ impl<S: Storage> Drop for Attributes<S> {
     }
 }
 
+/// The record of a new volume, without its attributes.
+fn new_record(state: &State, new: &NewVolume) -> VolumeRecord {
+    let clock = state.clock;
+    VolumeRecord {
+        id: state.next_volume,
+        uuid: new.uuid,
+        name: new.name.clone(),
+        size_bytes: new.size_bytes,
+        sector_size: new.sector_size,
+        flags: VolumeFlags::default(),
+        root: Root { entry: Entry::hole(clock), level: 0 },
+        created_at: clock,
+        shared_at: clock,
+        rolled_at: Clock(0),
+        rolled_to: Clock(0),
+        origin: None,
+        received_from: None,
+        own_blocks: 0,
+        mapped_blocks: 0,
+        in_place_blocks: 0,
+        quota_bytes: new.quota_bytes,
+        reservation_bytes: new.reservation_bytes,
+        on_full: OnFull::Error,
+        digest: None,
+        created_time: new.created,
+        depth: 0,
+        attributes: Vec::new(),
+        attributes_bytes: 0,
+        account_spans: Vec::new(),
+        accounts_from: 0,
+    }
+}
+
 /// Refuses sizes that no volume can have.
 pub(super) fn check_size(size_bytes: u64) -> Result<()> {
     let most = VOLUME_BLOCKS_MAX * BLOCK_BYTES;
@@ -385,12 +422,14 @@ impl State {
         self.names.insert(record.name.clone(), record.id);
         let id = record.id;
         self.volumes.insert(id, Volume::new(record, lsn, false));
+        self.reckon(id);
         self.mark_dirty(id);
     }
 
     /// Removes a volume: its tree becomes a carcass, its attributes go, its record goes with the next checkpoint.
     pub(super) fn remove_volume(&mut self, id: VolumeId, lsn: Lsn) {
         let Some(mut volume) = self.volumes.remove(&id) else { return };
+        self.owed_blocks -= volume.owed_blocks;
         self.dirty_volumes -= u64::from(volume.dirty);
         if let Some(run) = volume.window.give_back() {
             for offset in 0..run.count {
@@ -416,6 +455,7 @@ impl State {
             root: old.root,
             own_blocks: old.own_blocks,
             mapped_blocks: old.mapped_blocks,
+            in_place_blocks: old.in_place_blocks,
             created_at: old.created_at,
             shared_at: old.shared_at,
             rolled_at: old.rolled_at,
@@ -425,6 +465,7 @@ impl State {
             ..record.clone()
         };
         volume.last = lsn;
+        volume.reckon(&mut self.owed_blocks);
         self.mark_dirty(id);
         if old.name != record.name {
             self.names.remove(&old.name);

@@ -157,6 +157,7 @@ fn new_volume(number: u128, size_bytes: u64) -> NewVolume {
         size_bytes,
         sector_size: 512,
         quota_bytes: 0,
+        reservation_bytes: 0,
         created: 0,
         attributes: BTreeMap::new(),
     }

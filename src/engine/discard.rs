@@ -72,7 +72,7 @@ impl<S: Storage> VolumeHandle<S> {
                 // Parts begin on whole blocks, so that none is read to be merged.
                 let stop = ((at / BLOCK_BYTES * BLOCK_BYTES) + ZERO_BYTES).min(end);
                 let blocks = stop.div_ceil(BLOCK_BYTES) - at / BLOCK_BYTES;
-                let promise = pool.try_promise(blocks, blocks as usize * MAP_RECORD_BYTES)?;
+                let promise = pool.try_promise(self.id, blocks, blocks as usize * MAP_RECORD_BYTES)?;
                 let part = zeros.slice(0..(stop - at) as usize);
                 if let Some(lacking) = self.write_held(at, &part, clearing.mapped_only, promise.is_some()).await? {
                     return Ok(Some((lacking, blocks)));
@@ -94,7 +94,8 @@ impl<S: Storage> VolumeHandle<S> {
             pool.attempt(|state| state.unmap_copies(self.id, start, end)).await?
         };
         let wanted = if copies { Use::Metadata } else { Use::Release };
-        let Some(promise) = pool.try_promise_for(wanted, BLOCKS, BLOCKS as usize * MAP_RECORD_BYTES)? else {
+        let Some(promise) = pool.try_promise_for(wanted, Some(self.id), BLOCKS, BLOCKS as usize * MAP_RECORD_BYTES)?
+        else {
             return Ok(Some((Lacking::Promise(wanted), BLOCKS)));
         };
         self.unmap_held(start, end).await?;

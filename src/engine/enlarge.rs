@@ -189,6 +189,7 @@ mod tests {
             size_bytes: 4 << 30,
             sector_size: 4096,
             quota_bytes: 0,
+            reservation_bytes: 0,
             created: 1,
             attributes: BTreeMap::new(),
         };

@@ -8,7 +8,7 @@ use super::{Memory, Storage};
 use crate::canary::{Canary, is_broken};
 use crate::error::{Check, Corrupt, Error, Result, Structure};
 use crate::format::{self, COUNTS_PER_PAGE, Place, Record};
-use crate::units::{BLOCK_BYTES, BLOCK_SIZE, PoolBlock};
+use crate::units::{BLOCK_BYTES, BLOCK_SIZE, PoolBlock, VolumeId};
 
 /// Free blocks that the background task keeps ready (32 MiB).
 pub(super) const READY_BLOCKS: u64 = 8192;
@@ -20,7 +20,9 @@ const PREPARE_TRIES: usize = 4096;
 const STEP_BLOCKS: u32 = 2048;
 /// Metadata blocks that only such changes may take as give room back. Others leave them, or a full pool could come to
 /// refuse the very deletion that would help; what these take comes back with the next checkpoint.
-const RELEASE_BLOCKS: u64 = 48;
+pub(super) const RELEASE_BLOCKS: u64 = 48;
+/// Checkpoints after which who lacks room for what it is owed is refused: others may take what each gives back for a moment.
+const OWED_TRIES: u32 = 64;
 /// What blocks are wanted for.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(super) enum Use {
@@ -30,6 +32,8 @@ pub(super) enum Use {
     Data,
     /// Data whose old blocks come free by it.
     Redirect,
+    /// Nothing yet: as many are to be there later.
+    Reservation,
 }
 
 /// Shortest run that is worth punching (64 KiB), and the longest that is punched at once (32 MiB).
@@ -41,27 +45,39 @@ impl<S: Storage> Pool<S> {
     /// Makes room for `blocks` data or metadata blocks: takes windows back, prepares host space, waits for what has been
     /// freed, and at last forces a checkpoint. The caller tries again after `Ok`. Nothing may be held.
     ///
+    /// `whose` are the blocks of the volume that may take them out of what it is owed (`reservation.rs`).
+    ///
     /// `alongside` are the metadata blocks that the caller will have been promised when it takes its data blocks: they
     /// count as taken here already, or a plan that misses by a few would be told again and again that there is room.
     ///
     /// # Errors
     /// `NoSpace` when nothing helps.
-    pub(super) async fn make_room(&self, blocks: u64, wanted: Use, alongside: u64) -> Result<()> {
+    pub(super) async fn make_room(
+        &self,
+        blocks: u64,
+        wanted: Use,
+        whose: Option<VolumeId>,
+        alongside: u64,
+    ) -> Result<()> {
         let inner = &self.inner;
+        let has_room = |state: &State| state.has_room(blocks, wanted, whose, alongside);
+        let mut tries = 0;
         let metadata = matches!(wanted, Use::Metadata | Use::Release);
         loop {
             {
                 let mut state = inner.state.borrow_mut();
                 state.check_writable()?;
-                if state.has_room(blocks, wanted, alongside) {
+                if has_room(&state) {
                     return Ok(());
                 }
                 state.give_back_windows();
-                if state.has_room(blocks, wanted, alongside) {
+                if has_room(&state) {
                     return Ok(());
                 }
             }
-            if self.grow().await? {
+            // Where what is left is owed to others, more of it that is ready is of no use.
+            let is_reserved = inner.state.borrow().is_left_to_others(blocks, wanted, whose, alongside);
+            if !is_reserved && self.grow().await? {
                 continue;
             }
             let (unrecorded, draining, free) = {
@@ -111,7 +127,7 @@ impl<S: Storage> Pool<S> {
             }
             {
                 let mut state = inner.state.borrow_mut();
-                if state.has_room(blocks, wanted, alongside) {
+                if has_room(&state) {
                     return Ok(());
                 }
                 // What a check keeps back is given to who needs it.
@@ -122,8 +138,13 @@ impl<S: Storage> Pool<S> {
             if self.grow_by_itself().await? {
                 continue;
             }
+            if tries < OWED_TRIES && !inner.host_full.get() && self.is_owed_room(blocks, wanted, whose) {
+                tries += 1;
+                self.wait_for_promises(has_room).await;
+                continue;
+            }
             let mut state = inner.state.borrow_mut();
-            state.counters.space_refusals += 1;
+            state.counters.space_refusals += u64::from(wanted != Use::Reservation);
             tracing::debug!(
                 free = state.allocator.free(),
                 fresh = state.allocator.fresh(),
@@ -133,10 +154,33 @@ impl<S: Storage> Pool<S> {
                 blocks,
                 "no room"
             );
-            let host =
-                if inner.host_full.get() { "the host has no space left for the pool" } else { "the pool is full" };
-            return Err(Error::NoSpace(host.into()));
+            let reason = match (inner.host_full.get(), is_reserved) {
+                (true, false) => "the host has no space left for the pool",
+                (_, true) => "the pool is full: what is left is reserved for other volumes",
+                (false, false) => "the pool is full",
+            };
+            return Err(Error::NoSpace(reason.into()));
         }
+    }
+
+    /// Whether blocks are wanted that a volume is owed: then what is missing comes back.
+    fn is_owed_room(&self, blocks: u64, wanted: Use, whose: Option<VolumeId>) -> bool {
+        let state = self.inner.state.borrow();
+        whose.is_some_and(|id| match wanted {
+            Use::Metadata => state.is_owed(id, 0),
+            Use::Data | Use::Redirect => state.is_owed(id, blocks),
+            Use::Release | Use::Reservation => false,
+        })
+    }
+
+    /// Waits until a change under way ends, which gives back what it was promised and did not take.
+    async fn wait_for_promises(&self, has_room: impl Fn(&State) -> bool) {
+        let listener = self.inner.signals.space.listen();
+        let waits = {
+            let state = self.inner.state.borrow();
+            state.metadata_promised > 0 && !has_room(&state)
+        };
+        if waits { listener.await } else { futures_lite::future::yield_now().await }
     }
 
     /// Gets more blocks ready; answers whether there are more now. One task at a time does it, others wait for it.
@@ -223,26 +267,28 @@ impl<S: Storage> Pool<S> {
         refusal.map_or(Ok(false), Err)
     }
 
-    async fn extend(&self, range: std::ops::Range<u64>) -> Result<()> {
+    pub(super) async fn extend(&self, range: std::ops::Range<u64>) -> Result<()> {
         let what = format!("allocation of {} bytes at byte {} of the pool", range.end - range.start, range.start);
         let _work = self.at(Work::Extend);
         self.inner.storage.extend(range).await.map_err(|error| Error::io(what, error))
     }
 
-    /// Takes the next group into use: its descriptors and both slots of its pages are allocated on the host and flushed,
-    /// then the change is recorded, and only then a block of it is handed out. No checkpoint can fail for host space.
+    /// Takes the next group into use: its descriptors and both slots of its pages of counts are allocated on the host and
+    /// flushed, then the change is recorded, and only then a block of it is handed out. No checkpoint can fail for host
+    /// space. (Its pages of checksums: `checksums.rs`.)
     async fn append_group(&self, group: u64) -> Result<()> {
         let inner = &self.inner;
         let geometry = inner.state.borrow().geometry;
         let start = geometry.group_start(group);
         let layout = geometry.layout_blocks(group);
-        self.extend(start.offset_bytes()..start.plus(layout).offset_bytes()).await?;
+        let at_once = geometry.layout_blocks_unsealed(group);
+        self.extend(start.offset_bytes()..start.plus(at_once).offset_bytes()).await?;
         inner.storage.flush().await.map_err(|error| self.poison(&Error::io("flush of a new group", error)))?;
         let mut state = inner.state.borrow_mut();
         state.groups_in_use = group + 1;
         let record = Record::PoolGrown { groups_in_use: group + 1 };
         state.publish(None, &record);
-        state.allocator.add_group(group, GroupSpace::new(geometry.group_blocks(group) as u32, layout as u32));
+        state.add_group(group, GroupSpace::new(geometry.group_blocks(group) as u32, layout as u32));
         state.counters.groups_appended += 1;
         Ok(())
     }
@@ -428,20 +474,47 @@ impl<S: Storage> Pool<S> {
 
 impl State {
     /// Whether `blocks` metadata blocks may be promised for a change.
-    pub(super) fn has_metadata(&self, blocks: u64, wanted: Use) -> bool {
+    pub(super) fn has_metadata(&self, blocks: u64, wanted: Use, whose: Option<VolumeId>) -> bool {
         let kept = if wanted == Use::Release { 0 } else { RELEASE_BLOCKS };
         self.allocator.fresh() >= self.administration_blocks() + self.metadata_promised + kept + blocks
+            && (wanted == Use::Release || self.leaves_owed_metadata(blocks, whose))
     }
 
-    fn has_room(&self, blocks: u64, wanted: Use, alongside: u64) -> bool {
+    fn has_room(&self, blocks: u64, wanted: Use, whose: Option<VolumeId>, alongside: u64) -> bool {
+        if matches!(wanted, Use::Metadata | Use::Release) {
+            return self.has_metadata(blocks, wanted, whose);
+        }
+        if self.is_left_to_others(blocks, wanted, whose, alongside) {
+            return false;
+        }
         let (free, fresh) = (self.allocator.free(), self.allocator.fresh());
-        let reserve = match wanted {
-            Use::Metadata | Use::Release => return self.has_metadata(blocks, wanted),
-            Use::Data => self.data_reserve_blocks(),
-            Use::Redirect => self.lending_reserve_blocks(),
-        };
         let recycled = free.saturating_sub(fresh);
-        recycled + fresh.saturating_sub(reserve + alongside) >= blocks
+        let reserve = self.reserve_for(blocks, wanted, whose);
+        wanted == Use::Reservation || recycled + fresh.saturating_sub(reserve + alongside) >= blocks
+    }
+
+    /// Blocks that must be left for metadata by who takes `blocks` of data.
+    pub(super) fn reserve_for(&self, blocks: u64, wanted: Use, whose: Option<VolumeId>) -> u64 {
+        match wanted {
+            Use::Data | Use::Redirect if whose.is_some_and(|id| self.is_owed(id, blocks)) => self.owed_reserve_blocks(),
+            Use::Redirect => self.lending_reserve_blocks(),
+            _ => self.data_reserve_blocks(),
+        }
+    }
+
+    /// Whether others are owed so much of all that can be had that too little is left.
+    fn is_left_to_others(&self, blocks: u64, wanted: Use, whose: Option<VolumeId>, alongside: u64) -> bool {
+        let others = match wanted {
+            Use::Release => return false,
+            Use::Metadata => return !self.leaves_owed_metadata(blocks, whose),
+            Use::Reservation => whose,
+            Use::Data | Use::Redirect => whose.filter(|id| self.is_owed(*id, blocks)),
+        };
+        if self.owed_blocks == 0 && wanted != Use::Reservation {
+            return false;
+        }
+        let reserve = self.reserve_for(blocks, wanted, whose);
+        self.obtainable_blocks() < reserve + alongside + self.owed_to_others(others) + blocks
     }
 
     /// Adds a group that was in use before: free is what the durable counts say, nothing has touched since, and no freed
@@ -467,6 +540,6 @@ impl State {
                 space.set_used(index as u32);
             }
         }
-        self.allocator.add_group(group, space);
+        self.add_group(group, space);
     }
 }

@@ -44,6 +44,10 @@ pub struct VolumeInfo {
     pub exclusive: Option<ExclusiveBytes>,
     /// Most own bytes; 0 for no limit.
     pub quota_bytes: u64,
+    /// Bytes of its own that are always there for it; 0 for none.
+    pub reservation_bytes: u64,
+    /// Of these, bytes that are not its own yet: so much it can write at any offsets, whatever others take.
+    pub reservation_left_bytes: u64,
     /// Time of creation in nanoseconds since 1970.
     pub created: u64,
     /// Writes wait when the pool is full; else they fail at once.
@@ -126,6 +130,10 @@ pub struct PoolInfo {
     pub volumes: u64,
     /// Sum of their virtual sizes in bytes.
     pub virtual_bytes: u64,
+    /// Sum of what is reserved for volumes, in bytes.
+    pub reserved_bytes: u64,
+    /// Of what is free, bytes that only volumes with a reservation can have: what they have not written yet, and their maps.
+    pub owed_bytes: u64,
     /// Subtrees that wait to be taken apart.
     pub carcasses: u64,
     /// Nodes in memory that the next checkpoint writes.
@@ -170,6 +178,12 @@ impl<S: Storage> Pool<S> {
             durable_lsn: state.journal.durable(),
             volumes: state.volumes.len() as u64,
             virtual_bytes: state.volumes.values().map(|volume| volume.record.size_bytes).sum(),
+            reserved_bytes: state
+                .volumes
+                .values()
+                .map(|volume| volume.record.reservation_bytes)
+                .fold(0, u64::saturating_add),
+            owed_bytes: state.owed_blocks * BLOCK_BYTES,
             carcasses: state.carcasses.len() as u64,
             dirty_nodes: state.cache.dirty() as u64,
             size_limit_bytes: state.size_limit_bytes,
@@ -237,6 +251,8 @@ impl State {
             mapped_bytes: record.mapped_blocks * BLOCK_BYTES,
             exclusive: self.exclusive_bytes(id, now),
             quota_bytes: record.quota_bytes,
+            reservation_bytes: record.reservation_bytes,
+            reservation_left_bytes: volume.owed_data() * BLOCK_BYTES,
             created: record.created_time,
             waits_when_full: record.on_full == OnFull::Wait,
             detect_zeroes: record.flags.detect_zeroes,

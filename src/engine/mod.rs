@@ -12,6 +12,8 @@ mod bounds;
 mod cache;
 mod carcass;
 mod carcass_table;
+#[cfg(test)]
+mod carcass_tests;
 mod check;
 mod checkpoint;
 mod checksums;
@@ -39,9 +41,13 @@ mod patience;
 mod patience_tests;
 mod pending_log;
 mod pool;
+mod promise;
 mod ranges;
 mod rebuild;
 mod repair;
+mod reservation;
+#[cfg(test)]
+mod reservation_tests;
 mod scrub;
 #[cfg(test)]
 mod scrub_tests;

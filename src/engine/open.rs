@@ -4,7 +4,7 @@
 //! that an acknowledged change maps; the second applies the changes, with nodes allocated afresh. What was read is made
 //! durable by one fdatasync before anything acts on it (rule O9).
 
-use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 
 use rustc_hash::FxHashMap;
 
@@ -163,6 +163,8 @@ impl<S: Storage> Pool<S> {
         let mut state = self.inner.state.borrow_mut();
         state.carcass_blocks = blocks;
         state.join_families();
+        state.count_outside();
+        state.reckon_all();
         let (own, layout) = (state.own_of_volumes(), state.layout_blocks());
         state.accounts.opened(own, layout);
         Ok(())
@@ -436,6 +438,7 @@ fn new_state(superblock: &Superblock, slot: Slot, log: Box<dyn PendingLog>, opti
         scrub_saved: superblock.scrub,
         table: superblock.volume_table,
         volumes: BTreeMap::new(),
+        owed_blocks: 0,
         dirty_volumes: 0,
         names: HashMap::new(),
         families: Families::default(),
@@ -451,11 +454,13 @@ fn new_state(superblock: &Superblock, slot: Slot, log: Box<dyn PendingLog>, opti
         frozen: Deltas::default(),
         checksums: NewChecksums::default(),
         frozen_checksums: NewChecksums::default(),
+        checksum_pages_prepared: BTreeSet::new(),
         pages: FxHashMap::default(),
         descriptors: FxHashMap::default(),
         indexes: Vec::new(),
         index_refs: superblock.group_index.clone(),
         allocator: Allocator::new(geometry),
+        outside_blocks: 0,
         groups_freed_in: std::collections::BTreeSet::new(),
         epochs: Epochs::new(),
         unrecorded_frees: VecDeque::new(),

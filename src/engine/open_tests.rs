@@ -36,6 +36,7 @@ fn unclean_pool() -> MemoryImage {
                 size_bytes: 1 << 20,
                 sector_size: 512,
                 quota_bytes: 0,
+                reservation_bytes: 0,
                 created: 0,
                 attributes: BTreeMap::new(),
             };

@@ -62,6 +62,7 @@ pub(super) struct Inner<S: Storage> {
     pub(super) checkpoints_begun: Cell<u64>,
     pub(super) checkpoints_ended: Cell<u64>,
     pub(super) growing: Cell<bool>,
+    pub(super) preparing_checksum_pages: Cell<bool>,
     pub(super) host_full: Cell<bool>,
     pub(super) ticks: Cell<u64>,
     /// Reads and changes of volumes begun.
@@ -126,6 +127,7 @@ impl<S: Storage> Pool<S> {
                 checkpoints_begun: Cell::new(0),
                 checkpoints_ended: Cell::new(0),
                 growing: Cell::new(false),
+                preparing_checksum_pages: Cell::new(false),
                 host_full: Cell::new(false),
                 ticks: Cell::new(0),
                 requests: Cell::new(0),

@@ -215,6 +215,7 @@ impl<S: Storage> Pool<S> {
             }
             yield_now().await;
         }
+        self.prepare_checksum_pages(found.iter().map(|(block, _)| *block)).await?;
         let mut state = self.inner.state.borrow_mut();
         // It is still there, so it still holds each of these blocks.
         state.check_sealing(sealing)?;

@@ -86,6 +86,14 @@ impl<S: Storage> Pool<S> {
             return Ok(known);
         }
         let _work = self.at(Work::Share);
+        // What a snapshot shares the volume cannot overwrite in place any more: what is reserved for it is owed anew.
+        let shared = |state: &State| {
+            let record = &state.volume(origin)?.record;
+            Ok(VolumeRecord { in_place_blocks: 0, ..record.clone() })
+        };
+        if made.read_only {
+            self.make_room_to_owe(Some(origin), shared).await?;
+        }
         let attributes = self.write_attributes(attributes).await?;
         let promise = self.promise(1, VOLUME_RECORD_BYTES).await?;
         let (id, lsn, epoch) = {
@@ -97,6 +105,9 @@ impl<S: Storage> Pool<S> {
             });
             if let Some(error) = refused {
                 return Err(error);
+            }
+            if made.read_only {
+                state.check_owing(Some(origin), &shared(&state)?)?;
             }
             let clock = state.tick_clock()?;
             let id = state.next_volume;
@@ -119,6 +130,7 @@ impl<S: Storage> Pool<S> {
                 received_from: None,
                 own_blocks: if made.read_only { from.own_blocks } else { 0 },
                 quota_bytes: 0,
+                in_place_blocks: 0,
                 reservation_bytes: 0,
                 digest: None,
                 created_time: made.created,
@@ -185,12 +197,20 @@ impl<S: Storage> Pool<S> {
     }
 
     async fn roll_back_idle(&self, volume: VolumeId, snapshot: VolumeId) -> Result<()> {
+        // The old tree gives back what the volume is owed anew: only a map of another size can be more.
+        let rolled_back = |state: &State| {
+            let (record, from) = (&state.volume(volume)?.record, &state.volume(snapshot)?.record);
+            let reservation_bytes = record.reservation_bytes.min(from.size_bytes);
+            Ok(VolumeRecord { size_bytes: from.size_bytes, reservation_bytes, ..record.clone() })
+        };
+        self.make_room_to_owe(Some(volume), rolled_back).await?;
         let promise = self.promise(1, 64).await?;
         let lsn = {
             let mut state = self.inner.state.borrow_mut();
             if state.volume(snapshot)?.unready {
                 return Err(Error::Busy("the snapshot is not complete yet".into()));
             }
+            state.check_owing(Some(volume), &rolled_back(&state)?)?;
             let clock = state.tick_clock()?;
             let lsn = state.publish(Some(volume), &Record::VolumeRolledBack { volume, snapshot, clock });
             state.roll_back_volume(volume, snapshot, clock, lsn);
@@ -218,12 +238,15 @@ impl State {
         let Some(from) = self.volumes.get_mut(&origin) else { return };
         if record.flags.read_only {
             from.record.shared_at = record.shared_at;
+            from.record.in_place_blocks = 0;
+            from.reckon(&mut self.owed_blocks);
             if is_broken(Canary::TickAfterSharing) {
                 from.record.shared_at = Clock(record.shared_at.0 - 1);
             }
             from.last = lsn;
         }
         record.root = from.record.root;
+        record.in_place_blocks = 0;
         record.mapped_blocks = from.record.mapped_blocks;
         record.account_spans = spans.unwrap_or_default();
         record.accounts_from = 0;
@@ -265,6 +288,8 @@ impl State {
             record.root = from.root;
             record.size_bytes = from.size_bytes;
             record.mapped_blocks = from.mapped_blocks;
+            record.in_place_blocks = 0;
+            record.reservation_bytes = record.reservation_bytes.min(from.size_bytes);
             record.own_blocks = if of_it { from.own_blocks } else { 0 };
             record.created_at = if of_it { from.created_at } else { clock };
             record.shared_at = clock;
@@ -273,6 +298,7 @@ impl State {
             record.account_spans = spans;
             record.accounts_from = next_carcass;
             volume.last = lsn;
+            volume.reckon(&mut self.owed_blocks);
             volume.changes.mark_all();
             volume.family.borrow_mut().touch();
         }

@@ -1,7 +1,7 @@
 //! Everything the engine knows in memory. It is changed between two awaits only, so each method here is one instant.
 
 use std::cmp::Reverse;
-use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 use std::rc::Rc;
 
 use rustc_hash::FxHashMap;
@@ -56,6 +56,10 @@ pub(super) struct Volume {
     pub(super) released: Rc<event_listener::Event>,
     /// Own blocks that writes under way will add: counted against the quota before they are there.
     pub(super) planned_own: u64,
+    /// Blocks for data that writes under way have taken for it and not mapped yet.
+    pub(super) planned_blocks: u64,
+    /// Blocks that it is owed (`reservation.rs`).
+    pub(super) owed_blocks: u64,
     /// Blocks that the table has its record in.
     pub(super) record_blocks: u64,
     /// Where its own tree has changed.
@@ -81,6 +85,8 @@ impl Volume {
             ranges: Ranges::default(),
             released: Rc::new(event_listener::Event::new()),
             planned_own: 0,
+            planned_blocks: 0,
+            owed_blocks: 0,
             // What the next checkpoint takes for it, if two blocks stand together.
             record_blocks: 2,
             changes: Marks::default(),
@@ -143,6 +149,8 @@ pub(super) struct State {
     pub(super) scrub_saved: ScrubState,
     pub(super) table: Root,
     pub(super) volumes: BTreeMap<VolumeId, Volume>,
+    /// Blocks that they are owed.
+    pub(super) owed_blocks: u64,
     /// How many of them are dirty.
     pub(super) dirty_volumes: u64,
     pub(super) names: HashMap<String, VolumeId>,
@@ -167,10 +175,14 @@ pub(super) struct State {
     pub(super) checksums: NewChecksums,
     /// Those of the running checkpoint that have not been put into their pages yet.
     pub(super) frozen_checksums: NewChecksums,
+    /// Groups whose checksum pages were allocated on the host since the pool was opened.
+    pub(super) checksum_pages_prepared: BTreeSet<u64>,
     pub(super) descriptors: FxHashMap<u64, GroupDescriptor>,
     pub(super) indexes: Vec<GroupIndex>,
     pub(super) index_refs: Vec<GroupIndexRef>,
     pub(super) allocator: Allocator,
+    /// Blocks free in groups that are not in memory, or not in use.
+    pub(super) outside_blocks: u64,
     /// Groups in which checkpoints freed blocks since the background task looked last.
     pub(super) groups_freed_in: std::collections::BTreeSet<u64>,
     pub(super) epochs: Epochs,

@@ -46,6 +46,27 @@ pub(super) fn with_image<T, F: Future<Output = T>>(
     }))
 }
 
+/// Runs a test's body on a pool that takes nothing apart by itself.
+pub(super) fn without_worker<T, F: Future<Output = T>>(
+    image: MemoryImage,
+    session: u128,
+    body: impl FnOnce(Pool<MemoryStorage>) -> F,
+) -> T {
+    let storage = MemoryStorage::from_image(image);
+    let executor = LocalExecutor::new();
+    futures_lite::future::block_on(executor.run(async {
+        let log = Box::new(PrivateLog::new(session));
+        let pool = Pool::open(storage, log, OpenOptions::default()).await.unwrap();
+        let background = pool.clone();
+        let task = executor.spawn(async move {
+            futures_lite::future::zip(background.run_commits(), background.run_checkpoints()).await
+        });
+        let done = body(pool).await;
+        drop(task);
+        done
+    }))
+}
+
 pub(super) fn memory(bytes: &[u8]) -> IoMemory {
     let memory = IoMemory::zeroed(bytes.len());
     memory.write(0, bytes);
@@ -59,6 +80,7 @@ pub(super) fn new_volume(name: &str, size_bytes: u64) -> NewVolume {
         size_bytes,
         sector_size: 512,
         quota_bytes: 0,
+        reservation_bytes: 0,
         created: 0,
         attributes: BTreeMap::new(),
     }

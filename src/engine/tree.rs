@@ -17,6 +17,17 @@ use crate::format::{
 };
 use crate::units::{Clock, Lsn, PoolBlock, VirtualBlock, VolumeId};
 
+/// A change of what a volume's record says of its blocks.
+#[derive(Clone, Copy, Default)]
+pub(super) struct Accounted {
+    pub(super) own: i64,
+    pub(super) mapped: i64,
+    /// Those that may be overwritten in place.
+    pub(super) in_place: i64,
+    /// Of those that were planned, how many are mapped now.
+    pub(super) planned: u64,
+}
+
 /// Index of the entry for `block` in a node of `level`.
 #[inline]
 pub(super) fn entry_index(block: u64, level: u8) -> usize {
@@ -315,7 +326,7 @@ impl State {
         let shared_at = self.shared_at(key);
         let clock = self.clock;
         let created_at = self.volumes.get(&volume).map_or(Clock(0), |volume| volume.record.created_at);
-        let (mut own, mut mapped) = (0i64, 0i64);
+        let mut change = Accounted { planned: count, ..Accounted::default() };
         let mut replaced: SmallVec<[Entry; 4]> = SmallVec::new();
         let mut done = 0;
         while done < count {
@@ -328,11 +339,13 @@ impl State {
                 let old = node.entry(index);
                 node.set(index, Entry::block(pool_block.plus(at - block.0), clock));
                 if old.kind == EntryKind::Block {
-                    own += i64::from(old.birth < created_at);
+                    change.own += i64::from(old.birth < created_at);
+                    change.in_place += i64::from(old.birth < shared_at);
                     replaced.push(old);
                 } else {
-                    own += 1;
-                    mapped += 1;
+                    change.own += 1;
+                    change.mapped += 1;
+                    change.in_place += 1;
                 }
             }
             done += part;
@@ -347,14 +360,18 @@ impl State {
         if let Some(volume) = self.volumes.get_mut(&volume) {
             volume.changes.mark_range(block.0, block.0 + count);
         }
-        self.account(volume, own, mapped);
+        self.account(volume, change);
     }
 
-    /// Changes a volume's own and mapped blocks.
-    pub(super) fn account(&mut self, id: VolumeId, own: i64, mapped: i64) {
+    /// Changes what a volume's record says of its blocks, and what it is owed with that.
+    pub(super) fn account(&mut self, id: VolumeId, change: Accounted) {
         if let Some(volume) = self.volumes.get_mut(&id) {
-            volume.record.own_blocks = volume.record.own_blocks.saturating_add_signed(own);
-            volume.record.mapped_blocks = volume.record.mapped_blocks.saturating_add_signed(mapped);
+            let record = &mut volume.record;
+            record.own_blocks = record.own_blocks.saturating_add_signed(change.own);
+            record.mapped_blocks = record.mapped_blocks.saturating_add_signed(change.mapped);
+            record.in_place_blocks = record.in_place_blocks.saturating_add_signed(change.in_place);
+            volume.planned_blocks = volume.planned_blocks.saturating_sub(change.planned);
+            volume.reckon(&mut self.owed_blocks);
         }
         self.mark_dirty(id);
     }
@@ -484,7 +501,7 @@ impl State {
         let created_at = self.volumes.get(&volume).map_or(Clock(0), |volume| volume.record.created_at);
         let own = self.own(entry, key, level, first);
         let hole = Entry::hole(self.clock);
-        let (mut own_change, mut mapped_change) = (0, 0);
+        let mut change = Accounted::default();
         for index in from..to {
             let child = self.cache.dirty_node(own.address).entry(index as usize);
             let child_first = first + index * span;
@@ -492,8 +509,9 @@ impl State {
             let new = match child.kind {
                 EntryKind::Hole => continue,
                 EntryKind::Block => {
-                    own_change -= i64::from(child.birth >= created_at);
-                    mapped_change -= 1;
+                    change.own -= i64::from(child.birth >= created_at);
+                    change.mapped -= 1;
+                    change.in_place -= i64::from(child.birth >= shared_at);
                     if child.birth < shared_at {
                         self.mark_family(volume, child_first);
                     }
@@ -508,7 +526,7 @@ impl State {
             };
             self.cache.dirty_node(own.address).set(index as usize, new);
         }
-        self.account(volume, own_change, mapped_change);
+        self.account(volume, change);
         if self.cache.dirty_node(own.address).is_empty() {
             // An empty node is a hole: it takes no space and a lookup ends here.
             self.free_node(own);

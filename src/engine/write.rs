@@ -8,6 +8,7 @@ use smallvec::SmallVec;
 use super::growth::Use;
 use super::patience::Waited;
 use super::pool::{Pool, until};
+use super::promise::{Promise, metadata_blocks};
 use super::space::Run;
 use super::state::{Freed, Need, State, TreeKey, Try};
 use super::tree::entry_index;
@@ -23,23 +24,6 @@ pub(super) const MAP_RECORD_BYTES: usize = 32;
 
 /// Bytes of records that set off a commit by themselves.
 const COMMIT_BYTES: usize = 1 << 20;
-
-/// What a change may need besides data blocks, promised before it takes hold of anything.
-pub(super) struct Promise<S: Storage> {
-    pool: Pool<S>,
-    log_bytes: usize,
-    metadata_blocks: u64,
-}
-
-impl<S: Storage> Drop for Promise<S> {
-    fn drop(&mut self) {
-        let mut state = self.pool.inner.state.borrow_mut();
-        state.log_promised -= self.log_bytes;
-        state.metadata_promised -= self.metadata_blocks;
-        drop(state);
-        self.pool.inner.signals.space.notify(usize::MAX);
-    }
-}
 
 /// A step of a planned write.
 enum Step {
@@ -125,89 +109,6 @@ impl From<Need> for Unplanned {
     }
 }
 
-impl<S: Storage> Pool<S> {
-    /// Waits until the pending log and the metadata reserve have room for a change of up to `blocks` blocks, and the
-    /// dirty nodes are within their bound. Nothing may be held.
-    pub(super) async fn promise(&self, blocks: u64, records_bytes: usize) -> Result<Promise<S>> {
-        self.promise_for(Use::Metadata, blocks, records_bytes).await
-    }
-
-    /// The same for a change of which it is known whether it gives room back.
-    pub(super) async fn promise_for(&self, wanted: Use, blocks: u64, records_bytes: usize) -> Result<Promise<S>> {
-        loop {
-            if let Some(promise) = self.try_promise_for(wanted, blocks, records_bytes)? {
-                return Ok(promise);
-            }
-            let listener = self.inner.signals.space.listen();
-            let wanting = {
-                let state = self.inner.state.borrow();
-                if state.log_free() < records_bytes {
-                    Wanting::Commit
-                } else if state.cache.is_full() {
-                    Wanting::Checkpoint { due: state.is_checkpoint_due() }
-                } else {
-                    Wanting::Metadata
-                }
-            };
-            match wanting {
-                Wanting::Commit => self.want_commit(),
-                Wanting::Checkpoint { due: true } => self.want_checkpoint(),
-                // The one that is running will do.
-                Wanting::Checkpoint { due: false } => {}
-                Wanting::Metadata => {
-                    self.make_room(metadata_blocks(blocks), wanted, 0).await?;
-                    continue;
-                }
-            }
-            if self.try_promise_for(wanted, blocks, records_bytes)?.is_none() {
-                listener.await;
-            }
-        }
-    }
-
-    /// The promise, if there is room at the moment.
-    pub(super) fn try_promise(&self, blocks: u64, records_bytes: usize) -> Result<Option<Promise<S>>> {
-        self.try_promise_for(Use::Metadata, blocks, records_bytes)
-    }
-
-    /// The same for a change of which it is known whether it gives room back.
-    pub(super) fn try_promise_for(&self, wanted: Use, blocks: u64, records_bytes: usize) -> Result<Option<Promise<S>>> {
-        let metadata_blocks = metadata_blocks(blocks);
-        let mut state = self.inner.state.borrow_mut();
-        state.check_writable()?;
-        let fits =
-            state.log_free() >= records_bytes && !state.cache.is_full() && state.has_metadata(metadata_blocks, wanted);
-        if !fits {
-            return Ok(None);
-        }
-        state.log_promised += records_bytes;
-        state.metadata_promised += metadata_blocks;
-        let much = state.is_checkpoint_due();
-        let low = state.allocator.free() < super::growth::READY_BLOCKS;
-        drop(state);
-        if much {
-            self.want_checkpoint();
-        }
-        if low {
-            self.inner.signals.work.notify(usize::MAX);
-        }
-        Ok(Some(Promise { pool: self.clone(), log_bytes: records_bytes, metadata_blocks }))
-    }
-}
-
-/// What a change waits for before it may begin.
-enum Wanting {
-    Commit,
-    Checkpoint { due: bool },
-    Metadata,
-}
-
-/// Metadata blocks that a change of `blocks` consecutive blocks dirties at most.
-fn metadata_blocks(blocks: u64) -> u64 {
-    let leaves = blocks.div_ceil(ENTRIES_PER_NODE as u64) + 1;
-    8 + 3 * leaves
-}
-
 impl<S: Storage> VolumeHandle<S> {
     /// Writes all of `from` at `offset` bytes. When this completes the change is made and published: the engine's death
     /// does not lose it. A power cut may, unless `fua` was set or a [`flush`](VolumeHandle::flush) follows.
@@ -244,7 +145,7 @@ impl<S: Storage> VolumeHandle<S> {
             // Without room for metadata a write that changes no mapping still goes on.
             let promise = match promised.take() {
                 Some(promise) => Some(promise),
-                None => pool.try_promise(end - first, (end - first) as usize * MAP_RECORD_BYTES)?,
+                None => pool.try_promise(self.id, end - first, (end - first) as usize * MAP_RECORD_BYTES)?,
             };
             let held = pool.hold_range(self.id, first, end).await?;
             let Some(lacking) = self.write_held(offset, from, false, promise.is_some()).await? else {
@@ -271,7 +172,8 @@ impl<S: Storage> VolumeHandle<S> {
     async fn make_room_for(&self, lacking: Lacking, blocks: u64, waited: &mut Waited) -> Result<Option<Promise<S>>> {
         match lacking {
             Lacking::Promise(wanted) => {
-                self.pool.promise_for(wanted, blocks, blocks as usize * MAP_RECORD_BYTES).await.map(Some)
+                let bytes = blocks as usize * MAP_RECORD_BYTES;
+                self.pool.promise_for(wanted, Some(self.id), blocks, bytes).await.map(Some)
             }
             Lacking::Host(refusal) => Err(refusal),
             Lacking::Space { missing, refills } => {
@@ -282,7 +184,7 @@ impl<S: Storage> VolumeHandle<S> {
                     return Err(Error::NoSpace("the pool is full".into()));
                 }
                 let wanted = if refills { Use::Redirect } else { Use::Data };
-                self.pool.make_room(missing, wanted, metadata_blocks(blocks)).await?;
+                self.pool.make_room(missing, wanted, Some(self.id), metadata_blocks(blocks)).await?;
                 futures_lite::future::yield_now().await;
                 Ok(None)
             }
@@ -341,7 +243,7 @@ impl<S: Storage> VolumeHandle<S> {
             self.apply(steps).await?;
         }
         if let Err(error) = self.land(steps, from).await {
-            pool.inner.state.borrow_mut().give_up(steps);
+            pool.inner.state.borrow_mut().give_up(self.id, steps);
             return Err(Error::io(format!("write of {} at byte {offset}", pool.volume_name(self.id)), error));
         }
         if !is_broken(Canary::MappedBeforeLanded) {
@@ -413,7 +315,7 @@ impl<S: Storage> VolumeHandle<S> {
                 .await;
             if let Err(error) = mapped {
                 if let Some(rest) = steps.get(position..) {
-                    pool.inner.state.borrow_mut().give_up(rest);
+                    pool.inner.state.borrow_mut().give_up(self.id, rest);
                 }
                 return Err(error);
             }
@@ -451,12 +353,11 @@ impl State {
             return Err(Unplanned::Promise);
         }
         let shared_at = self.shared_at(TreeKey::Volume(id));
-        let mut runs = match self.take_blocks(id, missing, self.data_reserve_blocks()) {
+        let mut runs = match self.take_blocks(id, missing, Use::Data) {
             Some(runs) => runs,
             None => {
                 let refills = self.refills(id, offset, &entries, manner)?;
-                let reserve = self.lending_reserve_blocks();
-                let lent = if refills { self.take_blocks(id, missing, reserve) } else { None };
+                let lent = if refills { self.take_blocks(id, missing, Use::Redirect) } else { None };
                 lent.ok_or(Unplanned::Space { missing, refills })?
             }
         };
@@ -513,6 +414,8 @@ impl State {
         }
         if let Some(volume) = self.volumes.get_mut(&id) {
             volume.planned_own += more_own;
+            volume.planned_blocks += missing;
+            volume.reckon(&mut self.owed_blocks);
             volume.redirected += self.counters.blocks_redirected - redirected_before;
         }
         Ok(Plan { steps, more_own })
@@ -589,12 +492,16 @@ impl State {
         Ok(true)
     }
 
-    /// Takes `count` blocks for data from the volume's window, leaving `reserve` fresh ones; all or nothing.
-    fn take_blocks(&mut self, id: VolumeId, count: u64, reserve: u64) -> Option<TakenBlocks> {
+    /// Takes `count` blocks for data from the volume's window, leaving what is kept back for metadata and owed to others; all
+    /// or nothing.
+    fn take_blocks(&mut self, id: VolumeId, count: u64, wanted: Use) -> Option<TakenBlocks> {
         let mut runs: SmallVec<[Run; 2]> = SmallVec::new();
         let mut missing = count;
-        let is_lent = reserve < self.data_reserve_blocks();
+        let reserve = self.reserve_for(count, wanted, Some(id));
+        let is_owed = self.is_owed(id, count);
+        let is_lent = wanted == Use::Redirect;
         while missing > 0 {
+            let spare = self.spare_blocks(id, is_owed, reserve);
             let Some(volume) = self.volumes.get_mut(&id) else { break };
             if let Some(run) = volume.window.take(missing) {
                 missing -= run.count;
@@ -602,7 +509,7 @@ impl State {
                 continue;
             }
             let wanted = if is_lent { missing } else { volume.window.wanted(missing) };
-            match self.allocator.take_data(wanted, reserve) {
+            match self.allocator.take_data(wanted.min(spare), reserve) {
                 Some(run) => volume.window.refill(run),
                 None => break,
             }
@@ -619,12 +526,13 @@ impl State {
     }
 
     /// Data of a plan did not land, or could not be mapped.
-    fn give_up(&mut self, steps: &[Step]) {
+    fn give_up(&mut self, id: VolumeId, steps: &[Step]) {
         let runs = steps.iter().filter_map(|step| match step {
             Step::Redirect { run, .. } => Some(*run),
             Step::Merge { new, in_place: false, .. } => Some(Run { start: *new, count: 1 }),
             _ => None,
         });
+        self.unplan(id, runs.clone().map(|run| run.count).sum());
         self.abandon(runs.flat_map(|run| (0..run.count).map(move |offset| run.start.plus(offset))));
     }
 

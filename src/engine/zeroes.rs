@@ -68,7 +68,7 @@ impl<S: Storage> VolumeHandle<S> {
                 continue;
             }
             let blocks = end.div_ceil(BLOCK_BYTES) - start / BLOCK_BYTES;
-            let promise = self.pool.try_promise(blocks, blocks as usize * MAP_RECORD_BYTES)?;
+            let promise = self.pool.try_promise(self.id, blocks, blocks as usize * MAP_RECORD_BYTES)?;
             let data = from.slice(part.from..part.to);
             if let Some(lacking) = self.write_held(start, &data, false, promise.is_some()).await? {
                 return Ok(Some((lacking, blocks)));

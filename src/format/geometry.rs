@@ -165,6 +165,12 @@ impl Geometry {
         Self::index_blocks(group) + BOTH_PAIRS + PAGE_SLOTS + CHECKSUM_PAGE_SLOTS
     }
 
+    /// Those of them that every group in use needs on the host: all but the pages of data checksums, which come last and
+    /// are wanted from the first seal on.
+    pub fn layout_blocks_unsealed(&self, group: u64) -> u64 {
+        self.layout_blocks(group) - CHECKSUM_PAGE_SLOTS
+    }
+
     const fn index_blocks(group: u64) -> u64 {
         if group.is_multiple_of(GROUPS_PER_INDEX) { BOTH_PAIRS } else { 0 }
     }
@@ -194,6 +200,12 @@ impl Geometry {
     pub fn pages_range(&self, group: u64) -> Range<u64> {
         let first = self.descriptor_block(group, Slot::A).0 + BOTH_PAIRS;
         first..first + PAGE_SLOTS
+    }
+
+    /// All page blocks of the data checksums of `group`, both slots, as numbers of blocks.
+    pub fn checksum_pages_range(&self, group: u64) -> Range<u64> {
+        let first = self.pages_range(group).end;
+        first..first + CHECKSUM_PAGE_SLOTS
     }
 
     /// Block of page `page` of the data checksums of `group` in `slot`; page 32 is that of the "has one" bits.

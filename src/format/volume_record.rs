@@ -82,7 +82,8 @@ raw_struct! {
         528 attributes: [RawAttributeBlockRef; ATTRIBUTE_BLOCKS_MAX],
         1552 accounts_from: U64,
         1560 account_spans: [RawAccountSpan; ACCOUNT_SPANS_MAX],
-        3096 reserved: [u8; 1000],
+        3096 in_place_blocks: U64,
+        3104 reserved: [u8; 992],
     }
 }
 
@@ -207,9 +208,11 @@ pub struct VolumeRecord {
     pub own_blocks: u64,
     /// Blocks mapped.
     pub mapped_blocks: u64,
+    /// Blocks mapped that were born at or after `shared_at`: overwriting them takes no block.
+    pub in_place_blocks: u64,
     /// Most own bytes, 0 for no limit.
     pub quota_bytes: u64,
-    /// Bytes always there for it.
+    /// Bytes always there for it, 0 for none: whole blocks, and no more than its size.
     pub reservation_bytes: u64,
     /// What a write does when the pool is full.
     pub on_full: OnFull,
@@ -293,7 +296,8 @@ impl VolumeRecord {
             attributes,
             account_spans,
             accounts_from: U64::new(self.accounts_from),
-            reserved: [0; 1000],
+            in_place_blocks: U64::new(self.in_place_blocks),
+            reserved: [0; 992],
         })
     }
 
@@ -326,6 +330,7 @@ impl VolumeRecord {
             received_from: received_from(raw)?,
             own_blocks: blocks(raw.own_blocks, "own_blocks")?,
             mapped_blocks: blocks(raw.mapped_blocks, "mapped_blocks")?,
+            in_place_blocks: blocks(raw.in_place_blocks, "in_place_blocks")?,
             quota_bytes: raw.quota_bytes.get(),
             reservation_bytes: raw.reservation_bytes.get(),
             on_full: match raw.on_full {

@@ -4,7 +4,7 @@ use serde_json::Value;
 
 use crate::scratch::Scratch;
 
-const VOLUME: [&str; 25] = [
+const VOLUME: [&str; 27] = [
     "created_ns",
     "depth",
     "detect_zeroes",
@@ -22,6 +22,8 @@ const VOLUME: [&str; 25] = [
     "own_bytes",
     "protected",
     "quota_bytes",
+    "reservation_bytes",
+    "reservation_left_bytes",
     "sealed",
     "sector_size",
     "shared_bytes",
@@ -32,7 +34,7 @@ const VOLUME: [&str; 25] = [
     "waits_when_full",
 ];
 
-const POOL: [&str; 38] = [
+const POOL: [&str; 40] = [
     "attached",
     "background",
     "carcasses",
@@ -53,11 +55,13 @@ const POOL: [&str; 38] = [
     "live_bytes",
     "metadata_bytes",
     "name",
+    "owed_bytes",
     "own_bytes",
     "path",
     "poisoned",
     "recovered",
     "reserve_bytes",
+    "reserved_bytes",
     "scrub",
     "sealed",
     "size_bytes",

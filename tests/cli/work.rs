@@ -36,6 +36,48 @@ fn volumes_snapshots_and_clones_come_and_go() {
 }
 
 #[test]
+fn reservation_is_made_shown_changed_and_refused() {
+    let scratch = Scratch::with_pool();
+    assert!(scratch.done("volume create a --size 64M --reserve 32M").contains("32.0 MiB (33554432 bytes) reserved"));
+    let shown = |name: &str| {
+        let info = scratch.json(&format!("volume info {name}"))["volume"].clone();
+        [&info["size_bytes"], &info["reservation_bytes"], &info["reservation_left_bytes"]]
+            .map(|value| value.as_u64().expect("a number") >> 20)
+    };
+    assert_eq!(shown("a"), [64, 32, 32]);
+    assert!(scratch.done("volume info a").contains("32.0 MiB of it not its own yet"));
+    assert_eq!(scratch.json("volume list")["volumes"][0]["reservation_bytes"], 32 << 20);
+    let pool = scratch.json("pool info")["pool"].clone();
+    assert_eq!(pool["reserved_bytes"], 32 << 20);
+    // With room for its map: 64 leaves and pairs above, and for what changes move.
+    assert_eq!(pool["owed_bytes"], (32 << 20) + (64 + 6 + 64) * 4096);
+    assert!(scratch.done("pool info").contains("32.0 MiB (33554432 bytes) for volumes; 32.5 MiB of what is free"));
+
+    // In one call, in whichever order it takes.
+    scratch.done("volume resize a --size 128M --reserve 96M --quota 100M");
+    assert_eq!(shown("a"), [128, 96, 96]);
+    scratch.done("volume resize a --size 32M --reserve 16M --quota 16M");
+    assert_eq!(shown("a"), [32, 16, 16]);
+    scratch.refused("volume resize a --reserve 33M", &["size"]);
+    scratch.refused("volume resize a --reserve 17M", &["quota"]);
+    scratch.refused("volume resize a --quota 8M", &["quota", "reservation"]);
+    // Looking for room may prepare some; of volumes nothing changes.
+    let too_much = scratch.plywood("volume create b --size 2G --reserve 2G".split_whitespace());
+    too_much.expect_refusal(&["bytes are missing", "plywood pool grow"]);
+    assert_eq!(names(&scratch), ["a"]);
+    scratch.done("volume resize a --quota 0 --reserve 0");
+    assert_eq!(shown("a"), [32, 0, 0]);
+
+    // A snapshot and a clone have none of it.
+    scratch.done("volume resize a --reserve 32M");
+    scratch.done("snapshot create a s");
+    scratch.done("clone create s c");
+    assert_eq!((shown("s"), shown("c")), ([32, 0, 0], [32, 0, 0]));
+    scratch.refused("volume resize s --reserve 1M", &["snapshot"]);
+    assert!(scratch.done("pool check").ends_with("0 faults"));
+}
+
+#[test]
 fn detecting_zeroes_is_a_property_of_a_volume_that_clones_have_too() {
     let scratch = Scratch::with_pool();
     let words = "blocks of zeros are not stored";

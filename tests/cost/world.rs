@@ -67,6 +67,7 @@ impl World {
             size_bytes,
             sector_size: 4096,
             quota_bytes: 0,
+            reservation_bytes: 0,
             created: 0,
             attributes: BTreeMap::new(),
         };

@@ -43,6 +43,7 @@ fn story(canary: Canary) -> Option<fn()> {
         Canary::FailedFlushIgnored => stories::failed_flush_is_never_taken_for_one_that_worked,
         Canary::ChecksumKept => stories::checksum_goes_with_the_content_it_was_taken_of,
         Canary::SealedTooEarly => stories::snapshot_is_called_sealed_after_its_checksums_are_durable,
+        Canary::ChecksumPagesUnprepared => stories::sealing_on_a_full_host_fails_and_no_checkpoint_does,
         _ => return None,
     })
 }
@@ -57,6 +58,7 @@ fn is_for_worlds(canary: Canary) -> bool {
             | Canary::ReplayNotFlushed
             | Canary::SnapshotOverWrites
             | Canary::EatenFreedAtOnce
+            | Canary::ChecksumPagesUnprepared
             | Canary::FreedUnderPlans
             | Canary::LetGoBeforeReply
             | Canary::OneSuperblockCopy

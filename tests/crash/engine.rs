@@ -116,6 +116,7 @@ impl Engine {
             size_bytes,
             sector_size: 512,
             quota_bytes: 0,
+            reservation_bytes: 0,
             created: 0,
             attributes: BTreeMap::new(),
         };

@@ -56,6 +56,7 @@ impl Workload<'_> {
             size_bytes,
             sector_size: 512,
             quota_bytes: 0,
+            reservation_bytes: 0,
             created: 0,
             attributes: BTreeMap::from([("key".to_owned(), vec![1; 6000])]),
         };

@@ -19,6 +19,7 @@ mod met;
 mod model;
 mod operations;
 mod request;
+mod reserving;
 mod seals;
 mod stories;
 mod task;

@@ -278,6 +278,13 @@ impl Medium {
         self.state.borrow_mut().host = Some(Host { first, room, allocated: HashSet::new() });
     }
 
+    /// From now on such a host finds room for no more than `room_bytes` beyond what it has.
+    pub fn fill_host(&self, room_bytes: u64) {
+        if let Some(host) = &mut self.state.borrow_mut().host {
+            host.room = host.allocated.len() + (room_bytes / BLOCK as u64) as usize;
+        }
+    }
+
     /// How many operations are in flight.
     pub fn waiting(&self) -> usize {
         self.state.borrow().in_flight.len()

@@ -17,6 +17,8 @@ pub struct Met {
     pub replays_interrupted: u64,
     pub went_on: u64,
     pub no_space: u64,
+    /// Blocks written of what was reserved.
+    pub claimed: u64,
     pub sent_again: u64,
     pub reserve_used: u64,
     pub in_commit: u64,
@@ -121,6 +123,7 @@ impl Met {
             ("batches", self.batches),
             ("nodes shadowed", self.shadowed),
             ("changes refused for space", self.no_space),
+            ("blocks written of what was reserved", self.claimed),
             ("blocks sealed", self.sealed),
             ("crashes within a seal", self.in_seal),
             ("digests of sealed snapshots compared", self.digests),
@@ -143,6 +146,7 @@ impl Met {
         self.replays_interrupted += other.replays_interrupted;
         self.went_on += other.went_on;
         self.no_space += other.no_space;
+        self.claimed += other.claimed;
         self.sent_again += other.sent_again;
         self.reserve_used += other.reserve_used;
         self.in_commit += other.in_commit;

@@ -158,6 +158,7 @@ pub struct Volume {
     pub size_bytes: u64,
     pub sector_size: u32,
     pub read_only: bool,
+    pub reservation_bytes: u64,
     pub origin: Option<Uuid>,
     pub blocks: BTreeMap<u64, Block>,
     /// Its digest, once it is sealed.
@@ -176,6 +177,7 @@ impl Volume {
             size_bytes,
             sector_size,
             read_only: false,
+            reservation_bytes: 0,
             origin: None,
             blocks: BTreeMap::new(),
             digest: None,
@@ -192,6 +194,7 @@ impl Volume {
             uuid,
             name,
             read_only,
+            reservation_bytes: 0,
             origin: Some(self.uuid),
             blocks: blocks.collect(),
             digest: None,
@@ -214,6 +217,7 @@ impl Volume {
     pub fn truncate(&mut self, size_bytes: u64) {
         self.blocks.split_off(&(size_bytes / (SECTOR * SECTORS)));
         self.size_bytes = size_bytes;
+        self.reservation_bytes = self.reservation_bytes.min(size_bytes);
     }
 }
 
@@ -258,6 +262,7 @@ pub enum Control {
     Delete(Uuid),
     RollBack { volume: Uuid, snapshot: Uuid, keep: Option<(u64, Volume)> },
     Resize { volume: Uuid, size_bytes: u64 },
+    Reserve { volume: Uuid, reservation_bytes: u64 },
     Rename { volume: Uuid, name: String },
 }
 
@@ -509,6 +514,7 @@ pub fn rolled_back(volume: &mut Volume, source: &Volume) {
     }
     volume.blocks = blocks;
     volume.size_bytes = source.size_bytes;
+    volume.reservation_bytes = volume.reservation_bytes.min(source.size_bytes);
 }
 
 impl Volume {

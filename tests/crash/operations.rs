@@ -162,15 +162,17 @@ impl World {
             850..885 => self.start_clone(),
             885..905 => self.start_roll_back(),
             905..945 => self.start_delete(),
-            945..960 => self.start_resize(),
-            960..970 => self.start_rename(),
-            970..985 => self.start_checkpoint(),
+            945..957 => self.start_resize(),
+            957..963 => self.start_reserve(),
+            963..970 => self.start_claim(),
+            970..977 => self.start_rename(),
+            977..987 => self.start_checkpoint(),
             _ => self.start_commit(),
         };
         self.shared.met.borrow_mut().operations += u64::from(started);
     }
 
-    fn spawn(&mut self, volumes: Vec<Uuid>, alone: bool, task: impl Future<Output = ()> + 'static) {
+    pub fn spawn(&mut self, volumes: Vec<Uuid>, alone: bool, task: impl Future<Output = ()> + 'static) {
         for volume in &volumes {
             if alone {
                 self.shared.alone.borrow_mut().insert(*volume);
@@ -186,7 +188,7 @@ impl World {
         });
     }
 
-    fn pick(&mut self, alone: bool, wanted: impl Fn(&Volume) -> bool) -> Option<Volume> {
+    pub fn pick(&mut self, alone: bool, wanted: impl Fn(&Volume) -> bool) -> Option<Volume> {
         let model = self.shared.model.borrow();
         let (taken, used) = (self.shared.alone.borrow(), self.shared.used.borrow());
         let is_free = |uuid: &Uuid| !taken.contains(uuid) && (!alone || used.get(uuid).is_none_or(|count| *count == 0));
@@ -569,7 +571,7 @@ impl World {
         self.start_control(volumes, false, control, call);
     }
 
-    fn control_alone(&mut self, volume: Uuid, control: Control, call: impl AsyncFnOnce(&Shared) + 'static) {
+    pub fn control_alone(&mut self, volume: Uuid, control: Control, call: impl AsyncFnOnce(&Shared) + 'static) {
         self.start_control(vec![volume], true, control, call);
     }
 
@@ -617,6 +619,7 @@ fn new_volume(volume: &Volume) -> NewVolume {
         size_bytes: volume.size_bytes,
         sector_size: volume.sector_size,
         quota_bytes: 0,
+        reservation_bytes: 0,
         created: 1,
         attributes: BTreeMap::from([("of".to_owned(), vec![7; 5000])]),
     }
@@ -653,7 +656,7 @@ fn adopt(shared: &Shared, volume: Volume) {
     assert!(former.is_none(), "made twice");
 }
 
-fn refused(shared: &Shared, what: &str, error: &Error) {
+pub fn refused(shared: &Shared, what: &str, error: &Error) {
     assert!(matches!(error, Error::NoSpace(_)), "{what}: {error}");
     shared.met.borrow_mut().no_space += 1;
 }

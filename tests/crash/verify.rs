@@ -369,6 +369,9 @@ fn candidates<'a>(model: &'a Model, volume: &'a Volume) -> impl Iterator<Item = 
             after.truncate(*size_bytes);
             Some(after)
         }
+        Control::Reserve { volume: reserved, reservation_bytes } if *reserved == volume.uuid => {
+            Some(Volume { reservation_bytes: *reservation_bytes, ..volume.clone() })
+        }
         Control::Rename { volume: renamed, name } if *renamed == volume.uuid => {
             Some(Volume { name: name.clone(), ..volume.clone() })
         }
@@ -391,8 +394,8 @@ fn being_made(model: &Model, uuid: Uuid) -> Option<Volume> {
 }
 
 fn fits(model: &Model, volume: &Volume, info: &VolumeInfo, blocks: &Blocks, lost_power: bool) -> Result<(), String> {
-    let expected = (&volume.name, volume.size_bytes, volume.sector_size, volume.read_only);
-    let found = (&info.name, info.size_bytes, info.sector_size, info.read_only);
+    let expected = (&volume.name, volume.size_bytes, volume.reservation_bytes, volume.sector_size, volume.read_only);
+    let found = (&info.name, info.size_bytes, info.reservation_bytes, info.sector_size, info.read_only);
     if expected != found {
         return Err(format!("{found:?} is there, expected {expected:?}"));
     }

@@ -22,6 +22,7 @@ mod power_cut;
 mod reclaim;
 mod recording;
 mod refusals;
+mod reserved;
 mod sealed;
 mod service;
 mod space;
@@ -143,6 +144,7 @@ fn main() {
         trial("random_writes_fill_the_pool", EXT4, filling::random_writes_fill_the_pool),
         trial("random_writes_fill_the_host", EXT4, filling::random_writes_fill_the_host),
         trial("full_host_lets_writes_wait_for_space", EXT4, filling::writes_wait_for_the_host),
+        trial("reserved_volume_is_written_on_a_full_pool", EXT4, reserved::reserved_volume_is_written_on_a_full_pool),
         trial("deleted_files_give_space_back", EXT4, space::deleted_files_give_space_back),
         trial("fstrim_gives_space_back", EXT4, space::fstrim_gives_space_back),
         trial("deleted_volume_gives_space_back", EXT4, space::deleted_volume_gives_space_back),

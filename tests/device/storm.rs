@@ -102,8 +102,6 @@ pub fn kills_at_random_moments() {
     println!("{met:?}, {} files, {} s", files.len(), began.elapsed().as_secs());
     println!("{table}");
     assert!(table.kills_while_taking_over() > 0, "no engine was killed while it took over");
-    let missed = table.missed();
-    assert!(kills < KILLS_FOR_ALL || missed.is_empty(), "nobody was killed at {missed:?}");
     assert!(met.snapshots.load(Ordering::Relaxed) > 0 && met.verified_rounds.load(Ordering::Relaxed) > 0, "{met:?}");
 
     for point in &points {
@@ -119,6 +117,8 @@ pub fn kills_at_random_moments() {
     pool.done("detach --all");
     pool.stop();
     pool.check();
+    let missed = table.missed();
+    assert!(kills < KILLS_FOR_ALL || missed.is_empty(), "nobody was killed at {missed:?}");
 }
 
 /// Kills engines, and answers what they were at.
@@ -230,7 +230,8 @@ fn come_and_go(pool: &TestPool, stop: &AtomicBool, snapshots: &AtomicU64, deleti
     }
 }
 
-/// Attaches and detaches a volume of its own, seals snapshots of it and upgrades the program, until told to stop.
+/// Attaches and detaches a volume of its own, seals snapshots of it, upgrades the program, and has all that is free punched,
+/// which engines that live so briefly do not come to by themselves; until told to stop.
 fn be_busy(pool: &TestPool, stop: &AtomicBool) {
     pool.done("volume create idle --size 64M");
     let device = pool.attach("idle");
@@ -239,7 +240,7 @@ fn be_busy(pool: &TestPool, stop: &AtomicBool) {
         if stop.load(Ordering::Relaxed) {
             break;
         }
-        match round % 3 {
+        match round % 4 {
             0 => {
                 pool.done("detach idle");
                 pool.attach("idle");
@@ -249,7 +250,8 @@ fn be_busy(pool: &TestPool, stop: &AtomicBool) {
                 long(pool, "snapshot seal sealed");
                 pool.done("snapshot delete sealed --yes");
             }
-            _ => long(pool, "upgrade"),
+            2 => long(pool, "upgrade"),
+            _ => long(pool, "pool trim"),
         }
     }
 }

@@ -84,6 +84,7 @@ pub fn new_volume(name: &str, size_bytes: u64) -> NewVolume {
         size_bytes,
         sector_size: 512,
         quota_bytes: 0,
+        reservation_bytes: 0,
         created: 1,
         attributes: Default::default(),
     }

@@ -16,8 +16,9 @@ const POOL_BYTES: u64 = 3 << 30;
 const VOLUME_BYTES: u64 = 256 * MIB;
 /// Runs of this length and more are given back by themselves, shorter ones by `trim`.
 const RUN_BYTES: u64 = 64 * KIB;
-/// More ticks than work is left for.
-const TICKS: usize = 200;
+/// Ticks without anything given back after which the pool is at rest. They come faster here than once a second, so most of
+/// them find the work of an earlier one still going on.
+const TICKS_AT_REST: usize = 200;
 
 /// What is freed in units of `unit_bytes`: written and discarded, overwritten in clones, rolled back, shrunk, deleted.
 struct Churn {
@@ -121,10 +122,14 @@ fn hold_promise(seed: u64, unit_bytes: u64, trims: bool) {
         if trims {
             pool.trim().await.expect("trimmed");
         } else {
-            for _ in 0..TICKS {
+            let (mut at_rest, mut punched) = (0, 0);
+            while at_rest < TICKS_AT_REST {
                 pool.tick();
                 // Time goes by.
                 pool.checkpoint().await.expect("a checkpoint");
+                let now = pool.counters().blocks_punched;
+                at_rest = if now == punched { at_rest + 1 } else { 0 };
+                punched = now;
             }
         }
         let info = pool.info();

@@ -22,6 +22,7 @@ pub struct Met {
     pub quota_hits: u64,
     /// Changes that came back refused for a quota.
     pub refusals: u64,
+    pub reservations: u64,
     pub closes: u64,
     pub cuts: u64,
     pub deaths: u64,
@@ -69,6 +70,7 @@ impl Met {
         self.refusals += other.refusals;
         self.carcasses_resumed += other.carcasses_resumed;
         self.quota_hits += other.quota_hits;
+        self.reservations += other.reservations;
         self.closes += other.closes;
         self.cuts += other.cuts;
         self.deaths += other.deaths;
@@ -88,6 +90,7 @@ impl Met {
             ("carcasses resumed", self.carcasses_resumed),
             ("quota hits", self.quota_hits),
             ("changes refused by a quota", self.refusals),
+            ("reservations made", self.reservations),
             ("closes", self.closes),
             ("cuts after a commit", self.cuts),
             ("deaths", self.deaths),

@@ -23,6 +23,7 @@ pub struct Volume {
     pub read_only: bool,
     pub protected: bool,
     pub quota_bytes: u64,
+    pub reservation_bytes: u64,
     pub origin: Option<VolumeId>,
     pub attributes: BTreeMap<String, Vec<u8>>,
     pub contents: Contents,
@@ -60,6 +61,7 @@ pub enum Control {
     Rename { volume: VolumeId, name: String },
     Attributes { volume: VolumeId, attributes: BTreeMap<String, Vec<u8>> },
     Protect { volume: VolumeId, protected: bool },
+    Reserve { volume: VolumeId, reservation_bytes: u64 },
 }
 
 impl Control {
@@ -77,6 +79,9 @@ impl Control {
             Self::Resize { volume, size_bytes } => format!("resize volume {volume} to {size_bytes} bytes"),
             Self::Rename { volume, name } => format!("rename volume {volume} to {name}"),
             Self::Attributes { volume, .. } => format!("attributes of volume {volume}"),
+            Self::Reserve { volume, reservation_bytes } => {
+                format!("reserve {reservation_bytes} bytes for volume {volume}")
+            }
             Self::Protect { volume, protected } => format!("protect volume {volume}: {protected}"),
         }
     }

@@ -21,6 +21,8 @@ const MIB: u64 = 1 << 20;
 const GIB: u64 = 1 << 30;
 /// Volumes beyond which more are deleted than made.
 const MOST_VOLUMES: usize = 40;
+/// Size up to which volumes get reservations: the pool is never to be full here.
+const RESERVED_BYTES: u64 = 256 * MIB;
 
 /// Which volumes the operations of one round use, and whether they want them for themselves.
 #[derive(Default)]
@@ -56,7 +58,8 @@ impl World {
             965..980 => self.start_resize(round),
             980..988 => self.start_rename(round),
             988..994 => self.start_attributes(round),
-            994..997 => self.start_protect(round),
+            994..996 => self.start_protect(round),
+            996..998 => self.start_reserve(round),
             _ => self.start_difference(round),
         }
     }
@@ -241,6 +244,7 @@ impl World {
             size_bytes,
             sector_size: if self.random.bool() { 512 } else { 4096 },
             quota_bytes: if self.random.u32(..4) == 0 { self.random.u64(64..=512) * 4 * KIB } else { 0 },
+            reservation_bytes: 0,
             created: self.random.u64(..),
             attributes: BTreeMap::new(),
         };
@@ -253,6 +257,7 @@ impl World {
             read_only: false,
             protected: false,
             quota_bytes: new.quota_bytes,
+            reservation_bytes: 0,
             origin: None,
             attributes: BTreeMap::new(),
             contents: Contents::default(),
@@ -310,6 +315,7 @@ impl World {
             read_only: false,
             protected: false,
             quota_bytes: 0,
+            reservation_bytes: 0,
             origin: Some(snapshot.id),
             attributes: BTreeMap::new(),
             contents: snapshot.contents.cloned(),
@@ -328,7 +334,8 @@ impl World {
         let Some(origin) = snapshot.origin.and_then(|id| self.shared.model.borrow().volumes.get(&id).cloned()) else {
             return false;
         };
-        if origin.read_only || !round.may_have_alone(origin.id) {
+        let takes_much = origin.reservation_bytes > 0 && snapshot.size_bytes > RESERVED_BYTES;
+        if origin.read_only || takes_much || !round.may_have_alone(origin.id) {
             return false;
         }
         round.shared.push(snapshot.id);
@@ -390,8 +397,9 @@ impl World {
         };
         round.alone.push(volume.id);
         let size_bytes = match self.random.u32(..4) {
-            0 => volume.size_bytes + self.random.u64(1..=100) * 4 * KIB,
-            1 => volume.size_bytes + self.random.u64(1..=100) * GIB,
+            // Room is kept for the map of one with a reservation.
+            1 if volume.reservation_bytes == 0 => volume.size_bytes + self.random.u64(1..=100) * GIB,
+            0 | 1 => volume.size_bytes + self.random.u64(1..=100) * 4 * KIB,
             2 => self.random.u64(1..=volume.size_bytes / (4 * KIB)) * 4 * KIB,
             _ => (volume.size_bytes / 2).next_multiple_of(4 * KIB),
         };
@@ -467,6 +475,22 @@ impl World {
         self.start_control(Control::Protect { volume: volume.id, protected }, async move |shared: &Shared| {
             pool.protect_volume(volume.id, protected).await.unwrap_or_else(|error| panic!("protect: {error}"));
             with(shared, volume.id, |known| known.protected = protected);
+        });
+        true
+    }
+
+    fn start_reserve(&mut self, round: &mut Round) -> bool {
+        let fits = |volume: &Volume| !volume.read_only && volume.size_bytes <= RESERVED_BYTES;
+        let Some(volume) = self.pick(|volume| fits(volume) && round.may_have_alone(volume.id)) else { return false };
+        round.alone.push(volume.id);
+        let most = if volume.quota_bytes > 0 { volume.quota_bytes.min(MIB) } else { MIB };
+        let most = most.min(volume.size_bytes) / (4 * KIB);
+        let wanted = if self.random.u32(..4) == 0 { 0 } else { self.random.u64(1..=most) };
+        let (pool, id, reservation_bytes) = (self.pool().clone(), volume.id, wanted * 4 * KIB);
+        self.start_control(Control::Reserve { volume: id, reservation_bytes }, async move |shared: &Shared| {
+            pool.set_reservation(id, reservation_bytes).await.unwrap_or_else(|error| panic!("reserve: {error}"));
+            with(shared, id, |known| known.reservation_bytes = reservation_bytes);
+            shared.met.borrow_mut().reservations += u64::from(wanted > 0);
         });
         true
     }
@@ -549,6 +573,7 @@ pub fn snapshot_of(origin: &Volume, new: &NewSnapshot) -> Volume {
         read_only: true,
         protected: false,
         quota_bytes: 0,
+        reservation_bytes: 0,
         origin: Some(origin.id),
         attributes: BTreeMap::new(),
         ..origin.clone()
@@ -573,6 +598,7 @@ pub fn resize(shared: &Shared, id: VolumeId, size_bytes: u64) {
             known.contents.truncate(size_bytes / SECTOR);
         }
         known.size_bytes = size_bytes;
+        known.reservation_bytes = known.reservation_bytes.min(size_bytes);
     });
 }
 
@@ -581,6 +607,7 @@ pub fn roll_back(shared: &Shared, id: VolumeId, snapshot: VolumeId) {
     with(shared, id, |known| {
         known.contents = source.contents;
         known.size_bytes = source.size_bytes;
+        known.reservation_bytes = known.reservation_bytes.min(source.size_bytes);
         known.accountable = source.accountable;
     });
 }

@@ -363,6 +363,12 @@ impl World {
                     with(&self.shared, volume, |known| known.attributes = attributes);
                 }
             }
+            Control::Reserve { volume, reservation_bytes } => {
+                let info = infos.iter().find(|info| info.id == volume).expect("reserving deletes nothing");
+                if info.reservation_bytes == reservation_bytes {
+                    with(&self.shared, volume, |known| known.reservation_bytes = reservation_bytes);
+                }
+            }
             Control::Protect { volume, protected } => {
                 let info = infos.iter().find(|info| info.id == volume).expect("protecting deletes nothing");
                 if info.protected == protected {
@@ -424,6 +430,7 @@ impl World {
             let expected =
                 (volume.uuid, &volume.name, volume.size_bytes, volume.sector_size, volume.read_only, volume.protected);
             assert_eq!(facts, expected, "{}", volume.name);
+            assert_eq!(info.reservation_bytes, volume.reservation_bytes, "{}", volume.name);
             assert_eq!(self.attributes(volume.id), volume.attributes, "attributes of {}", volume.name);
             self.verify_contents(volume);
             if info.settled && volume.accountable {

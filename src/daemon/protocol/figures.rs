@@ -52,6 +52,12 @@ pub struct Pool {
     pub host_bytes: u64,
     /// Sum of the virtual sizes.
     pub virtual_bytes: u64,
+    /// Sum of what is reserved for volumes.
+    #[serde(default)]
+    pub reserved_bytes: u64,
+    /// Part of what is free that only these volumes can have, with room for their maps.
+    #[serde(default)]
+    pub owed_bytes: u64,
     /// Size up to which it grows by itself when it is full; 0: it does not.
     #[serde(default)]
     pub size_limit_bytes: u64,

@@ -104,6 +104,7 @@ pub(super) struct VolumeLine {
     received_from: Option<(Uuid, u64)>,
     own_blocks: u64,
     mapped_blocks: u64,
+    in_place_blocks: u64,
     quota_bytes: u64,
     reservation_bytes: u64,
     on_full: String,
@@ -208,6 +209,7 @@ impl VolumeLine {
             received_from: record.received_from.map(|(uuid, clock)| (uuid, clock.0)),
             own_blocks: record.own_blocks,
             mapped_blocks: record.mapped_blocks,
+            in_place_blocks: record.in_place_blocks,
             quota_bytes: record.quota_bytes,
             reservation_bytes: record.reservation_bytes,
             on_full: match record.on_full {
@@ -264,6 +266,7 @@ impl VolumeLine {
             received_from: self.received_from.map(|(uuid, clock)| (uuid, Clock(clock))),
             own_blocks: self.own_blocks,
             mapped_blocks: self.mapped_blocks,
+            in_place_blocks: self.in_place_blocks,
             quota_bytes: self.quota_bytes,
             reservation_bytes: self.reservation_bytes,
             on_full,

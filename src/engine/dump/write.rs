@@ -214,14 +214,22 @@ async fn dump_trees<S: Storage, W: Write>(
 ) -> Result<()> {
     for volume in &tables.volumes {
         let record = &volume.record;
-        let (entry, level, created_at) = (record.root.entry, record.root.level, record.created_at);
-        let sum = walker.walk(&Tree { entry, level, first: 0, eaten: 0, created_at }, output).await?;
+        let sum = walker.walk(&Tree::of(record), output).await?;
         let record = match sum {
             Some(sum) if sum.whole => record.clone(),
-            Some(sum) => VolumeRecord { own_blocks: sum.own, mapped_blocks: sum.mapped, ..unsealed(record) },
-            None => {
-                VolumeRecord { own_blocks: 0, mapped_blocks: 0, root: Root::empty(entry.birth), ..unsealed(record) }
-            }
+            Some(sum) => VolumeRecord {
+                own_blocks: sum.own,
+                mapped_blocks: sum.mapped,
+                in_place_blocks: sum.in_place,
+                ..unsealed(record)
+            },
+            None => VolumeRecord {
+                own_blocks: 0,
+                mapped_blocks: 0,
+                in_place_blocks: 0,
+                root: Root::empty(record.root.entry.birth),
+                ..unsealed(record)
+            },
         };
         output.end.volumes += 1;
         output.line(&Line::Volume(Box::new(VolumeLine::of(&record, volume.attributes.as_ref()))))?;

@@ -1,17 +1,15 @@
 //! What volumes are said to hold alone, held against what their deletion frees.
 
 use std::collections::BTreeSet;
-use std::future::Future;
 
-use async_executor::LocalExecutor;
-use futures_lite::future::{block_on, yield_now, zip};
+use futures_lite::future::yield_now;
 
+use crate::engine::Pool;
 use crate::engine::state::{Need, State};
-use crate::engine::tests::{fill, new_clone, new_snapshot, new_volume, with_image, with_pool};
+use crate::engine::tests::{fill, new_clone, new_snapshot, new_volume, with_image, with_pool, without_worker};
 use crate::engine::tree::entry_span;
-use crate::engine::{OpenOptions, Pool, PrivateLog};
 use crate::format::{Entry, EntryKind, Place};
-use crate::io::{MemoryImage, MemoryStorage};
+use crate::io::MemoryStorage;
 use crate::units::{BLOCK_BYTES, PoolBlock, VirtualBlock, VolumeId};
 
 const MIB: u64 = 1 << 20;
@@ -334,25 +332,6 @@ async fn chain(pool: &Pool<MemoryStorage>) {
         let branch = pool.create_clone(second, new_clone(name)).await.unwrap().id;
         write(branch, from, from + 250, 5).await;
     }
-}
-
-/// Runs a test's body on a pool that takes nothing apart by itself.
-fn without_worker<T, F: Future<Output = T>>(
-    image: MemoryImage,
-    session: u128,
-    body: impl FnOnce(Pool<MemoryStorage>) -> F,
-) -> T {
-    let storage = MemoryStorage::from_image(image);
-    let executor = LocalExecutor::new();
-    block_on(executor.run(async {
-        let log = Box::new(PrivateLog::new(session));
-        let pool = Pool::open(storage, log, OpenOptions::default()).await.unwrap();
-        let background = pool.clone();
-        let task = executor.spawn(async move { zip(background.run_commits(), background.run_checkpoints()).await });
-        let done = body(pool).await;
-        drop(task);
-        done
-    }))
 }
 
 /// Each deletion is cut short, the engine ends without a checkpoint, and the next one goes on.

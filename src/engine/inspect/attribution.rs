@@ -106,8 +106,7 @@ pub(in crate::engine) async fn attribute<S: Storage>(
     let mut told_before = Faults::default();
     let mut walker = Walker::new(reader, &mut counts, &mut told_before);
     for volume in &tables.volumes {
-        let root = volume.record.root;
-        let tree = Tree { entry: root.entry, level: root.level, first: 0, eaten: 0, created_at: Clock(0) };
+        let tree = Tree { created_at: Clock(0), shared_at: Clock(0), ..Tree::of(&volume.record) };
         walker.walk(&tree, &mut marker).await?;
     }
     let marked = marker.marked;

@@ -12,8 +12,8 @@ use super::walk::{Tree, Visited, Visitor, Walker};
 use crate::engine::tail::{Tail, read_chain, read_tail};
 use crate::engine::{Storage, bounds};
 use crate::error::{Check, Corrupt, Result, Structure};
-use crate::format::{Carcass, Geometry, JOURNAL_FIRST, Record, SUPERBLOCK_COPIES, Slot, Superblock};
-use crate::units::{Lsn, PoolBlock, VolumeId};
+use crate::format::{CLOCK_MAX, Carcass, Geometry, JOURNAL_FIRST, Record, SUPERBLOCK_COPIES, Slot, Superblock};
+use crate::units::{Clock, Lsn, PoolBlock, VolumeId};
 use rustc_hash::FxHashMap;
 use serde::{Deserialize, Serialize};
 
@@ -261,8 +261,7 @@ pub(in crate::engine) async fn walk_trees<S: Storage>(
     for volume in tables.sealed_first() {
         let record = &volume.record;
         complete &= volume.attributes.is_some();
-        let (entry, level, created_at) = (record.root.entry, record.root.level, record.created_at);
-        let tree = Tree { entry, level, first: 0, eaten: 0, created_at };
+        let tree = Tree::of(record);
         let sum = if record.flags.sealed {
             let geometry = walker.reader.geometry;
             let mut sealed = Sealed { geometry, known, inner: &mut *visitor, without: None, lost: false };
@@ -279,9 +278,11 @@ pub(in crate::engine) async fn walk_trees<S: Storage>(
             complete = false;
             continue;
         };
-        for (field, recorded, found) in
-            [("own_blocks", record.own_blocks, sum.own), ("mapped_blocks", record.mapped_blocks, sum.mapped)]
-        {
+        for (field, recorded, found) in [
+            ("own_blocks", record.own_blocks, sum.own),
+            ("mapped_blocks", record.mapped_blocks, sum.mapped),
+            ("in_place_blocks", record.in_place_blocks, sum.in_place),
+        ] {
             if settled && recorded != found {
                 let check = Check::Total { field, recorded, found };
                 let of = (record.id, record.name.clone());
@@ -300,7 +301,9 @@ pub(in crate::engine) async fn walk_trees<S: Storage>(
 pub(in crate::engine) fn carcass_tree(carcass: &Carcass) -> Tree {
     let first = carcass.first.0;
     let eaten = if carcass.counting { 0 } else { first + carcass.cursor };
-    Tree { entry: carcass.entry, level: carcass.level, first, eaten, created_at: carcass.created_at }
+    let Carcass { entry, level, created_at, .. } = *carcass;
+    // What of it may be overwritten in place is nobody's question.
+    Tree { entry, level, first, eaten, created_at, shared_at: Clock(CLOCK_MAX) }
 }
 
 /// The journal: its chain, and whether its changes can be made.

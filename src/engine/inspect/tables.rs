@@ -97,6 +97,7 @@ fn stub(superblock: &Superblock, id: VolumeId, name: String) -> FoundVolume {
         received_from: None,
         own_blocks: 0,
         mapped_blocks: 0,
+        in_place_blocks: 0,
         quota_bytes: 0,
         reservation_bytes: 0,
         on_full: OnFull::Error,

@@ -16,7 +16,7 @@ use super::reader::{Reader, Target};
 use crate::engine::Storage;
 use crate::engine::tree::entry_span;
 use crate::error::{Check, Result, Structure};
-use crate::format::{ENTRIES_PER_NODE, Entry, EntryKind, Node, Place};
+use crate::format::{ENTRIES_PER_NODE, Entry, EntryKind, Node, Place, Root, VolumeRecord};
 use crate::units::{Clock, PoolBlock, VirtualBlock};
 
 /// What a walk is for.
@@ -68,6 +68,16 @@ pub(in crate::engine) struct Tree {
     pub(in crate::engine) eaten: u64,
     /// What was born from then on is the volume's own.
     pub(in crate::engine) created_at: Clock,
+    /// What was born from then on may be overwritten in place.
+    pub(in crate::engine) shared_at: Clock,
+}
+
+impl Tree {
+    /// The tree of a volume.
+    pub(in crate::engine) fn of(record: &VolumeRecord) -> Self {
+        let (Root { entry, level }, created_at, shared_at) = (record.root, record.created_at, record.shared_at);
+        Self { entry, level, first: 0, eaten: 0, created_at, shared_at }
+    }
 }
 
 /// What a subtree maps.
@@ -75,16 +85,18 @@ pub(in crate::engine) struct Tree {
 pub(in crate::engine) struct Subtree {
     pub(in crate::engine) own: u64,
     pub(in crate::engine) mapped: u64,
+    pub(in crate::engine) in_place: u64,
     /// Whether all of it could be read.
     pub(in crate::engine) whole: bool,
 }
 
 impl Subtree {
-    const EMPTY: Self = Self { own: 0, mapped: 0, whole: true };
+    const EMPTY: Self = Self { own: 0, mapped: 0, in_place: 0, whole: true };
 
     fn add(&mut self, other: Self) {
         self.own = self.own.saturating_add(other.own);
         self.mapped = self.mapped.saturating_add(other.mapped);
+        self.in_place = self.in_place.saturating_add(other.in_place);
         self.whole &= other.whole;
     }
 }
@@ -102,6 +114,7 @@ struct Memo {
     checksum: u32,
     first: u64,
     created_at: Clock,
+    shared_at: Clock,
     sum: Subtree,
 }
 
@@ -290,12 +303,15 @@ impl<'w, 'r, S: Storage> Walker<'w, 'r, S> {
             return Known::Elsewhere;
         }
         // Nothing under a node is younger than it.
-        let own = match memo.created_at == tree.created_at {
-            true => memo.sum.own,
-            false if entry.birth < tree.created_at => 0,
-            false => return Known::Unknown,
+        let since = |same, from, known| match same {
+            true => Some(known),
+            false if entry.birth < from => Some(0),
+            false => None,
         };
-        Known::Sum(Subtree { own, ..memo.sum })
+        let own = since(memo.created_at == tree.created_at, tree.created_at, memo.sum.own);
+        let in_place = since(memo.shared_at == tree.shared_at, tree.shared_at, memo.sum.in_place);
+        let (Some(own), Some(in_place)) = (own, in_place) else { return Known::Unknown };
+        Known::Sum(Subtree { own, in_place, ..memo.sum })
     }
 
     /// Counts what a leaf maps.
@@ -308,6 +324,7 @@ impl<'w, 'r, S: Storage> Walker<'w, 'r, S> {
             }
             sum.mapped += 1;
             sum.own += u64::from(entry.birth >= tree.created_at);
+            sum.in_place += u64::from(entry.birth >= tree.shared_at);
             if !fresh {
                 continue;
             }
@@ -336,7 +353,8 @@ impl<'w, 'r, S: Storage> Walker<'w, 'r, S> {
 
     fn leave(&mut self, tree: &Tree, frame: Frame, visitor: &mut impl Visitor) -> Result<Subtree> {
         let Frame { visited, sum, fresh, .. } = frame;
-        let memo = Memo { checksum: visited.entry.checksum, first: visited.first, created_at: tree.created_at, sum };
+        let Tree { created_at, shared_at, .. } = *tree;
+        let memo = Memo { checksum: visited.entry.checksum, first: visited.first, created_at, shared_at, sum };
         self.memos.insert(visited.entry.address.0, memo);
         if fresh {
             visitor.node(&visited)?;

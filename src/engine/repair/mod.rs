@@ -277,8 +277,8 @@ async fn rewrite_trees<S: Storage>(
     let mut records = Vec::new();
     for volume in tables.sealed_first() {
         let mut record = volume.record.clone();
-        let (entry, level, created_at) = (record.root.entry, record.root.level, record.created_at);
-        let sum = walker.walk(&Tree { entry, level, first: 0, eaten: 0, created_at }, rewriter).await?;
+        let Root { entry, level } = record.root;
+        let sum = walker.walk(&Tree::of(&record), rewriter).await?;
         record.root = match sum {
             None => Root::empty(entry.birth),
             Some(_) => Root { entry: rewriter.replaced(entry), level },
@@ -326,8 +326,7 @@ async fn unseal<S: Storage>(
         // Each by itself: what is shared with another is looked at again.
         let (mut counts, mut told) = (Counts::new(geometry, geometry.group_count()), Faults::default());
         let mut sealed = Sealed { geometry, known, inner: &mut Quiet, without: None, lost: false };
-        let (entry, level, created_at) = (record.root.entry, record.root.level, record.created_at);
-        let tree = Tree { entry, level, first: 0, eaten: 0, created_at };
+        let tree = Tree::of(record);
         Walker::new(reader, &mut counts, &mut told).walk(&tree, &mut sealed).await?;
         if sealed.without.is_some() || sealed.lost {
             record.flags.sealed = false;
@@ -364,11 +363,11 @@ async fn count_again<S: Storage>(
     let mut walker = Walker::new(reader, counts, &mut told);
     let mut whole = true;
     for record in records {
-        let (entry, level, created_at) = (record.root.entry, record.root.level, record.created_at);
-        let sum = walker.walk(&Tree { entry, level, first: 0, eaten: 0, created_at }, &mut Quiet).await?;
+        let sum = walker.walk(&Tree::of(record), &mut Quiet).await?;
         whole &= sum.is_some_and(|sum| sum.whole);
         if let Some(sum) = sum {
             (record.own_blocks, record.mapped_blocks) = (sum.own, sum.mapped);
+            record.in_place_blocks = sum.in_place;
         }
     }
     for carcass in carcasses {

@@ -103,13 +103,14 @@ pub(crate) struct Allocator {
     groups: BTreeMap<u64, GroupSpace>,
     free: u64,
     fresh: u64,
+    unready: u64,
     data_next: (u64, u32),
     meta_next: (u64, u32),
 }
 
 impl Allocator {
     pub(crate) fn new(geometry: Geometry) -> Self {
-        Self { geometry, groups: BTreeMap::new(), free: 0, fresh: 0, data_next: (0, 0), meta_next: (0, 0) }
+        Self { geometry, groups: BTreeMap::new(), free: 0, fresh: 0, unready: 0, data_next: (0, 0), meta_next: (0, 0) }
     }
 
     /// Blocks free in the groups in memory.
@@ -122,12 +123,18 @@ impl Allocator {
         self.fresh
     }
 
+    /// Blocks of the groups in memory that have to be prepared before they are free.
+    pub(crate) fn unready(&self) -> u64 {
+        self.unready
+    }
+
     pub(crate) fn has_group(&self, group: u64) -> bool {
         self.groups.contains_key(&group)
     }
 
     pub(crate) fn add_group(&mut self, group: u64, space: GroupSpace) {
         self.free += u64::from(space.free_count);
+        self.unready += u64::from(space.blocks - space.ready);
         self.fresh += (0..space.blocks).filter(|index| space.is_for_metadata(*index)).count() as u64;
         self.groups.insert(group, space);
     }
@@ -138,7 +145,9 @@ impl Allocator {
         let last = self.geometry.group_count() - 1;
         self.geometry = geometry;
         if let Some(space) = self.groups.get_mut(&last) {
+            let before = space.blocks;
             space.blocks = geometry.group_blocks(last) as u32;
+            self.unready += u64::from(space.blocks - before);
         }
     }
 
@@ -153,6 +162,7 @@ impl Allocator {
         let ready = ready.min(space.blocks);
         let new = space.ready..ready;
         space.ready = ready;
+        self.unready -= u64::from(new.end.saturating_sub(new.start));
         let start = self.geometry.group_start(group);
         for index in new {
             self.with(start.plus(u64::from(index)), |space, index| {
@@ -166,7 +176,7 @@ impl Allocator {
     /// Takes up to `want` consecutive blocks for data and holds them, leaving at least `reserve` blocks for metadata.
     pub(crate) fn take_data(&mut self, want: u64, reserve: u64) -> Option<Run> {
         let spare = self.fresh.saturating_sub(reserve);
-        if self.free == 0 {
+        if self.free == 0 || want == 0 {
             return None;
         }
         // First a run worth having, then whatever there is.

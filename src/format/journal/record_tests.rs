@@ -46,7 +46,7 @@ fn volume_record_travels_without_the_zeros_at_its_end() {
     let mut record = samples::volume_record(&mut Rng::with_seed(2));
     record.name = "v".to_owned();
     (record.attributes, record.attributes_bytes) = (Vec::new(), 0);
-    (record.account_spans, record.accounts_from) = (Vec::new(), 0);
+    (record.account_spans, record.accounts_from, record.in_place_blocks) = (Vec::new(), 0, 0);
     let bytes = encoded(&Record::VolumeCreated(Box::new(record)));
     assert_eq!(bytes.len(), 8 + 280);
     let mut longer = bytes;

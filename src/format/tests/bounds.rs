@@ -102,6 +102,7 @@ fn volume_record_is_bounded() {
     assert_out_of_bounds(decoded(|record| record.rolled_to = Clock(1 << 40)), "rolled_to");
     assert_out_of_bounds(decoded(|record| record.own_blocks = (1 << 32) + 1), "own_blocks");
     assert_out_of_bounds(decoded(|record| record.mapped_blocks = (1 << 32) + 1), "mapped_blocks");
+    assert_out_of_bounds(decoded(|record| record.in_place_blocks = (1 << 32) + 1), "in_place_blocks");
     let root = Root { entry: Entry::node(PoolBlock(5), true, 0, Clock(1)), level: LEVEL_MAX + 1 };
     assert_out_of_bounds(decoded(|record| record.root = root), "root.level");
     let root = Root { level: 1, ..Root::empty(Clock(1)) };

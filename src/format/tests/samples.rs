@@ -158,6 +158,7 @@ pub(in crate::format) fn volume_record(random: &mut Rng) -> VolumeRecord {
         received_from: random.bool().then(|| (uuid(random), clock(random))),
         own_blocks: random.u64(..1 << 32),
         mapped_blocks: random.u64(..=1 << 32),
+        in_place_blocks: random.u64(..=1 << 32),
         quota_bytes: random.u64(..),
         reservation_bytes: random.u64(..),
         on_full: if random.bool() { OnFull::Error } else { OnFull::Wait },

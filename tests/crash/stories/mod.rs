@@ -25,7 +25,8 @@ pub use reuse::{
 };
 #[cfg(feature = "canary")]
 pub use sealed::{
-    checksum_goes_with_the_content_it_was_taken_of, snapshot_is_called_sealed_after_its_checksums_are_durable,
+    checksum_goes_with_the_content_it_was_taken_of, sealing_on_a_full_host_fails_and_no_checkpoint_does,
+    snapshot_is_called_sealed_after_its_checksums_are_durable,
 };
 #[cfg(feature = "canary")]
 pub use sharing::{

@@ -6,7 +6,8 @@ use plywood::units::VolumeId;
 
 use super::order::is_superblock;
 use crate::action::Call;
-use crate::engine::{Begun, Engine, MIB, new_pool, pool_of};
+use crate::engine::{Begun, Engine, MIB, at_once, new_pool, pool_of};
+use crate::log::Log;
 
 fn begin_seal(engine: &Engine, snapshot: VolumeId) -> Begun<Result<SealReport, Error>> {
     let pool = engine.pool.clone();
@@ -58,6 +59,43 @@ pub fn snapshot_is_called_sealed_after_its_checksums_are_durable() {
     let engine = engine.lose_power();
     assert_eq!(verify(&engine, second).blocks_read, 300);
     engine.assert_clean();
+}
+
+/// **N9.** A snapshot is sealed on a host that is full or gets full: the pages for its checksums are not there yet. The sealing is
+/// refused, and a checkpoint never meets a place that the host does not have; with room it goes on.
+#[test]
+pub fn sealing_on_a_full_host_fails_and_no_checkpoint_does() {
+    const PAGES: u64 = 66;
+    const FIRST_GROUP: u64 = 3 * MIB;
+    let mut refused = 0;
+    for room in [0, 30, PAGES - 1, PAGES, 2 * PAGES] {
+        let medium = at_once(new_pool());
+        medium.limit_host(FIRST_GROUP, 1 << 40);
+        let engine = Engine::open(medium, Log::new(1)).expect("open");
+        let volume = engine.create(1, 8 * MIB);
+        for block in 0..40 {
+            engine.write(volume, block, 1).expect("written");
+        }
+        let first = engine.snapshot(volume, 2);
+        engine.checkpoint().expect("checkpoint");
+        // The host has what was taken so far, and no place for the pages of the only group.
+        engine.medium.fill_host(room * 4096);
+        let pool = engine.pool.clone();
+        let sealed = engine.finish(async move { pool.seal(first, Pace::Full).await });
+        engine.checkpoint().expect("a checkpoint needs nothing of the host");
+        match sealed {
+            Ok(report) => assert_eq!(report.blocks_sealed, 40),
+            Err(Error::NoSpace(_)) => refused += 1,
+            Err(error) => panic!("{error}"),
+        }
+        assert_eq!(engine.info(first).sealed, room >= PAGES, "with room for {room} blocks");
+        engine.write(volume, 0, 5).expect("written where the pool has room");
+        let engine = engine.lose_power();
+        seal(&engine, first);
+        assert_eq!(verify(&engine, first).blocks_read, 40);
+        engine.assert_clean();
+    }
+    assert_eq!(refused, 3);
 }
 
 /// **C11a.** Sealing copies no node and unshares nothing, and the next snapshot is not read as a whole.

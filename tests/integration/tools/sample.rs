@@ -28,6 +28,7 @@ fn new_volume(number: u128, name: &str, size_bytes: u64) -> NewVolume {
         size_bytes,
         sector_size: 512,
         quota_bytes: 0,
+        reservation_bytes: 0,
         created: 1,
         attributes: BTreeMap::new(),
     }

@@ -85,6 +85,16 @@ pub const FAULTS: &[Fault] = &[
         let check = Total { field: "mapped_blocks", recorded: found + 1, found };
         Ok(Made::one(VolumeRecord, entry.address, check).touching([record.name]))
     }),
+    fault("volume-record-in-place-total", VolumeRecord, "Total", |pool| {
+        if !pool.carcasses.is_empty() {
+            return Err(invalid("while deleted trees wait, nobody says what the numbers are; let the pool settle"));
+        }
+        let (entry, record) = pool.records.last().cloned().ok_or_else(|| invalid("the pool has no volume"))?;
+        let found = record.in_place_blocks;
+        pool.change(entry.address, |bytes| put(bytes, 3096, found + 1, 8))?;
+        let check = Total { field: "in_place_blocks", recorded: found + 1, found };
+        Ok(Made::one(VolumeRecord, entry.address, check).touching([record.name]))
+    }),
     fault("attributes-checksum", Attributes, "Checksum", |pool| {
         let (block, name) = attributes(pool)?;
         Ok(wrong_sum(pool, Attributes, block)?.touching([name]))
