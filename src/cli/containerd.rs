@@ -8,7 +8,6 @@ use clap::Args;
 use super::image::Filesystem;
 use super::{Context, size};
 use crate::containerd;
-use crate::daemon::logging;
 
 /// Serves a pool to containerd.
 #[derive(Debug, Args)]
@@ -29,7 +28,6 @@ pub struct ContainerdArguments {
 /// # Errors
 /// What keeps it from serving.
 pub fn serve(context: &Context, arguments: &ContainerdArguments) -> Result<()> {
-    logging::start(logging::DAEMON);
     let pool = context.find_pool()?;
     let socket = arguments.socket.clone().unwrap_or_else(|| containerd::default_socket(&pool));
     let filesystem = arguments.filesystem;

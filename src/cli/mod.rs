@@ -11,6 +11,7 @@ mod context;
 mod demo;
 mod device_name;
 mod diff;
+mod docker;
 mod doctor;
 mod documents;
 mod events;
@@ -21,6 +22,7 @@ mod mount_helper;
 mod name;
 pub mod output;
 mod pool;
+mod prune;
 pub mod run;
 mod scrub;
 mod serve;
@@ -81,10 +83,14 @@ enum Command {
     Image(image::ImageCommand),
     /// Run a command in a container on a clone of an image
     Run(run::RunArguments),
+    /// Serve volumes to Docker and Podman: their volume plugin
+    DockerPlugin(docker::DockerArguments),
     /// Show the whole story on one screen, with overlayfs beside it
     Demo(demo::DemoArguments),
     /// Show the ranges that differ between two volumes of one family
     Diff(diff::DiffArguments),
+    /// Delete what nothing refers to any more, and tell the bytes that frees
+    Prune(prune::PruneArguments),
     /// Follow what happens to a pool in use
     Events(events::EventsArguments),
     /// Print the metrics of a pool in the text form that Prometheus collects
@@ -149,8 +155,10 @@ fn ended(outcome: Result<ExitCode>) -> ExitCode {
 }
 
 fn run(context: &Context, command: Command) -> Result<ExitCode> {
-    if !matches!(command, Command::Serve(_) | Command::Engine(_) | Command::Containerd(_)) {
-        logging::start(logging::COMMAND);
+    match command {
+        Command::Serve(_) | Command::Engine(_) => {}
+        Command::DockerPlugin(_) | Command::Containerd(_) => logging::start(logging::DAEMON),
+        _ => logging::start(logging::COMMAND),
     }
     match command {
         Command::Pool(command) => pool::run(context, command),
@@ -163,8 +171,10 @@ fn run(context: &Context, command: Command) -> Result<ExitCode> {
         Command::Unmount(arguments) => mount::unmount(context, &arguments),
         Command::Image(command) => image::run(context, command),
         Command::Run(arguments) => return run::run(context, &arguments),
+        Command::DockerPlugin(arguments) => docker::serve(context, &arguments),
         Command::Demo(arguments) => return demo::demo(context, &arguments),
         Command::Diff(arguments) => diff::run(context, &arguments),
+        Command::Prune(arguments) => prune::prune(context, &arguments),
         Command::Events(arguments) => events::run(context, &arguments),
         Command::Metrics => metrics::run(context),
         Command::Top(arguments) => top::run(context, &arguments),

@@ -10,3 +10,7 @@ pub const EPHEMERAL: &str = "plywood.ephemeral";
 pub const CHAIN_ID: &str = "plywood.image.chain-id";
 /// On such a layer: the file system that it was unpacked on; none on a disk image.
 pub const FILESYSTEM: &str = "plywood.image.filesystem";
+/// On a volume that Docker or Podman created: what it was asked for, JSON.
+pub const DOCKER_OPTIONS: &str = "plywood.docker.options";
+/// On such a volume while it is mounted for containers: the boot, and the id of each mount, JSON.
+pub const DOCKER_MOUNTS: &str = "plywood.docker.mounts";

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 
 use crate::scratch::Scratch;
 
-const COMMANDS: [&str; 55] = [
+const COMMANDS: [&str; 57] = [
     "",
     "pool",
     "pool create",
@@ -45,8 +45,10 @@ const COMMANDS: [&str; 55] = [
     "image import",
     "image list",
     "run",
+    "docker-plugin",
     "demo",
     "diff",
+    "prune",
     "events",
     "metrics",
     "top",

@@ -5,6 +5,7 @@
 //! devices and its `fuse.enable_uring`.
 
 mod containers;
+mod docker;
 mod dying;
 mod fence;
 mod filling;
@@ -71,6 +72,11 @@ const RECORDED: &[Need] = &[
 const FSTAB: &[Need] = &[Need::FileSystem("ext4"), Need::FileSystem("overlay")];
 const TERMINAL: &[Need] = &[Need::FileSystem("ext4"), Need::Program("script"), Need::Program("stty")];
 const CONTAINERS: &[Need] = &[Need::FileSystem("ext4"), Need::Program("runc")];
+
+const PLUGIN: &[Need] = &[Need::FileSystem("ext4"), Need::Program("e2fsck")];
+const DOCKER: &[Need] = &[Need::FileSystem("ext4"), Need::Program("dockerd"), Need::Program("busybox")];
+const PODMAN: &[Need] =
+    &[Need::FileSystem("ext4"), Need::Program("podman"), Need::Program("runc"), Need::Program("busybox")];
 
 fn main() {
     use story::{FileSystem, Story};
@@ -153,6 +159,10 @@ fn main() {
         trial("attached_volume_grows", EXT4, growth::attached_volume_grows),
         trial("untouched_container_owns_next_to_nothing", CONTAINERS, containers::untouched_owns_next_to_nothing),
         trial("container_runs_and_is_dropped", CONTAINERS, containers::runs_and_is_dropped),
+        trial("docker_plugin_keeps_its_word", PLUGIN, docker::plugin_keeps_its_word),
+        trial("ephemeral_volumes_end_in_time", PLUGIN, docker::ephemeral_volumes_end_in_time),
+        trial("volumes_of_a_real_docker", DOCKER, docker::volumes_of_docker),
+        trial("volumes_of_a_real_podman", PODMAN, docker::volumes_of_podman),
         trial("detach_of_mounted_volume_names_who_and_where", EXT4, refusals::detach_of_mounted),
         trial("detach_sees_other_mount_namespaces", EXT4, refusals::detach_in_other_namespace),
         trial("attached_volume_is_not_deleted_or_rolled_back", EXT4, refusals::attached_is_kept),
