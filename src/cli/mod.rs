@@ -30,6 +30,7 @@ pub mod size;
 mod snapshot;
 mod tools;
 mod top;
+mod transfer;
 mod unit;
 mod volume;
 
@@ -89,6 +90,10 @@ enum Command {
     Demo(demo::DemoArguments),
     /// Show the ranges that differ between two volumes of one family
     Diff(diff::DiffArguments),
+    /// Write a snapshot, or what changed since another, as a stream for another pool
+    Send(transfer::SendArguments),
+    /// Make a snapshot of a stream that plywood send has written
+    Receive(transfer::ReceiveArguments),
     /// Delete what nothing refers to any more, and tell the bytes that frees
     Prune(prune::PruneArguments),
     /// Follow what happens to a pool in use
@@ -174,6 +179,8 @@ fn run(context: &Context, command: Command) -> Result<ExitCode> {
         Command::DockerPlugin(arguments) => docker::serve(context, &arguments),
         Command::Demo(arguments) => return demo::demo(context, &arguments),
         Command::Diff(arguments) => diff::run(context, &arguments),
+        Command::Send(arguments) => transfer::send(context, &arguments),
+        Command::Receive(arguments) => transfer::receive(context, &arguments),
         Command::Prune(arguments) => prune::prune(context, &arguments),
         Command::Events(arguments) => events::run(context, &arguments),
         Command::Metrics => metrics::run(context),

@@ -1,7 +1,7 @@
 //! `plywood prune`: what nothing refers to any more.
 //!
-//! Three kinds, and nothing else. Volumes that were for the time of a use, when the use has ended: of imports, mounts,
-//! `run --rm` and creations for Docker that were cut short. Layers that no image has and nothing was cloned from. Whatever
+//! Three kinds, and nothing else. Volumes that were for the time of a use, when the use has ended: of imports, exports, mounts,
+//! sending and receiving, `run --rm` and creations for Docker that were cut short. Layers that no image has and nothing was cloned from. Whatever
 //! carries a mark that is not known here is left alone: whoever set it knows when it has had its use.
 
 use std::collections::BTreeSet;
@@ -28,7 +28,7 @@ const PATIENCE: Duration = Duration::from_secs(60);
 #[command(after_help = "\
 Nothing refers to:
   clones that were made for a mount, or for a container of `run --rm`, which has ended
-  what an import, or a creation for Docker, has left that was cut short
+  what an import, export, send, receive, or a creation for Docker has left that was cut short
   ephemeral volumes of Docker after their last use
   layers of images that no image has any more, and that nothing was cloned from
 
@@ -157,10 +157,11 @@ fn is_free(volume: &Volume) -> bool {
 
 /// Why a volume has had its use. None: it has not, or that is not known here.
 fn ended(known: &Known) -> Option<&'static str> {
-    if known.volume.snapshot {
-        return None;
-    }
     match known.attributes.get(EPHEMERAL)?.0.as_slice() {
+        b"receive" => Some("left by a receive that was cut short"),
+        b"send" => Some("left by a send that was cut short"),
+        b"export" => Some("left by an export that was cut short"),
+        _ if known.volume.snapshot => None,
         b"import" => Some("left by an import that was cut short"),
         b"mount" => Some("made for a mount that has ended"),
         b"run" => Some("of a container that has ended"),

@@ -14,3 +14,5 @@ pub const FILESYSTEM: &str = "plywood.image.filesystem";
 pub const DOCKER_OPTIONS: &str = "plywood.docker.options";
 /// On such a volume while it is mounted for containers: the boot, and the id of each mount, JSON.
 pub const DOCKER_MOUNTS: &str = "plywood.docker.mounts";
+/// On a volume that holds what has arrived of a snapshot so far: which one, and how far, JSON.
+pub const RECEIVING: &str = "plywood.receiving";

@@ -43,6 +43,14 @@ pub fn only_plugin(pool: Uuid) -> Result<Option<Making>> {
     try_lock(pool, "docker")
 }
 
+/// This process alone receives the snapshot of that uuid. None when another does.
+///
+/// # Errors
+/// When the lock cannot be had.
+pub fn only_receiver(pool: Uuid, snapshot: Uuid) -> Result<Option<Making>> {
+    try_lock(pool, &format!("receive-{snapshot}"))
+}
+
 fn try_lock(pool: Uuid, what: &str) -> Result<Option<Making>> {
     match lock(pool, what, FlockOperation::NonBlockingLockExclusive) {
         Ok(file) => Ok(Some(Making { _file: file })),

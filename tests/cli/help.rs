@@ -5,7 +5,7 @@ use std::path::PathBuf;
 
 use crate::scratch::Scratch;
 
-const COMMANDS: [&str; 57] = [
+const COMMANDS: [&str; 61] = [
     "",
     "pool",
     "pool create",
@@ -24,6 +24,8 @@ const COMMANDS: [&str; 57] = [
     "volume info",
     "volume rename",
     "volume resize",
+    "volume export",
+    "volume import",
     "volume delete",
     "volume on-full",
     "volume detect-zeroes",
@@ -48,6 +50,8 @@ const COMMANDS: [&str; 57] = [
     "docker-plugin",
     "demo",
     "diff",
+    "send",
+    "receive",
     "prune",
     "events",
     "metrics",

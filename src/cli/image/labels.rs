@@ -6,6 +6,8 @@ use oci_spec::image::ImageConfiguration;
 pub use crate::daemon::attributes::{CHAIN_ID, FILESYSTEM};
 use crate::daemon::protocol::Attributes;
 
+/// What the names of all of these begin with that are about images.
+pub const PREFIX: &str = "plywood.image.";
 /// The OCI configuration, JSON. What has it is an image.
 pub const CONFIGURATION: &str = "plywood.image.config";
 /// Where the image came from, as it was typed.
