@@ -91,8 +91,7 @@ pub fn snapshots_move_between_pools() {
         assert_eq!(here["sector_size"], 512);
     }
     // Nothing else is there, and what arrived is used like any snapshot.
-    let mut names = to.names();
-    names.sort();
+    let names = to.names();
     assert_eq!(names, ["four", "one", "second", "three"]);
     to.done("clone create second copy");
     let copy = to.attach("copy");
