@@ -8,10 +8,10 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 /// The floors from the top down; beneath all of them stand `units` and `error`, and the switches of `canary`.
-const FLOORS: [&str; 6] = ["cli", "daemon", "export", "io", "engine", "format"];
+const FLOORS: [&str; 7] = ["cli", "containerd", "daemon", "export", "io", "engine", "format"];
 const FOUNDATION: [&str; 3] = ["units", "error", "canary"];
 /// Where every unsafe block is forbidden by attribute. The rest states its `SAFETY` (clippy sees to that).
-const WITHOUT_UNSAFE: [&str; 4] = ["format", "engine", "daemon", "cli"];
+const WITHOUT_UNSAFE: [&str; 5] = ["format", "engine", "daemon", "containerd", "cli"];
 const LONGEST_FILE_LINES: usize = 700;
 
 fn root() -> PathBuf {

@@ -61,7 +61,7 @@ fn commands() -> Vec<Command> {
         },
         Command::CloneCreate { snapshot: name(), uuid, name: name(), size_bytes: Some(1 << 31), attributes },
         Command::Attach { name: name(), read_only: true },
-        Command::Diff { from: name(), to: name(), start_bytes: 0 },
+        Command::Diff { from: Some(name()), to: name(), start_bytes: 0 },
         Command::AttributesSet { name: name(), changes: [("key".to_owned(), None)].into() },
         Command::Stop { force: false },
     ]

@@ -26,7 +26,7 @@ pub fn run(context: &Context, arguments: &DiffArguments) -> Result<()> {
     let mut ranges: Vec<Range> = Vec::new();
     let mut start_bytes = Some(0);
     while let Some(start) = start_bytes {
-        let command = Command::Diff { from: from.clone(), to: to.clone(), start_bytes: start };
+        let command = Command::Diff { from: Some(from.clone()), to: to.clone(), start_bytes: start };
         let Reply::Diff(page) = client.call(command)? else { bail!("unexpected answer") };
         // A page that does not move on would be asked for without end.
         if page.next_bytes.is_some_and(|next| next <= start) {

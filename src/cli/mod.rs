@@ -6,10 +6,12 @@
 
 mod attach;
 mod clone;
+mod containerd;
 mod context;
 mod demo;
 mod device_name;
 mod diff;
+mod docker;
 mod doctor;
 mod documents;
 mod events;
@@ -20,6 +22,7 @@ mod mount_helper;
 mod name;
 pub mod output;
 mod pool;
+mod prune;
 pub mod run;
 mod scrub;
 mod serve;
@@ -27,6 +30,7 @@ pub mod size;
 mod snapshot;
 mod tools;
 mod top;
+mod transfer;
 mod unit;
 mod volume;
 
@@ -80,10 +84,18 @@ enum Command {
     Image(image::ImageCommand),
     /// Run a command in a container on a clone of an image
     Run(run::RunArguments),
+    /// Serve volumes to Docker and Podman: their volume plugin
+    DockerPlugin(docker::DockerArguments),
     /// Show the whole story on one screen, with overlayfs beside it
     Demo(demo::DemoArguments),
     /// Show the ranges that differ between two volumes of one family
     Diff(diff::DiffArguments),
+    /// Write a snapshot, or what changed since another, as a stream for another pool
+    Send(transfer::SendArguments),
+    /// Make a snapshot of a stream that plywood send has written
+    Receive(transfer::ReceiveArguments),
+    /// Delete what nothing refers to any more, and tell the bytes that frees
+    Prune(prune::PruneArguments),
     /// Follow what happens to a pool in use
     Events(events::EventsArguments),
     /// Print the metrics of a pool in the text form that Prometheus collects
@@ -94,6 +106,8 @@ enum Command {
     Doctor(doctor::DoctorArguments),
     /// Run a pool's daemon in the foreground
     Serve(serve::ServeArguments),
+    /// Serve a pool to containerd as a snapshotter, in the foreground
+    Containerd(containerd::ContainerdArguments),
     /// Have a daemon's engine process succeeded by the program on disk, under mounted volumes
     Upgrade(serve::UpgradeArguments),
     /// Stop a pool's daemon
@@ -146,8 +160,10 @@ fn ended(outcome: Result<ExitCode>) -> ExitCode {
 }
 
 fn run(context: &Context, command: Command) -> Result<ExitCode> {
-    if !matches!(command, Command::Serve(_) | Command::Engine(_)) {
-        logging::start(logging::COMMAND);
+    match command {
+        Command::Serve(_) | Command::Engine(_) => {}
+        Command::DockerPlugin(_) | Command::Containerd(_) => logging::start(logging::DAEMON),
+        _ => logging::start(logging::COMMAND),
     }
     match command {
         Command::Pool(command) => pool::run(context, command),
@@ -160,13 +176,18 @@ fn run(context: &Context, command: Command) -> Result<ExitCode> {
         Command::Unmount(arguments) => mount::unmount(context, &arguments),
         Command::Image(command) => image::run(context, command),
         Command::Run(arguments) => return run::run(context, &arguments),
+        Command::DockerPlugin(arguments) => docker::serve(context, &arguments),
         Command::Demo(arguments) => return demo::demo(context, &arguments),
         Command::Diff(arguments) => diff::run(context, &arguments),
+        Command::Send(arguments) => transfer::send(context, &arguments),
+        Command::Receive(arguments) => transfer::receive(context, &arguments),
+        Command::Prune(arguments) => prune::prune(context, &arguments),
         Command::Events(arguments) => events::run(context, &arguments),
         Command::Metrics => metrics::run(context),
         Command::Top(arguments) => top::run(context, &arguments),
         Command::Doctor(arguments) => return doctor::run(context, &arguments),
         Command::Serve(arguments) => serve::serve(context, &arguments),
+        Command::Containerd(arguments) => containerd::serve(context, &arguments),
         Command::Upgrade(arguments) => serve::upgrade(context, &arguments),
         Command::Stop(arguments) => serve::stop(context, &arguments),
         Command::Engine(arguments) => return serve::engine(context, &arguments),

@@ -20,7 +20,7 @@ use super::{Context, Name, output};
 use crate::daemon::filesystem::{self, FileSystem};
 use crate::daemon::mounts::{Mount, device_number, own_mounts};
 use crate::daemon::protocol::{Attachment, Bytes, Command, Kind, Reply};
-use crate::daemon::{Client, attributes, running_daemons};
+use crate::daemon::{Client, attributes, making, running_daemons};
 
 /// Mounts a volume.
 #[derive(Debug, Args)]
@@ -136,6 +136,8 @@ pub(super) fn mount_volume_by(
     require_directory(directory)?;
     let directory = fs::canonicalize(directory).with_context(|| directory.display().to_string())?;
     let volume = client.volume(name)?;
+    // A private clone that is not attached yet looks like one that nobody needs any more.
+    let _making = if volume.snapshot { Some(making::begin(client.hello()?.pool_uuid)?) } else { None };
     let name = if volume.snapshot {
         let own = [(attributes::EPHEMERAL.to_owned(), Bytes::from("mount"))].into();
         client.create_clone(name, &private_name(name), own)?.name

@@ -2,9 +2,12 @@
 
 use anyhow::Result;
 use clap::Subcommand;
+use clap::builder::{OsStringValueParser, TypedValueParser as _};
 use jiff::{Timestamp, tz::TimeZone};
 
 use super::output::{self, confirm};
+use super::image::Source;
+use super::transfer::{self, Target};
 use super::{Context, Name, size};
 use crate::daemon::protocol::{Command, Volume};
 
@@ -74,6 +77,24 @@ pub enum VolumeCommand {
         #[arg(long)]
         force: bool,
     },
+    /// Write a volume or snapshot into a new file; of a volume in use what it holds at this moment
+    Export {
+        /// Volume or snapshot
+        name: Name,
+        /// raw:FILE (holes are kept) or qcow2:FILE
+        to: Target,
+    },
+    /// Make a volume of a disk image
+    Import {
+        /// raw:FILE or qcow2:FILE
+        #[arg(value_parser = OsStringValueParser::new().try_map(|typed| Source::parse(&typed)))]
+        source: Source,
+        /// Name of the volume
+        name: Name,
+        /// Sector size of the device in bytes: 512 or 4096
+        #[arg(long, default_value_t = 4096, value_name = "BYTES")]
+        sector_size: u32,
+    },
     /// Delete a volume or snapshot and give its space back
     Delete {
         /// Volumes or snapshots
@@ -132,6 +153,15 @@ pub enum OnFull {
 pub fn run(context: &Context, command: VolumeCommand) -> Result<()> {
     let client = context.client()?;
     let volume = match command {
+        // These want a daemon, which could not open the pool while a client has it.
+        VolumeCommand::Export { name, to } => {
+            drop(client);
+            return transfer::export(context, &name.text()?, &to);
+        }
+        VolumeCommand::Import { source, name, sector_size } => {
+            drop(client);
+            return transfer::import(context, &source, &name.text()?, sector_size);
+        }
         VolumeCommand::Create { name, size, sector_size, quota, reserve, on_full, detect_zeroes } => {
             let mut created = client.for_volume(Command::VolumeCreate {
                 uuid: uuid::Uuid::new_v4(),

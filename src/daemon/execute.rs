@@ -215,8 +215,8 @@ pub async fn execute<S: Medium>(control: &Control<S>, command: Command) -> Resul
             Ok(control.reply(pool.create_clone(origin.id, new).await?))
         }
         Command::Diff { from, to, start_bytes } => {
-            let (from, to) = (control.find(&from)?, control.find(&to)?);
-            let ranges = pool.changed_ranges(from.id, to.id).await?;
+            let from = from.map(|from| control.find(&from)).transpose()?.map(|from| from.id);
+            let ranges = pool.changed_ranges(from, control.find(&to)?.id).await?;
             Ok(Reply::Diff(page(ranges, start_bytes)))
         }
         Command::AttributesGet { name } => {

@@ -20,6 +20,7 @@ mod front_process;
 mod heritage;
 pub mod logging;
 mod lookup;
+pub mod making;
 mod memory_budget;
 mod metadata;
 mod metrics;
@@ -48,9 +49,12 @@ pub use engine_process::{EngineArguments, run_engine};
 pub use front_process::{ServeOptions, serve};
 pub use lookup::{FoundPool, find_pool, find_unfinished, identify, name_of_device, running_daemons};
 pub use metadata::{dump_pool, restore_pool};
-pub use places::{POOLS_DIRECTORY, RUN_DIRECTORY, log as log_path};
+pub use places::{POOLS_DIRECTORY, RUN_DIRECTORY, VOLUMES_DIRECTORY, log as log_path, make_private_directory};
 pub use repair::{RepairTo, repair_pool, undo_repair};
-pub use service_manager::{goes_on, is_there as service_manager_is_there};
+pub use service_manager::{
+    given_listener, goes_on, is_there as service_manager_is_there, ready as service_manager_ready,
+    stopping as service_manager_stopping,
+};
 pub use start::{running, start, take_over, wait_until_gone};
 pub use successor::is_successor;
 

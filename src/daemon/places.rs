@@ -11,6 +11,9 @@ use crate::error::{Error, Result};
 
 /// Control sockets, and the directories that the fronts mount on.
 pub const RUN_DIRECTORY: &str = "/run/plywood";
+/// Where volumes of Docker and Podman are mounted, a folder a pool. Not in [`RUN_DIRECTORY`], which only root may enter:
+/// a runtime looks up what it mounts as the root of the container's user namespace.
+pub const VOLUMES_DIRECTORY: &str = "/run/plywood-volumes";
 /// Logs of daemons in the background.
 pub const LOG_DIRECTORY: &str = "/var/log/plywood";
 /// Pools by name: a file of settings each (`NAME.conf`), or a symbolic link.

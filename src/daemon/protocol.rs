@@ -298,8 +298,9 @@ pub enum Command {
     AttachList,
     /// Ranges that differ between two volumes. Answer: [`Reply::Diff`].
     Diff {
-        /// One volume or snapshot.
-        from: String,
+        /// One volume or snapshot; none: what differs is all that the other has.
+        #[serde(default)]
+        from: Option<String>,
         /// Another.
         to: String,
         /// Where to go on; 0 at first.
@@ -380,7 +381,7 @@ impl Command {
             Self::Detach { name } => pair("detach", name),
             Self::DetachAll => "detach --all".into(),
             Self::AttachList => "attach list".into(),
-            Self::Diff { from, to, .. } => format!("diff {from} {to}"),
+            Self::Diff { from, to, .. } => format!("diff {} {to}", from.as_deref().unwrap_or("nothing")),
             Self::AttributesGet { name } => pair("attributes get", name),
             Self::AttributesSet { name, .. } => pair("attributes set", name),
             Self::Upgrade => "upgrade".into(),

@@ -4,9 +4,11 @@
 //! A manager that cannot be told is no reason to stop serving.
 
 use std::os::fd::{BorrowedFd, OwnedFd};
+use std::os::unix::net::UnixListener;
 
 use sd_notify::NotifyState;
 
+use crate::error::{Error, Result};
 use crate::export::link;
 
 /// Under this name it keeps the memory of pending changes.
@@ -31,6 +33,18 @@ pub fn gave_up() {
 pub fn goes_on(pool: &str, main_process: u32) {
     let status = format!("serving pool {pool}");
     tell(&[NotifyState::MainPid(main_process), NotifyState::Ready, NotifyState::Status(&status)]);
+}
+
+/// The socket that a manager listens on for this process (`.socket` units), where there is one; to be called once.
+///
+/// # Errors
+/// When what it gave is no unix socket.
+pub fn given_listener() -> Result<Option<UnixListener>> {
+    let failed = |error| Error::io("the service manager's socket", error);
+    let Some(descriptor) = sd_notify::listen_fds().map_err(failed)?.next() else { return Ok(None) };
+    let listener = UnixListener::from(link::adopt(descriptor)?);
+    listener.local_addr().map_err(failed)?;
+    Ok(Some(listener))
 }
 
 /// Whether a manager started this process.

@@ -87,6 +87,8 @@ pub fn start(pool: &FoundPool) -> Result<Client> {
             && let Ok(client) = Client::connect(&socket)
             && client.hello().is_ok()
         {
+            // Whoever lives longer than the daemon shall not keep it as a zombie.
+            thread::spawn(move || child.wait());
             return Ok(client);
         }
         match child.try_wait() {

@@ -47,15 +47,17 @@ impl Pair {
 }
 
 impl<S: Storage> Pool<S> {
-    /// The ranges in which `to` differs from `from`, in order. Content is not compared: a block that was written anew
-    /// counts as changed.
-    pub async fn changed_ranges(&self, from: VolumeId, to: VolumeId) -> Result<Vec<ChangedRange>> {
+    /// The ranges in which `to` differs from `from`, in order; from nothing in all that it maps. Content is not compared: a
+    /// block that was written anew counts as changed.
+    pub async fn changed_ranges(&self, from: impl Into<Option<VolumeId>>, to: VolumeId) -> Result<Vec<ChangedRange>> {
         let _stay = self.enter();
         let mut ranges: Vec<ChangedRange> = Vec::new();
         let (mut waiting, end) = {
             let state = self.inner.state.borrow();
-            let (from, to) = (&state.volume(from)?.record, &state.volume(to)?.record);
-            (vec![Pair::of(Some(from.root), to.root)], from.size_bytes.max(to.size_bytes).div_ceil(BLOCK_BYTES))
+            let to = &state.volume(to)?.record;
+            let from = from.into().map(|from| state.volume(from)).transpose()?.map(|from| &from.record);
+            let end = from.map_or(0, |from| from.size_bytes).max(to.size_bytes).div_ceil(BLOCK_BYTES);
+            (vec![Pair::of(from.map(|from| from.root), to.root)], end)
         };
         while let Some(pair) = waiting.pop() {
             if same(pair.from, pair.to) || pair.first >= end {

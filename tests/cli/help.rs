@@ -5,7 +5,7 @@ use std::path::PathBuf;
 
 use crate::scratch::Scratch;
 
-const COMMANDS: [&str; 54] = [
+const COMMANDS: [&str; 61] = [
     "",
     "pool",
     "pool create",
@@ -24,6 +24,8 @@ const COMMANDS: [&str; 54] = [
     "volume info",
     "volume rename",
     "volume resize",
+    "volume export",
+    "volume import",
     "volume delete",
     "volume on-full",
     "volume detect-zeroes",
@@ -45,12 +47,17 @@ const COMMANDS: [&str; 54] = [
     "image import",
     "image list",
     "run",
+    "docker-plugin",
     "demo",
     "diff",
+    "send",
+    "receive",
+    "prune",
     "events",
     "metrics",
     "top",
     "doctor",
+    "containerd",
     "serve",
     "stop",
     "help",

@@ -29,9 +29,11 @@ fn installed_files_name_their_prefix_and_are_all_taken_away() {
     let install = |more: &[String]| run(script, destination.iter().chain(more).cloned().collect::<Vec<_>>()).expect();
     install(&["--program".to_owned(), program.display().to_string()]);
     let text = |path: &str| fs::read_to_string(root.join(path)).unwrap_or_else(|error| panic!("{path}: {error}"));
-    for path in
-        ["opt/plywood/lib/systemd/system/plywood@.service", "opt/plywood/lib/udev/rules.d/60-loop-plywood.rules"]
-    {
+    for path in [
+        "opt/plywood/lib/systemd/system/plywood@.service",
+        "opt/plywood/lib/systemd/system/plywood-docker@.service",
+        "opt/plywood/lib/udev/rules.d/60-loop-plywood.rules",
+    ] {
         let text = text(path);
         assert!(text.contains("/opt/plywood/bin/plywood") && !text.contains("/usr/bin/plywood"), "{path}:\n{text}");
     }

@@ -9,6 +9,7 @@ mod documents;
 mod help;
 mod install;
 mod json;
+mod prune;
 mod scratch;
 mod scrub;
 #[path = "../support/mod.rs"]

@@ -5,6 +5,7 @@
 //! devices and its `fuse.enable_uring`.
 
 mod containers;
+mod docker;
 mod dying;
 mod fence;
 mod filling;
@@ -31,6 +32,7 @@ mod succession;
 #[path = "../support/mod.rs"]
 mod support;
 mod told;
+mod transfer;
 mod workload;
 
 use libtest_mimic::{Arguments, Completion, Failed, Trial};
@@ -71,6 +73,13 @@ const RECORDED: &[Need] = &[
 const FSTAB: &[Need] = &[Need::FileSystem("ext4"), Need::FileSystem("overlay")];
 const TERMINAL: &[Need] = &[Need::FileSystem("ext4"), Need::Program("script"), Need::Program("stty")];
 const CONTAINERS: &[Need] = &[Need::FileSystem("ext4"), Need::Program("runc")];
+
+const TRANSFER: &[Need] = &[];
+const DISKS: &[Need] = &[Need::Program("qemu-img")];
+const PLUGIN: &[Need] = &[Need::FileSystem("ext4"), Need::Program("e2fsck")];
+const DOCKER: &[Need] = &[Need::FileSystem("ext4"), Need::Program("dockerd"), Need::Program("busybox")];
+const PODMAN: &[Need] =
+    &[Need::FileSystem("ext4"), Need::Program("podman"), Need::Program("runc"), Need::Program("busybox")];
 
 fn main() {
     use story::{FileSystem, Story};
@@ -153,6 +162,14 @@ fn main() {
         trial("attached_volume_grows", EXT4, growth::attached_volume_grows),
         trial("untouched_container_owns_next_to_nothing", CONTAINERS, containers::untouched_owns_next_to_nothing),
         trial("container_runs_and_is_dropped", CONTAINERS, containers::runs_and_is_dropped),
+        trial("snapshots_move_between_pools", TRANSFER, transfer::snapshots_move_between_pools),
+        trial("bad_streams_change_nothing", TRANSFER, transfer::bad_streams_change_nothing),
+        trial("interrupted_streams_are_resumed", TRANSFER, transfer::interrupted_streams_are_resumed),
+        trial("volumes_become_disk_images", DISKS, transfer::volumes_become_disk_images),
+        trial("docker_plugin_keeps_its_word", PLUGIN, docker::plugin_keeps_its_word),
+        trial("ephemeral_volumes_end_in_time", PLUGIN, docker::ephemeral_volumes_end_in_time),
+        trial("volumes_of_a_real_docker", DOCKER, docker::volumes_of_docker),
+        trial("volumes_of_a_real_podman", PODMAN, docker::volumes_of_podman),
         trial("detach_of_mounted_volume_names_who_and_where", EXT4, refusals::detach_of_mounted),
         trial("detach_sees_other_mount_namespaces", EXT4, refusals::detach_in_other_namespace),
         trial("attached_volume_is_not_deleted_or_rolled_back", EXT4, refusals::attached_is_kept),

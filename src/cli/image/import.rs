@@ -28,9 +28,9 @@ use super::source::{Configuration, Image, Layer, Source, platform};
 use super::stream::{Interrupt, interrupted, sha256_of};
 use super::tree::show;
 use crate::cli::{Context, Name, output, size};
-use crate::daemon::Client;
 use crate::daemon::attributes::EPHEMERAL;
 use crate::daemon::protocol::{Attributes, Bytes, Command, Failure, Kind, Reply, Volume};
+use crate::daemon::{Client, making};
 
 /// Virtual size of an image whose content does not ask for more.
 const DEFAULT_SIZE_BYTES: u64 = 10 << 30;
@@ -98,6 +98,8 @@ pub fn import(context: &Context, arguments: &ImportArguments) -> Result<()> {
         sector_size: arguments.sector_size.as_deref().map(str::parse).transpose()?,
     };
     let client = context.daemon_client()?;
+    // Layers without an image are pruned, but not those of this one.
+    let _making = making::begin(client.hello()?.pool_uuid)?;
     let interrupt = watch_signals()?;
     let progress = progress_bar();
     let imported = import_image(&client, &order, &progress, &interrupt);
@@ -279,7 +281,7 @@ fn default_size(needed_bytes: u64) -> u64 {
 }
 
 /// The image specification's rule (config.md, "Layer ChainID").
-fn chain_id(below: Option<&str>, diff_id: &str) -> String {
+pub(crate) fn chain_id(below: Option<&str>, diff_id: &str) -> String {
     match below {
         None => diff_id.to_owned(),
         Some(below) => sha256_of(format!("{below} {diff_id}").as_bytes()),

@@ -3,20 +3,19 @@
 use anyhow::{Context as _, Result, ensure};
 use oci_spec::image::ImageConfiguration;
 
+pub use crate::daemon::attributes::{CHAIN_ID, FILESYSTEM};
 use crate::daemon::protocol::Attributes;
 
+/// What the names of all of these begin with that are about images.
+pub const PREFIX: &str = "plywood.image.";
 /// The OCI configuration, JSON. What has it is an image.
 pub const CONFIGURATION: &str = "plywood.image.config";
 /// Where the image came from, as it was typed.
 pub const SOURCE: &str = "plywood.image.source";
 /// Digest of the layer's uncompressed archive.
 pub const DIFF_ID: &str = "plywood.image.diff-id";
-/// Digest of the layer and all below it, by the image specification's rule.
-pub const CHAIN_ID: &str = "plywood.image.chain-id";
 /// The layer's number, the lowest is 1; at an image, its number of layers.
 pub const LAYER: &str = "plywood.image.layer";
-/// The file system that the layer was unpacked on; none at a disk image.
-pub const FILESYSTEM: &str = "plywood.image.filesystem";
 /// On a container: the image that it was started from.
 pub const CONTAINER_IMAGE: &str = "plywood.container.image";
 /// On a container: the command, a JSON list.

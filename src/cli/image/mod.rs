@@ -19,9 +19,11 @@ use clap::Subcommand;
 
 pub use apply::{Summary, apply_archive};
 pub use directory::copy_directory;
+pub use disk::Disk;
 pub use filesystem::{Detached, Filesystem};
+pub(crate) use filesystem::run as run_program;
 pub use import::{ImportArguments, Imported, Order, import_image};
-pub(crate) use import::{detach, watch_signals};
+pub(crate) use import::{chain_id, detach, watch_signals};
 pub use list::{ImageInfo, images};
 pub use source::Source;
 pub use stream::Interrupt;

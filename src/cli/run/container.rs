@@ -14,8 +14,9 @@ use uuid::Uuid;
 
 use crate::cli::image::{detach, labels};
 use crate::cli::mount::mount_device;
-use crate::daemon::Client;
+use crate::daemon::attributes::EPHEMERAL;
 use crate::daemon::protocol::{Attributes, Volume};
+use crate::daemon::{Client, making};
 
 /// Where containers' bundles are, and their root file systems are mounted.
 pub const CONTAINERS: &str = "/run/plywood/containers";
@@ -51,6 +52,8 @@ impl<'a> Container<'a> {
     pub fn open(client: &'a Client, image: &str, name: Option<&str>, attributes: Attributes) -> Result<Self> {
         let id = Uuid::new_v4().simple().to_string()[..12].to_owned();
         let name = name.map_or_else(|| default_name(image, &id), str::to_owned);
+        // A clone that is not attached yet looks like one that nobody needs any more.
+        let _making = making::begin(client.hello()?.pool_uuid)?;
         let volume = client.create_clone(image, &name, attributes)?;
         let bundle = Path::new(CONTAINERS).join(&id);
         let mut container = Self { client, id, volume, bundle, keep: false, progress: Progress::Cloned };
@@ -144,14 +147,18 @@ fn default_name(image: &str, id: &str) -> String {
     format!("{}.{id}", &image[..end])
 }
 
-/// The attributes of a container.
-pub fn attributes(image: &str, command: &[String]) -> Attributes {
+/// The attributes of a container. One that is thrown away at its end is also thrown away when whoever ran it has died.
+pub fn attributes(image: &str, command: &[String], thrown_away: bool) -> Attributes {
     let command = serde_json::json!(command).to_string();
-    [
+    let mut attributes: Attributes = [
         (labels::CONTAINER_IMAGE.to_owned(), image.into()),
         (labels::CONTAINER_COMMAND.to_owned(), command.as_str().into()),
     ]
-    .into()
+    .into();
+    if thrown_away {
+        attributes.insert(EPHEMERAL.to_owned(), "run".into());
+    }
+    attributes
 }
 
 #[cfg(test)]

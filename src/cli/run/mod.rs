@@ -58,7 +58,8 @@ pub fn run(context: &Context, arguments: &RunArguments) -> Result<ExitCode> {
     // A signal while it is set up must not leave half of it behind; it ends it all the same.
     let interrupt = super::image::watch_signals()?;
     let command = &arguments.command;
-    let mut container = Container::open(&client, &image, name.as_deref(), container::attributes(&image, command))?;
+    let mut container =
+        Container::open(&client, &image, name.as_deref(), container::attributes(&image, command, arguments.rm))?;
     let settings = Settings {
         command: command.clone(),
         hostname: hostname(name.as_deref()).unwrap_or_else(|| container.id.clone()),

@@ -1,0 +1,45 @@
+//! `plywood containerd`: serves a pool to containerd as a snapshotter.
+
+use std::path::PathBuf;
+
+use anyhow::Result;
+use clap::Args;
+
+use super::image::Filesystem;
+use super::{Context, size};
+use crate::containerd;
+
+/// Serves a pool to containerd.
+#[derive(Debug, Args)]
+pub struct ContainerdArguments {
+    /// Where to listen; /run/plywood/containerd-POOL.sock unless told
+    #[arg(long, env = "PLYWOOD_CONTAINERD_SOCKET", value_name = "PATH")]
+    socket: Option<PathBuf>,
+    /// File system of snapshots without a parent; the others have their parent's
+    #[arg(long = "fs", default_value = "ext4", env = "PLYWOOD_CONTAINERD_FS", value_name = "FS")]
+    filesystem: Filesystem,
+    /// Virtual size of snapshots without a parent; the others have their parent's
+    #[arg(long, default_value = "10GiB", value_parser = size::parse, env = "PLYWOOD_CONTAINERD_SIZE", value_name = "SIZE")]
+    size: u64,
+}
+
+/// Serves until a signal ends it.
+///
+/// # Errors
+/// What keeps it from serving.
+pub fn serve(context: &Context, arguments: &ContainerdArguments) -> Result<()> {
+    let pool = context.find_pool()?;
+    let socket = arguments.socket.clone().unwrap_or_else(|| containerd::default_socket(&pool));
+    let filesystem = arguments.filesystem;
+    let make = move |_: &str, device: &std::path::Path| {
+        let made = filesystem.make(device).and_then(|()| {
+            let mounted = filesystem.mount(device)?;
+            mounted.remove_lost_and_found()?;
+            mounted.unmount()
+        });
+        made.map_err(|error| format!("{error:#}"))
+    };
+    let settings =
+        containerd::Settings { filesystem: filesystem.to_string(), size_bytes: arguments.size, make: Box::new(make) };
+    Ok(containerd::serve(&pool, &socket, settings)?)
+}

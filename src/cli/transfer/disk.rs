@@ -1,0 +1,146 @@
+//! Volumes as disk images, and disk images as volumes: raw files with holes, and qcow2 by QEMU's own program.
+
+use std::fs::File;
+use std::os::unix::fs::FileExt;
+use std::path::{Path, PathBuf};
+use std::process::Command as Process;
+use std::str::FromStr;
+use std::sync::atomic::Ordering;
+
+use anyhow::{Context as _, Result, anyhow, bail, ensure};
+use tempfile::NamedTempFile;
+
+use super::device::{Content, directory_of, each_change, ephemeral, private_name, progress, take_away};
+use crate::cli::image::{Disk, Source, detach, run_program, watch_signals};
+use crate::cli::{Context, output, size};
+use crate::daemon::attributes::EPHEMERAL;
+use crate::daemon::making;
+use crate::daemon::protocol::Kind;
+
+/// A disk image to be made.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Target {
+    /// Block for block.
+    Raw(PathBuf),
+    /// One of QEMU's.
+    Qcow2(PathBuf),
+}
+
+impl Target {
+    fn path(&self) -> &Path {
+        match self {
+            Self::Raw(path) | Self::Qcow2(path) => path,
+        }
+    }
+}
+
+impl FromStr for Target {
+    type Err = String;
+
+    fn from_str(text: &str) -> std::result::Result<Self, String> {
+        match text.split_once(':') {
+            Some((_, "")) => Err(format!("{text:?} names no file")),
+            Some(("raw", path)) => Ok(Self::Raw(path.into())),
+            Some(("qcow2", path)) => Ok(Self::Qcow2(path.into())),
+            _ => Err(format!("{text:?}: give raw:FILE or qcow2:FILE")),
+        }
+    }
+}
+
+/// Writes a volume or snapshot into a new file.
+///
+/// # Errors
+/// A file that exists, what the pool answers, and what keeps the file from being written.
+pub fn export(context: &Context, name: &str, to: &Target) -> Result<()> {
+    let path = to.path();
+    ensure!(!path.exists(), "{} exists already; choose another file", path.display());
+    let client = context.daemon_client_for(name)?;
+    let interrupt = watch_signals()?;
+    let _making = making::begin(client.hello()?.pool_uuid)?;
+    let volume = client.volume(name)?;
+    // A volume may be in use: what it holds at this moment is what is written.
+    let moment = match volume.snapshot {
+        true => None,
+        false => Some(client.create_snapshot(name, &private_name(name, "export"), ephemeral("export"))?.name),
+    };
+    let snapshot = moment.as_deref().unwrap_or(name);
+    let file = NamedTempFile::new_in(directory_of(path)).with_context(|| path.display().to_string())?;
+    let written = Content::open(&client, snapshot, "export").and_then(|mut content| {
+        let Target::Raw(_) = to else {
+            let mut convert = Process::new("qemu-img");
+            convert.args(["convert", "-f", "raw", "-O", "qcow2", "-W"]).arg(&content.device).arg(file.path());
+            return run_program(&mut convert, "qemu-utils");
+        };
+        file.as_file().set_len(volume.size_bytes)?;
+        let bar = progress("exporting", volume.size_bytes);
+        each_change(&client, None, snapshot, 0, |offset, length, _| {
+            let length = length.min(volume.size_bytes.saturating_sub(offset));
+            content.read(offset, length, |offset, _, bytes| {
+                if interrupt.load(Ordering::Relaxed) {
+                    bail!("interrupted by a signal");
+                }
+                bar.set_position(offset);
+                bytes.map_or(Ok(()), |bytes| Ok(file.as_file().write_all_at(bytes, offset)?))
+            })
+        })?;
+        bar.finish_and_clear();
+        Ok(())
+    });
+    if let Some(moment) = &moment {
+        take_away(&client, moment);
+    }
+    written.with_context(|| path.display().to_string())?;
+    file.as_file().sync_all().with_context(|| path.display().to_string())?;
+    let file = file.persist_noclobber(path).map_err(|error| error.error).with_context(|| path.display().to_string())?;
+    File::open(directory_of(path))?.sync_all()?;
+    let taken = std::os::unix::fs::MetadataExt::blocks(&file.metadata()?) * 512;
+    if context.json {
+        let value = serde_json::json!({ "name": name, "file": path, "size_bytes": volume.size_bytes, "file_bytes": taken });
+        return Ok(output::json("exported", &value)?);
+    }
+    Ok(output::line(&format!("{}: {} of {name}, takes {}", path.display(), size::show(volume.size_bytes), size::show(taken)))?)
+}
+
+/// Makes a volume of a disk image.
+///
+/// # Errors
+/// A source that is no disk image or cannot be read, a name that is taken, and what the pool answers.
+pub fn import(context: &Context, source: &Source, name: &str, sector_size: u32) -> Result<()> {
+    let Some(disk) = Disk::open(source)? else { bail!("give raw:FILE or qcow2:FILE; others make images: plywood image import") };
+    let client = context.daemon_client()?;
+    let interrupt = watch_signals()?;
+    let _making = making::begin(client.hello()?.pool_uuid)?;
+    let size_bytes = disk.size_bytes().next_multiple_of(u64::from(sector_size.max(512)));
+    let made = client.create_volume(name, size_bytes, sector_size, ephemeral("import"));
+    made.map_err(|failure| match failure.kind {
+        Kind::AlreadyExists => anyhow!("{name} exists already; choose another name"),
+        _ => failure.into(),
+    })?;
+    let bar = progress("importing", size_bytes);
+    let copied = client
+        .attach(name, false)
+        .map_err(anyhow::Error::from)
+        .and_then(|attached| disk.copy_to(&attached.device, &bar, &interrupt))
+        .and_then(|()| Ok(detach(&client, name)?));
+    bar.finish_and_clear();
+    if let Err(error) = copied {
+        take_away(&client, name);
+        return Err(if interrupt.load(Ordering::Relaxed) { anyhow!("interrupted by a signal") } else { error });
+    }
+    client.set_attributes(name, [(EPHEMERAL.to_owned(), None)].into())?;
+    crate::cli::volume::changed(context, &client.volume(name)?)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn targets_are_read() {
+        assert_eq!("raw:/a:b".parse(), Ok(Target::Raw("/a:b".into())));
+        assert_eq!("qcow2:x".parse(), Ok(Target::Qcow2("x".into())));
+        for wrong in ["", "raw", "raw:", "vmdk:x", "/a"] {
+            wrong.parse::<Target>().unwrap_err();
+        }
+    }
+}

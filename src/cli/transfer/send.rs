@@ -1,0 +1,150 @@
+//! `plywood send`: a snapshot, or what changed since another one, as a stream.
+
+use std::io::{BufWriter, IsTerminal, Write};
+use std::path::PathBuf;
+use std::sync::atomic::Ordering;
+
+use anyhow::{Context as _, Result, bail, ensure};
+use clap::Args;
+use tempfile::NamedTempFile;
+
+use super::device::{Content, directory_of, each_change, progress};
+use super::stream::{Header, Identity, VERSION, Writer};
+use crate::cli::image::{Interrupt, labels, watch_signals};
+use crate::cli::output::{self, Waiting};
+use crate::cli::{Context, Name, size};
+use crate::daemon::protocol::{Attributes, Command, Volume};
+use crate::daemon::{Client, making};
+use crate::units::BLOCK_BYTES;
+
+/// Sends a snapshot.
+#[derive(Debug, Args)]
+#[command(after_help = "\
+plywood --pool a send root.monday | ssh backup plywood --pool b receive
+plywood --pool a send root.tuesday --from root.monday --output tuesday.stream
+
+The receiving pool must have the content of the snapshot of --from, under whatever name. Both snapshots are sealed if they are \
+not: the digest of the content is what the receiver holds against what arrived.")]
+pub struct SendArguments {
+    /// The snapshot
+    snapshot: Name,
+    /// Send only what changed since this snapshot of the same family
+    #[arg(long, value_name = "SNAPSHOT")]
+    from: Option<Name>,
+    /// Write to this new file instead of standard output
+    #[arg(long, short, value_name = "FILE")]
+    output: Option<PathBuf>,
+    /// Begin where plywood receive --resumable was interrupted, as it says
+    #[arg(long, value_name = "BYTES", default_value_t = 0)]
+    resume: u64,
+}
+
+/// Does it.
+///
+/// # Errors
+/// What is no snapshot, what the pool answers, and what keeps the stream from being written.
+pub fn send(context: &Context, arguments: &SendArguments) -> Result<()> {
+    let (name, from) = (arguments.snapshot.text()?, arguments.from.as_ref().map(Name::text).transpose()?);
+    if arguments.output.is_none() && std::io::stdout().is_terminal() {
+        bail!("a stream is not for terminals; send it into a pipe, or give --output FILE");
+    }
+    let client = context.daemon_client_for(&name)?;
+    let interrupt = watch_signals()?;
+    let snapshot = sealed(&client, &name)?;
+    let base = from.map(|from| sealed(&client, &from)).transpose()?;
+    if let Some(base) = &base {
+        ensure!(base.uuid != snapshot.uuid, "--from {}: is the snapshot itself", base.name);
+    }
+    ensure!(
+        arguments.resume.is_multiple_of(BLOCK_BYTES) && arguments.resume <= snapshot.size_bytes,
+        "--resume {}: give the number that plywood receive told",
+        arguments.resume
+    );
+    let header = Header {
+        version: VERSION,
+        build: env!("CARGO_PKG_VERSION").to_owned(),
+        snapshot: identity(&snapshot)?,
+        base: base.as_ref().map(identity).transpose()?,
+        sector_size: snapshot.sector_size,
+        attributes: attributes(&client, &name)?,
+        start_bytes: arguments.resume,
+    };
+    // Prune leaves the private clone alone that is read through.
+    let _making = making::begin(client.hello()?.pool_uuid)?;
+    let Some(path) = &arguments.output else {
+        // Whoever reads it says how it ended there.
+        return write(&client, &header, BufWriter::new(std::io::stdout().lock()), &interrupt).map(drop);
+    };
+    ensure!(!path.exists(), "{} exists already; choose another file", path.display());
+    let file = NamedTempFile::new_in(directory_of(path)).with_context(|| path.display().to_string())?;
+    let (file, written) = write(&client, &header, BufWriter::new(file), &interrupt)?;
+    let file = file.into_inner().map_err(|error| error.into_error()).context("writing the stream")?;
+    file.as_file().sync_all().with_context(|| path.display().to_string())?;
+    file.persist_noclobber(path).map_err(|error| error.error).with_context(|| path.display().to_string())?;
+    std::fs::File::open(directory_of(path))?.sync_all()?;
+    if context.json {
+        let value = serde_json::json!({ "snapshot": header.snapshot, "base": header.base, "data_bytes": written });
+        return Ok(output::json("sent", &value)?);
+    }
+    Ok(output::line(&format!("{name}: {} of content, digest {:.12}", size::echo(written), header.snapshot.digest))?)
+}
+
+/// The snapshot of that name, sealed if it was not.
+fn sealed(client: &Client, name: &str) -> Result<Volume> {
+    let volume = client.volume(name)?;
+    if !volume.snapshot {
+        bail!("{name} is a volume, which may change; take a snapshot of it: plywood snapshot create {name} NAME");
+    }
+    if volume.sealed && volume.digest.is_some() {
+        return Ok(volume);
+    }
+    let _waiting = Waiting::begin(format!("sealing {name}"));
+    Ok(client.for_volume(Command::SnapshotSeal { name: name.to_owned() })?)
+}
+
+fn identity(volume: &Volume) -> Result<Identity> {
+    let digest = volume.digest.clone().with_context(|| format!("{} has no digest", volume.name))?;
+    Ok(Identity { uuid: volume.uuid, name: volume.name.clone(), size_bytes: volume.size_bytes, digest })
+}
+
+/// What users and images have noted; other notes of plywood's own mean something in this pool only.
+fn attributes(client: &Client, name: &str) -> Result<Attributes> {
+    let mut attributes = client.attributes(name)?;
+    attributes.retain(|key, _| !key.starts_with("plywood.") || key.starts_with(labels::PREFIX));
+    Ok(attributes)
+}
+
+/// Writes the stream, and answers where to, with the bytes of content in it.
+fn write<W: Write>(client: &Client, header: &Header, to: W, interrupt: &Interrupt) -> Result<(W, u64)> {
+    let (name, size_bytes) = (&header.snapshot.name, header.snapshot.size_bytes);
+    let mut content = Content::open(client, name, "send")?;
+    let mut writer = Writer::begin(to, header)?;
+    let bar = progress("sending", size_bytes);
+    let mut written = 0;
+    let base = header.base.as_ref().map(|base| base.name.as_str());
+    each_change(client, base, name, header.start_bytes, |offset, length, has_data| {
+        // The last block may be there in part; behind a smaller size there is nothing.
+        let length = length.min(size_bytes.saturating_sub(offset));
+        if !has_data && length > 0 {
+            writer.zero(offset, length)?;
+        }
+        if has_data && length > 0 {
+            content.read(offset, length, |offset, length, bytes| {
+                if interrupt.load(Ordering::Relaxed) {
+                    bail!("interrupted by a signal");
+                }
+                bar.set_position(offset);
+                match bytes {
+                    Some(bytes) => {
+                        written += length;
+                        writer.data(offset, bytes)
+                    }
+                    None => writer.zero(offset, length),
+                }
+            })?;
+        }
+        Ok(())
+    })?;
+    bar.finish_and_clear();
+    Ok((writer.end()?, written))
+}

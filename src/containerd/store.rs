@@ -1,0 +1,476 @@
+//! What the calls mean: snapshots of containerd's as volumes of a pool.
+//!
+//! | containerd | pool |
+//! |---|---|
+//! | active | a writable clone of the parent's snapshot, or of an empty file system ([`base`]) |
+//! | committed | a snapshot of what was active; that one is put aside in the same change ([`super::record`]) |
+//! | view | a private clone like an active one, mounted read-only: its journal can be replayed |
+//! | removed | a volume with a name that means nothing; it is deleted when nobody uses it ([`Reaper`]) |
+//!
+//! A call may be cut off anywhere, by the death of this process, of the daemon or of the machine: what the pool holds then
+//! is either all of what the call does or nothing that containerd would see.
+
+use std::collections::BTreeSet;
+use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard};
+use std::time::SystemTime;
+
+use uuid::Uuid;
+
+use super::base::{self, MakeFileSystem};
+use super::error::{Error, Result};
+use super::filter::Filters;
+use super::imported::Imported;
+use super::index::Index;
+use super::link::Link;
+use super::reaper::Reaper;
+use super::record::{GONE, Kind, Labels, PREFIX, RECORD, Record, check_key, check_labels, volume_name};
+use super::settle::settle;
+use crate::daemon::protocol::{self, Attributes, Bytes, Command, Failure};
+
+/// On an active snapshot: how large it is to be, in bytes.
+const MAX_SIZE: &str = "containerd.io/snapshot/max-size";
+/// On what is to become a layer: its chain id.
+const REFERENCE: &str = "containerd.io/snapshot.ref";
+
+/// How snapshots are made.
+pub struct Settings {
+    /// File system of what has no parent: `ext4`, `xfs` or `btrfs`.
+    pub filesystem: String,
+    /// Virtual size of what has no parent.
+    pub size_bytes: u64,
+    /// Makes file systems.
+    pub make: Box<MakeFileSystem>,
+}
+
+impl std::fmt::Debug for Settings {
+    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let Self { filesystem, size_bytes, .. } = self;
+        formatter.debug_struct("Settings").field("filesystem", filesystem).field("size_bytes", size_bytes).finish()
+    }
+}
+
+/// A mount, as containerd's client does it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Mount {
+    /// File system.
+    pub filesystem: String,
+    /// Block device.
+    pub device: String,
+    /// Options.
+    pub options: Vec<String>,
+}
+
+/// What is to be changed of labels.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Change {
+    /// These are all.
+    All(Labels),
+    /// Those of these keys, which are deleted where there is no value.
+    Some(Vec<(String, Option<String>)>),
+}
+
+/// The snapshots in a pool.
+#[derive(Debug)]
+pub struct Store {
+    link: Arc<Link>,
+    reaper: Arc<Reaper>,
+    index: Index,
+    imported: Imported,
+    /// Held for reading by every call, and alone while the index is read anew.
+    calls: RwLock<()>,
+    settings: Settings,
+}
+
+impl Store {
+    /// The snapshots that the pool holds. The empty file system is made if there is none yet; what an earlier process did
+    /// not finish is taken away.
+    ///
+    /// # Errors
+    /// What the pool answers, and when the file system cannot be made.
+    pub fn open(link: Link, settings: Settings) -> Result<Self> {
+        let link = Arc::new(link);
+        let reaper = Reaper::start(Arc::clone(&link))
+            .map_err(|error| Error::Unavailable(format!("starting a thread: {error}")))?;
+        let store = Self {
+            link,
+            reaper,
+            index: Index::default(),
+            imported: Imported::default(),
+            calls: RwLock::default(),
+            settings,
+        };
+        store.load()?;
+        store.base(store.settings.size_bytes)?;
+        Ok(store)
+    }
+
+    /// Begins a call. When it is not known what became of an earlier one, the pool is asked first.
+    fn enter(&self) -> Result<RwLockReadGuard<'_, ()>> {
+        if self.link.is_in_doubt() {
+            let _alone = self.calls.write().unwrap_or_else(PoisonError::into_inner);
+            if self.link.is_in_doubt() {
+                self.load().inspect_err(|_| self.link.doubt())?;
+            }
+        }
+        Ok(self.calls.read().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    fn load(&self) -> Result<()> {
+        self.link.begin_certainty();
+        let volumes = self.link.volumes()?;
+        let mut found = Vec::new();
+        for volume in volumes.into_iter().filter(|volume| volume.name.starts_with(PREFIX)) {
+            if volume.name.starts_with(GONE) {
+                self.reaper.take_away(volume.name);
+                continue;
+            }
+            let attributes = self.link.attributes(&volume.name)?;
+            let record = attributes.get(RECORD).and_then(|bytes| Record::decode(&volume.name, &bytes.0));
+            if let Some(record) = record {
+                found.push((volume.uuid, record));
+            }
+        }
+        let committed: BTreeSet<Uuid> = found.iter().filter_map(|(_, record)| record.of).collect();
+        self.index.clear();
+        for (uuid, record) in found {
+            if committed.contains(&uuid) {
+                self.reaper.put_aside(&record.volume())?;
+            } else {
+                self.index.put(record);
+            }
+        }
+        Ok(())
+    }
+
+    fn base(&self, size_bytes: u64) -> Result<String> {
+        let Settings { filesystem, make, .. } = &self.settings;
+        base::base(&self.link, &self.reaper, filesystem, size_bytes, make)
+    }
+
+    /// `Prepare` and `View`.
+    ///
+    /// # Errors
+    /// [`Error::AlreadyExists`] when there is a snapshot of that key, or when the pool has the layer that was to be made;
+    /// [`Error::NotFound`] and [`Error::Invalid`] for the parent; and what the pool answers.
+    pub fn prepare(&self, key: &str, parent: &str, kind: Kind, labels: Labels) -> Result<Vec<Mount>> {
+        check_key(key)?;
+        check_labels(&labels)?;
+        let max_bytes = max_size(&labels)?;
+        let _call = self.enter()?;
+        let _claim = self.index.claim(&[key], &[parent]);
+        if self.index.find(key).is_some() {
+            return Err(Error::AlreadyExists(format!("there is a snapshot {key:?} already")));
+        }
+        let filesystem = self.filesystem_of(parent)?;
+        if kind == Kind::Active
+            && let Some(reference) = labels.get(REFERENCE)
+        {
+            self.adopt(reference, parent, &labels)?;
+        }
+        let origin = if parent.is_empty() {
+            self.base(max_bytes.unwrap_or(self.settings.size_bytes))?
+        } else {
+            volume_name(parent)
+        };
+        let now_ns = now_ns();
+        let (key, parent) = (key.to_owned(), parent.to_owned());
+        let record = Record { key, parent, kind, created_ns: now_ns, updated_ns: now_ns, labels, filesystem, of: None };
+        self.make_clone(&origin, &record, max_bytes)?;
+        let mounts = self.mount_of(&record).inspect_err(|_| {
+            // Whoever is told that there is none must not find it.
+            if let Err(error) = self.reaper.put_aside(&record.volume()) {
+                tracing::warn!("a snapshot that could not be attached stays until it is removed: {error}");
+            }
+        })?;
+        self.index.put(record);
+        Ok(vec![mounts])
+    }
+
+    /// The file system that comes with a parent.
+    fn filesystem_of(&self, parent: &str) -> Result<String> {
+        if parent.is_empty() {
+            return Ok(self.settings.filesystem.clone());
+        }
+        let parent = self.find(parent)?;
+        if parent.kind != Kind::Committed {
+            return Err(Error::Invalid(format!("parent {:?} is {}, not committed", parent.key, parent.kind.name())));
+        }
+        Ok(parent.filesystem)
+    }
+
+    fn make_clone(&self, origin: &str, record: &Record, quota_bytes: Option<u64>) -> Result<()> {
+        let volume = record.volume();
+        let attributes = attributes_of(record)?;
+        self.in_free_name(&volume, || {
+            let (snapshot, uuid, attributes) = (origin.to_owned(), Uuid::new_v4(), attributes.clone());
+            let create = |name| Command::CloneCreate { snapshot, uuid, name, size_bytes: None, attributes };
+            let Some(quota_bytes) = quota_bytes else { return self.link.for_volume(create(volume.clone())).map(drop) };
+            // It has its name, and is a snapshot, only when it has the quota as well.
+            let draft = format!("{GONE}{}", uuid.simple());
+            self.link.for_volume(create(draft.clone()))?;
+            let limited = self
+                .link
+                .for_volume(Command::VolumeQuota { name: draft.clone(), quota_bytes })
+                .and_then(|_| self.link.rename(&draft, &volume));
+            limited.inspect_err(|_| self.reaper.take_away(draft))
+        })
+    }
+
+    /// Makes something of the name `volume`. What has that name and is no snapshot that we know of, such as one whose making
+    /// was reported as failed, is in the way only once.
+    fn in_free_name(&self, volume: &str, make: impl Fn() -> Result<()>) -> Result<()> {
+        match make() {
+            Err(Error::Pool(failure)) if failure.kind == protocol::Kind::AlreadyExists => {
+                let there = self.link.attributes(volume)?;
+                if !there.contains_key(RECORD) {
+                    return Err(Error::Precondition(format!(
+                        "volume {volume:?}, which is not containerd's, is in the way"
+                    )));
+                }
+                self.reaper.put_aside(volume)?;
+                make()
+            }
+            made => made,
+        }
+    }
+
+    /// When the pool has the layer with this chain id: makes it a snapshot with this parent, if there is none yet, and
+    /// answers [`Error::AlreadyExists`]; whoever asks looks for it by its label then.
+    fn adopt(&self, reference: &str, parent: &str, labels: &Labels) -> Result<()> {
+        let same = |record: &Record| {
+            record.kind == Kind::Committed && record.labels.get(REFERENCE).is_some_and(|known| known == reference)
+        };
+        let known = self.index.select(same);
+        let there = || Error::AlreadyExists(format!("the pool has layer {reference} already"));
+        if known.iter().any(|record| record.parent == parent) {
+            return Err(there());
+        }
+        // The same layer on the same layers, which are other snapshots here.
+        let key = format!("{reference} on {:.16}", blake3::hash(parent.as_bytes()).to_hex());
+        let known = known.into_iter().next();
+        let shared: Vec<&str> = known.iter().map(|record| record.key.as_str()).collect();
+        let _claim = self.index.claim(&[&key], &shared);
+        // Another call may have been about the same meanwhile.
+        if self.index.find(&key).is_some() {
+            return Err(there());
+        }
+        let (origin, filesystem) = match &known {
+            Some(known) if self.index.find(&known.key).is_some_and(|found| same(&found)) => {
+                (known.volume(), known.filesystem.clone())
+            }
+            _ => match self.imported.find(&self.link, reference)? {
+                Some(layer) => (layer.volume, layer.filesystem),
+                None => return Ok(()),
+            },
+        };
+        let now_ns = now_ns();
+        let record = Record {
+            key,
+            parent: parent.to_owned(),
+            kind: Kind::Committed,
+            created_ns: now_ns,
+            updated_ns: now_ns,
+            labels: labels.clone(),
+            filesystem,
+            of: None,
+        };
+        let attributes = attributes_of(&record)?;
+        let volume = record.volume();
+        self.in_free_name(&volume, || {
+            let (origin, name, attributes) = (origin.clone(), volume.clone(), attributes.clone());
+            let command = Command::SnapshotCreate { volume: origin, uuid: Uuid::new_v4(), name, attributes };
+            self.link.for_volume(command).map(drop)
+        })?;
+        self.index.put(record);
+        Err(there())
+    }
+
+    /// `Mounts`: the same at any time, after a restart of the daemon or of the machine too.
+    ///
+    /// # Errors
+    /// [`Error::NotFound`]; [`Error::Precondition`] for what is committed; and what the pool answers.
+    pub fn mounts(&self, key: &str) -> Result<Vec<Mount>> {
+        let _call = self.enter()?;
+        let _claim = self.index.claim(&[], &[key]);
+        let record = self.find(key)?;
+        if record.kind == Kind::Committed {
+            return Err(Error::Precondition(format!("snapshot {key:?} is committed; it has no mounts")));
+        }
+        Ok(vec![self.mount_of(&record)?])
+    }
+
+    fn mount_of(&self, record: &Record) -> Result<Mount> {
+        let device = self.link.attach(&record.volume())?;
+        let mut options = match record.filesystem.as_str() {
+            // A clone carries its origin's uuid; xfs would refuse the second.
+            "xfs" => vec!["discard", "nouuid"],
+            "btrfs" => vec!["discard=async"],
+            _ => vec!["discard"],
+        };
+        options.push("noatime");
+        if record.kind == Kind::View {
+            options.push("ro");
+        }
+        let options = options.into_iter().map(str::to_owned).collect();
+        Ok(Mount { filesystem: record.filesystem.clone(), device, options })
+    }
+
+    /// `Commit`.
+    ///
+    /// # Errors
+    /// [`Error::NotFound`], [`Error::AlreadyExists`] for the name, [`Error::Precondition`] for what is not active, and what
+    /// the pool answers.
+    pub fn commit(&self, name: &str, key: &str, parent: &str, labels: Labels) -> Result<()> {
+        check_key(name)?;
+        check_labels(&labels)?;
+        let _call = self.enter()?;
+        let _claim = self.index.claim(&[key, name], &[]);
+        let active = self.find(key)?;
+        if self.index.find(name).is_some() {
+            return Err(Error::AlreadyExists(format!("there is a snapshot {name:?} already")));
+        }
+        if active.kind != Kind::Active {
+            return Err(Error::Precondition(format!("snapshot {key:?} is {}, not active", active.kind.name())));
+        }
+        if !parent.is_empty() && parent != active.parent {
+            let made_from = &active.parent;
+            let words = format!("snapshot {key:?} was made from {made_from:?}; it cannot be committed on {parent:?}");
+            return Err(Error::Invalid(words));
+        }
+        let volume = self.link.volume(&active.volume())?;
+        if let Some(device) = &volume.device {
+            settle(device).map_err(|error| {
+                Failure::new(protocol::Kind::Io, format!("writing out {}: {error}", device.display()))
+            })?;
+        }
+        let now_ns = now_ns();
+        let record = Record {
+            key: name.to_owned(),
+            kind: Kind::Committed,
+            created_ns: now_ns,
+            updated_ns: now_ns,
+            labels,
+            of: Some(volume.uuid),
+            ..active
+        };
+        let attributes = attributes_of(&record)?;
+        let to = record.volume();
+        self.in_free_name(&to, || {
+            let (volume, name, attributes) = (volume.name.clone(), to.clone(), attributes.clone());
+            self.link.for_volume(Command::SnapshotCreate { volume, uuid: Uuid::new_v4(), name, attributes }).map(drop)
+        })?;
+        self.index.replace(key, record);
+        // It is no snapshot any more in any case; its name is in nobody's way, either.
+        if let Err(error) = self.reaper.put_aside(&volume.name) {
+            tracing::warn!(volume = %volume.name, "what was committed stays until the next start: {error}");
+        }
+        Ok(())
+    }
+
+    /// `Remove`. Space comes back in the background.
+    ///
+    /// # Errors
+    /// [`Error::NotFound`]; [`Error::Precondition`] for what others are made from; and what the pool answers.
+    pub fn remove(&self, key: &str) -> Result<()> {
+        let _call = self.enter()?;
+        let _claim = self.index.claim(&[key], &[]);
+        let record = self.find(key)?;
+        if self.index.has_children(key) {
+            return Err(Error::Precondition(format!("cannot remove snapshot with child: {key:?}")));
+        }
+        let volume = record.volume();
+        let removed = match self.link.delete(&volume) {
+            Err(Error::Pool(failure)) if failure.kind == protocol::Kind::Busy => self.reaper.put_aside(&volume),
+            deleted => deleted,
+        };
+        match removed {
+            // By somebody else, by hand.
+            Err(Error::Pool(failure)) if failure.kind == protocol::Kind::NotFound => {}
+            removed => removed?,
+        }
+        self.index.remove(key);
+        Ok(())
+    }
+
+    /// `Stat`.
+    ///
+    /// # Errors
+    /// [`Error::NotFound`], and what the pool answers.
+    pub fn stat(&self, key: &str) -> Result<Record> {
+        let _call = self.enter()?;
+        self.find(key)
+    }
+
+    fn find(&self, key: &str) -> Result<Record> {
+        self.index.find(key).ok_or_else(|| Error::NotFound(format!("there is no snapshot {key:?}")))
+    }
+
+    /// `Update`.
+    ///
+    /// # Errors
+    /// [`Error::NotFound`], [`Error::Invalid`] for the labels, and what the pool answers.
+    pub fn update(&self, key: &str, change: Change) -> Result<Record> {
+        let _call = self.enter()?;
+        let _claim = self.index.claim(&[key], &[]);
+        let mut record = self.find(key)?;
+        match change {
+            Change::All(labels) => record.labels = labels,
+            Change::Some(changes) => {
+                for (key, value) in changes {
+                    match value {
+                        Some(value) => record.labels.insert(key, value),
+                        None => record.labels.remove(&key),
+                    };
+                }
+            }
+        }
+        check_labels(&record.labels)?;
+        record.updated_ns = now_ns().max(record.updated_ns);
+        self.link.set_attribute(&record.volume(), RECORD, record.encode()?)?;
+        self.index.put(record.clone());
+        Ok(record)
+    }
+
+    /// `List`.
+    ///
+    /// # Errors
+    /// [`Error::Invalid`] for a filter that makes no sense.
+    pub fn list<S: AsRef<str>>(&self, filters: &[S]) -> Result<Vec<Record>> {
+        let filters = Filters::parse(filters)?;
+        let _call = self.enter()?;
+        Ok(self.index.select(|record| filters.matches(record)))
+    }
+
+    /// `Usage`: what was written in this snapshot itself and is still there, in bytes.
+    ///
+    /// # Errors
+    /// [`Error::NotFound`], and what the pool answers.
+    pub fn usage(&self, key: &str) -> Result<u64> {
+        let record = self.stat(key)?;
+        Ok(self.link.volume(&record.volume())?.own_bytes)
+    }
+
+    /// `Cleanup`: takes away what can be, now.
+    pub fn clean_up(&self) {
+        let left = self.reaper.pass();
+        tracing::debug!(left, "cleanup");
+    }
+}
+
+fn attributes_of(record: &Record) -> Result<Attributes> {
+    Ok([(RECORD.to_owned(), Bytes(record.encode()?))].into())
+}
+
+/// The size that the labels ask for, as whole blocks.
+fn max_size(labels: &Labels) -> Result<Option<u64>> {
+    const BLOCK_BYTES: u64 = crate::units::BLOCK_BYTES;
+    let Some(text) = labels.get(MAX_SIZE) else { return Ok(None) };
+    let bytes: Option<u64> = text.parse().ok().filter(|bytes| *bytes >= BLOCK_BYTES);
+    let whole = bytes.and_then(|bytes| bytes.checked_next_multiple_of(BLOCK_BYTES));
+    whole.map(Some).ok_or_else(|| Error::Invalid(format!("label {MAX_SIZE}={text:?} is not a size in bytes")))
+}
+
+fn now_ns() -> u64 {
+    let since = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+    u64::try_from(since.as_nanos()).unwrap_or(u64::MAX)
+}

@@ -1,0 +1,93 @@
+//! Who is making something in a pool: what is there for a moment without anything that refers to it, as the working volumes
+//! of an import. Whoever makes holds a shared lock; who takes away what nothing refers to wants to be alone. The kernel
+//! takes the lock of a dead process away.
+
+use std::fs::File;
+use std::path::Path;
+
+use rustix::fs::{FlockOperation, flock};
+use rustix::io::Errno;
+use uuid::Uuid;
+
+use super::places;
+use crate::error::{Error, Result};
+
+/// A lock that ends with its value.
+#[derive(Debug)]
+#[must_use]
+pub struct Making {
+    _file: File,
+}
+
+/// Something is being made from now on.
+///
+/// # Errors
+/// When the lock cannot be had.
+pub fn begin(pool: Uuid) -> Result<Making> {
+    lock(pool, "making", FlockOperation::LockShared).map(|file| Making { _file: file })
+}
+
+/// Nothing is made while this is held. None when something is.
+///
+/// # Errors
+/// When the lock cannot be had.
+pub fn alone(pool: Uuid) -> Result<Option<Making>> {
+    try_lock(pool, "making")
+}
+
+/// This process alone answers Docker for the pool. None when another does.
+///
+/// # Errors
+/// When the lock cannot be had.
+pub fn only_plugin(pool: Uuid) -> Result<Option<Making>> {
+    try_lock(pool, "docker")
+}
+
+/// This process alone receives the snapshot of that uuid. None when another does.
+///
+/// # Errors
+/// When the lock cannot be had.
+pub fn only_receiver(pool: Uuid, snapshot: Uuid) -> Result<Option<Making>> {
+    try_lock(pool, &format!("receive-{snapshot}"))
+}
+
+fn try_lock(pool: Uuid, what: &str) -> Result<Option<Making>> {
+    match lock(pool, what, FlockOperation::NonBlockingLockExclusive) {
+        Ok(file) => Ok(Some(Making { _file: file })),
+        Err(Error::Io { source, .. }) if source.raw_os_error() == Some(Errno::WOULDBLOCK.raw_os_error()) => Ok(None),
+        Err(error) => Err(error),
+    }
+}
+
+fn lock(pool: Uuid, what: &str, how: FlockOperation) -> Result<File> {
+    let directory = Path::new(places::RUN_DIRECTORY);
+    places::make_private_directory(directory)?;
+    let path = directory.join(format!("{pool}.{what}"));
+    let failed = |error| Error::io(format!("{}: locking", path.display()), error);
+    let file = File::options().create(true).append(true).open(&path).map_err(failed)?;
+    flock(&file, how).map_err(|error| failed(error.into()))?;
+    Ok(file)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn nobody_is_alone_while_something_is_made() {
+        let pool = Uuid::new_v4();
+        let first = match begin(pool) {
+            Ok(first) => first,
+            // Only root writes there.
+            Err(Error::Io { source, .. }) if source.kind() == std::io::ErrorKind::PermissionDenied => return,
+            Err(error) => panic!("{error}"),
+        };
+        let second = begin(pool).unwrap();
+        assert!(alone(pool).unwrap().is_none());
+        drop(first);
+        assert!(alone(pool).unwrap().is_none());
+        drop(second);
+        assert!(alone(pool).unwrap().is_some());
+        std::fs::remove_file(Path::new(places::RUN_DIRECTORY).join(format!("{pool}.making"))).unwrap();
+    }
+}

@@ -1,0 +1,89 @@
+//! A containerd of a test's own: its root, state and socket in the pool's folder, and our snapshotter in its configuration.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use crate::support::command::{Background, Outcome, prepare, run, run_command, wait_until};
+use crate::support::mounted::mounts_below;
+use crate::support::pool::TestPool;
+
+/// It is killed when this is dropped, and what its containers have left is unmounted.
+pub struct Engine {
+    process: Option<Background>,
+    folder: PathBuf,
+}
+
+impl Engine {
+    #[track_caller]
+    pub fn start(pool: &TestPool, snapshotter: &Path) -> Self {
+        let folder = pool.folder().join("containerd");
+        fs::create_dir_all(&folder).expect("a folder");
+        let shown = folder.display();
+        let configuration = format!(
+            "version = 2\nroot = \"{shown}/root\"\nstate = \"{shown}/state\"\n\
+             disabled_plugins = [\"io.containerd.grpc.v1.cri\", \"io.containerd.internal.v1.opt\", \
+             \"io.containerd.snapshotter.v1.btrfs\", \"io.containerd.snapshotter.v1.zfs\", \
+             \"io.containerd.snapshotter.v1.devmapper\", \"io.containerd.snapshotter.v1.aufs\"]\n\
+             [grpc]\n  address = \"{shown}/sock\"\n\
+             [proxy_plugins.plywood]\n  type = \"snapshot\"\n  address = \"{}\"\n",
+            snapshotter.display()
+        );
+        fs::write(folder.join("config.toml"), configuration).expect("a file");
+        let mut engine = Self { process: None, folder };
+        engine.restart();
+        engine
+    }
+
+    /// Kills it (-9) if it runs, and starts it again.
+    #[track_caller]
+    pub fn restart(&mut self) {
+        self.process = None;
+        let configuration = self.folder.join("config.toml");
+        let log = self.folder.join("log").to_string_lossy().into_owned();
+        // Its log would fill a pipe that nobody reads.
+        let line = format!("exec containerd --config '{}' >>'{log}' 2>&1", configuration.display());
+        self.process = Some(Background::start("sh", ["-c".to_owned(), line]));
+        wait_until("containerd", Duration::from_secs(60), || self.ctr("version").succeeded());
+    }
+
+    /// Runs `ctr` with the words of `line`.
+    #[track_caller]
+    pub fn ctr(&self, line: &str) -> Outcome {
+        self.ctr_with(line, &[])
+    }
+
+    /// The same, with further arguments that are not split.
+    #[track_caller]
+    pub fn ctr_with(&self, line: &str, more: &[&str]) -> Outcome {
+        let socket = self.folder.join("sock").to_string_lossy().into_owned();
+        let words = line.split_whitespace().chain(more.iter().copied());
+        let arguments = ["--address".to_owned(), socket].into_iter().chain(words.map(str::to_owned));
+        run_command(prepare("ctr", arguments))
+    }
+
+    /// The end of its log, for the message of a failed test.
+    pub fn log(&self) -> String {
+        let log = fs::read_to_string(self.folder.join("log")).unwrap_or_default();
+        let lines: Vec<&str> = log.lines().collect();
+        lines[lines.len().saturating_sub(30)..].join("\n")
+    }
+}
+
+impl Drop for Engine {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            println!("--- containerd's log\n{}", self.log());
+        }
+        for namespace in ["default", "other"] {
+            let tasks = self.ctr(&format!("--namespace {namespace} task ls -q")).stdout;
+            for task in tasks.split_whitespace() {
+                let _ = self.ctr(&format!("--namespace {namespace} task rm -f {task}"));
+            }
+        }
+        self.process = None;
+        for point in mounts_below(&self.folder) {
+            let _ = run("umount", ["-l".as_ref(), point.as_os_str()]);
+        }
+    }
+}

@@ -1,0 +1,62 @@
+//! `plywood containerd` on a real pool: spoken to over gRPC as containerd does it, and by a real containerd. Wants root.
+//!
+//! A test that cannot run says why and is counted as ignored; with `PLYWOOD_REQUIRE_DEVICE` set that is a failure, unless
+//! it is the kernel that lacks what is needed. Tests run one after the other: they share the machine's loop devices.
+
+mod calls;
+mod deaths;
+mod engine;
+mod real;
+mod snapshotter;
+#[path = "../support/mod.rs"]
+mod support;
+
+use libtest_mimic::{Arguments, Completion, Failed, Trial};
+use support::machine::{Need, missing};
+
+/// One test: it runs when the machine has what it needs.
+fn trial(name: &str, needs: &'static [Need], body: impl FnOnce() + Send + 'static) -> Trial {
+    let shown = name.to_owned();
+    Trial::ignorable_test(name, move || {
+        if let Some(skip) = missing(needs) {
+            let required = std::env::var_os("PLYWOOD_REQUIRE_DEVICE").is_some();
+            if required && !skip.excusable {
+                return Err(Failed::from(format!("{}, and PLYWOOD_REQUIRE_DEVICE is set", skip.reason)));
+            }
+            println!("skipped: {shown}: {}", skip.reason);
+            return Ok(Completion::ignored_with(skip.reason));
+        }
+        body();
+        Ok(Completion::Completed)
+    })
+}
+
+const CALLS: &[Need] = &[Need::FileSystem("ext4"), Need::Program("mkfs.ext4")];
+const XFS: &[Need] = &[Need::FileSystem("xfs"), Need::Program("mkfs.xfs")];
+const REAL: &[Need] = &[
+    Need::FileSystem("ext4"),
+    Need::Program("mkfs.ext4"),
+    Need::Program("containerd"),
+    Need::Program("ctr"),
+    Need::Program("runc"),
+    Need::Program("umoci"),
+];
+
+fn main() {
+    let mut arguments = Arguments::from_args();
+    arguments.test_threads = Some(1);
+    let tests = vec![
+        trial("snapshots_go_through_their_life", CALLS, calls::life),
+        trial("calls_that_make_no_sense_are_refused", CALLS, calls::refusals),
+        trial("labels_are_changed_and_found", CALLS, calls::labels_found),
+        trial("layer_of_another_namespace_is_adopted", CALLS, calls::adoption),
+        trial("max_size_limits_what_is_written", CALLS, calls::max_size),
+        trial("chain_of_128_is_mounted", CALLS, calls::chain),
+        trial("hundred_are_prepared_at_once", CALLS, calls::hundred),
+        trial("xfs_clones_are_mounted_side_by_side", XFS, calls::xfs),
+        trial("every_step_outlives_every_death", CALLS, deaths::every_step),
+        trial("deaths_at_random_moments_lose_nothing_acknowledged", CALLS, deaths::random_moments),
+        trial("real_containerd_runs_containers", REAL, real::runs_containers),
+    ];
+    libtest_mimic::run(&arguments, tests).exit();
+}

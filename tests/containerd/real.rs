@@ -1,0 +1,130 @@
+//! The story with a real containerd: an image is imported, containers run and write, one is committed, daemons are killed,
+//! everything is removed, and the collector of garbage brings the pool back to what it held.
+
+use std::fs;
+use std::time::Duration;
+
+use crate::engine::Engine;
+use crate::snapshotter::{Snapshotter, nothing_is_left};
+use crate::support::command::{run, shell, wait_until};
+use crate::support::pool::{TestPool, Transport};
+
+const IMAGE: &str = "example.invalid/small:test";
+/// Import under the name above: the tag stands in the archive.
+const IMPORT: &str = "image import --snapshotter plywood --base-name example.invalid/small";
+/// What a container finds to run.
+const PROGRAMS: &str = "sh cat ls rm sleep";
+
+/// An archive of an image with two layers, as `skopeo copy` or `umoci` leave it: this machine's shell and what it needs.
+fn archive(pool: &TestPool) -> String {
+    let folder = pool.folder().join("image");
+    let (layout, tag) = (folder.join("layout"), format!("{}:test", folder.join("layout").display()));
+    fs::create_dir_all(&folder).expect("a folder");
+    let layout = layout.display().to_string();
+    run("umoci", ["init", "--layout", &layout]).expect();
+    run("umoci", ["new", "--image", &tag]).expect();
+    let shown = folder.display();
+    shell(&format!(
+        "set -eu; cd '{shown}'; mkdir -p root/bin root/root root/proc root/sys root/dev root/tmp root/etc; \
+         programs=$(for name in {PROGRAMS}; do command -v $name; done); cp -L $programs root/bin/; \
+         cp -L --parents $(ldd $programs | grep -o '/[^ :]*\\.so[^ :]*' | sort -u) root/; \
+         echo 12 >root/etc/debian_version; tar -C root -cf layer.tar ."
+    ))
+    .expect();
+    let layer = folder.join("layer.tar").display().to_string();
+    run("umoci", ["raw", "add-layer", "--image", &tag, &layer]).expect();
+    fs::write(folder.join("greeting"), "hello from the second layer\n").expect("a file");
+    let greeting = folder.join("greeting").display().to_string();
+    run("umoci", ["insert", "--image", &tag, &greeting, "/greeting"]).expect();
+    let archive = folder.join("image.tar").display().to_string();
+    run("tar", ["-C", &layout, "-cf", &archive, "."]).expect();
+    archive
+}
+
+pub fn runs_containers() {
+    let pool = TestPool::create("10G", Transport::Auto);
+    let archive = archive(&pool);
+    let mut snapshotter = Snapshotter::start(&pool, &["--size", "3GiB"]);
+    let mut containerd = Engine::start(&pool, snapshotter.socket());
+    let live_bytes = |pool: &TestPool| {
+        pool.done("pool trim");
+        pool.info()["used_bytes"].as_u64().expect("a number")
+    };
+    let before = live_bytes(&pool);
+
+    containerd.ctr_with(IMPORT, &[&archive]).expect();
+    let listed = containerd.ctr("snapshot --snapshotter plywood ls").expect();
+    assert_eq!(listed.lines().filter(|line| line.contains("Committed")).count(), 2, "{listed}");
+
+    // Containers: one that reads both layers, ten that write at once.
+    let run_it = |name: &str, script: &str| {
+        containerd.ctr_with(&format!("run --rm --snapshotter plywood {IMAGE} {name}"), &["/bin/sh", "-c", script])
+    };
+    let said = run_it("first", "cat /greeting; test -f /etc/debian_version; ls -d /lost+found").stdout;
+    assert_eq!(said, "hello from the second layer\n");
+    std::thread::scope(|scope| {
+        let runs: Vec<_> = (0..10)
+            .map(|number| {
+                let run_it = &run_it;
+                scope.spawn(move || {
+                    let script = format!("echo {number} >/root/own; rm /greeting; cat /root/own");
+                    run_it(&format!("c{number}"), &script).expect()
+                })
+            })
+            .collect();
+        for (number, run) in runs.into_iter().enumerate() {
+            assert_eq!(run.join().expect("a thread"), number.to_string());
+        }
+    });
+
+    // One that stays, is committed while it runs, and outlives our deaths.
+    containerd
+        .ctr_with(
+            &format!("run --detach --snapshotter plywood {IMAGE} stays"),
+            &["/bin/sh", "-c", "echo kept >/root/kept; sleep 1000"],
+        )
+        .expect();
+    wait_until("the container's file", Duration::from_secs(30), || {
+        containerd.ctr("task exec --exec-id look stays cat /root/kept").stdout == "kept\n"
+    });
+    snapshotter.restart();
+    pool.kill_engine();
+    let kept = containerd.ctr("task exec --exec-id again stays cat /root/kept").expect();
+    assert_eq!(kept, "kept");
+    containerd.restart();
+    let kept = containerd.ctr("task exec --exec-id anew stays cat /root/kept").expect();
+    assert_eq!(kept, "kept");
+    containerd.ctr("task kill -s KILL stays").expect();
+    wait_until("the end of the container", Duration::from_secs(30), || {
+        containerd.ctr("task ls").stdout.contains("STOPPED")
+    });
+    containerd.ctr("task rm stays").expect();
+    containerd.ctr("snapshot --snapshotter plywood commit committed stays").expect();
+    containerd.ctr("snapshot --snapshotter plywood prepare from-it committed").expect();
+    let point = pool.mount_point("from-it");
+    let mounts = containerd.ctr_with("snapshot --snapshotter plywood mounts", &[&point.to_string_lossy(), "from-it"]);
+    run("sh", ["-c", &mounts.expect()]).expect();
+    assert_eq!(fs::read_to_string(point.join("root/kept")).expect("the file"), "kept\n");
+    run("umount", [&point]).expect();
+
+    // Another namespace has its own. (This client does not name the layer's chain id, so nothing can be adopted.)
+    containerd.ctr_with(&format!("--namespace other {IMPORT}"), &[&archive]).expect();
+    let said = containerd
+        .ctr_with(&format!("--namespace other run --rm --snapshotter plywood {IMAGE} x"), &["cat", "/greeting"])
+        .expect();
+    assert_eq!(said, "hello from the second layer");
+
+    // All goes.
+    containerd.ctr("container rm stays").expect();
+    for key in ["from-it", "committed"] {
+        containerd.ctr(&format!("snapshot --snapshotter plywood rm {key}")).expect();
+    }
+    for namespace in ["default", "other"] {
+        containerd.ctr(&format!("--namespace {namespace} image rm --sync {IMAGE}")).expect();
+    }
+    nothing_is_left(&pool);
+    wait_until("the former size", Duration::from_secs(60), || live_bytes(&pool) <= before + (1 << 20));
+    drop(containerd);
+    drop(snapshotter);
+    pool.check();
+}
