@@ -147,7 +147,7 @@ fn engine(mut link: EngineLink, file: &Path, [log, slow, faulty]: [Option<&Path>
     let volumes = PlainVolumes(BTreeMap::from([(VOLUME, PlainDevice::new(storage))]));
     let payloads = area.memory(0..area.len());
     let server = Server::new(link.queues()?, payloads, volumes, Rc::clone(&executor));
-    let doorbell = reactor.watch_eventfd(Rc::new(link.doorbell.try_clone()?))?;
+    let doorbell = reactor.watch_eventfd(Rc::new(link.doorbell.try_clone()?));
     let (ended, end) = std::os::unix::net::UnixStream::pair()?;
     signal_hook::low_level::pipe::register(SIGTERM, ended)?;
     server.declare_serving();

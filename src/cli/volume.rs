@@ -5,8 +5,8 @@ use clap::Subcommand;
 use clap::builder::{OsStringValueParser, TypedValueParser as _};
 use jiff::{Timestamp, tz::TimeZone};
 
-use super::output::{self, confirm};
 use super::image::Source;
+use super::output::{self, confirm};
 use super::transfer::{self, Target};
 use super::{Context, Name, size};
 use crate::daemon::protocol::{Command, Volume};

@@ -116,7 +116,14 @@ impl Daemon {
         spawn("devices", move || {
             // Clients wait in the socket's queue until it is known what is attached.
             daemon.recover(restarts, attach_all);
-            let handler = move |command| Arc::clone(&daemon).handle(command);
+            let handler = move |command| {
+                let done = Arc::clone(&daemon).handle(command);
+                // With the front its devices have died. Whoever asks hears that nobody answers any more, and starts another.
+                while !daemon.front_lives() {
+                    thread::park();
+                }
+                done
+            };
             if let Err(error) = server::listen(listener, Arc::new(handler)) {
                 tracing::error!(%error, "control socket: thread");
             }

@@ -280,7 +280,7 @@ fn shell(engine: &impl Engine, volume: &str, script: &str) -> String {
 fn life_of_a_volume(engine: &impl Engine, plugin: &mut Plugin<'_>, folder: &Path) {
     let driver = plugin.driver.clone();
     engine.import(folder);
-    engine.done(&format!("volume create -d {driver} -o size=64M -o quota=48M data"));
+    engine.done(&format!("volume create --driver {driver} -o size=64M -o quota=48M data"));
     assert!(engine.done("volume ls -q").lines().any(|name| name == "data"));
     let volume = plugin.pool.volume("data");
     assert_eq!((volume["size_bytes"].as_u64(), volume["quota_bytes"].as_u64()), (Some(64 << 20), Some(48 << 20)));
@@ -316,7 +316,7 @@ fn life_of_a_volume(engine: &impl Engine, plugin: &mut Plugin<'_>, folder: &Path
 
     // A backup of what is in use: snapshot, clone, tar.
     plugin.pool.done("snapshot create data data.backup --freeze");
-    engine.done(&format!("volume create -d {driver} -o from=data.backup copy"));
+    engine.done(&format!("volume create --driver {driver} -o from=data.backup copy"));
     let listed = shell(engine, "copy:/data", "tar -c -C /data . | tar -t");
     assert!(["./from-image", "./kept", "./both"].iter().all(|name| listed.contains(name)), "{listed}");
     engine.done("rm -f reader");
@@ -337,7 +337,7 @@ pub fn volumes_of_docker() {
         life_of_a_volume(&docker, &mut plugin, pool.folder());
 
         // It outlives dockerd, and is used again after it.
-        docker.done(&format!("volume create -d {driver} later"));
+        docker.done(&format!("volume create --driver {driver} later"));
         docker.done("run -d --name later --network=none -v later:/data tiny /bin/sleep 600");
         docker.stop();
         docker.start();
@@ -352,12 +352,12 @@ pub fn volumes_of_docker() {
         assert!(inspected["CreatedAt"].as_str().is_some_and(|created| created.ends_with('Z')), "{inspected}");
         assert!(Path::new(inspected["Mountpoint"].as_str().expect("a path")).join("from-image").exists());
         docker.done("rm -f later");
-        docker.refused(&format!("volume create -d {driver} -o sise=1G wrong"), "size=SIZE");
-        docker.refused(&format!("volume create -d {driver} -o from=nothing wrong"), "from=nothing");
+        docker.refused(&format!("volume create --driver {driver} -o sise=1G wrong"), "size=SIZE");
+        docker.refused(&format!("volume create --driver {driver} -o from=nothing wrong"), "from=nothing");
         docker.done("volume rm later");
 
         // An ephemeral one goes with its container.
-        docker.done(&format!("volume create -d {driver} -o ephemeral=true -o size=16M secret"));
+        docker.done(&format!("volume create --driver {driver} -o ephemeral=true -o size=16M secret"));
         assert_eq!(shell(&docker, "secret:/data", "echo x > /data/s && cat /data/s"), "x");
         wait_until("the end of the secret", START, || pool.names().is_empty());
     }
@@ -468,10 +468,12 @@ pub fn plugin_keeps_its_word() {
 pub fn ephemeral_volumes_end_in_time() {
     let pool = TestPool::create("4G", Transport::Auto);
     let mut plugin = Plugin::new(&pool);
-    for (size, bytes) in [("16777216", 16 << 20), ("20480K", 20 << 20), ("24M", 24 << 20), ("1G", 1_u64 << 30)] {
-        plugin.done("VolumeDriver.Create", &format!(r#"{{"Name":"e","Opts":{{"size":"{size}","ephemeral":"true"}}}}"#));
-        let mounted = plugin.done("VolumeDriver.Mount", r#"{"Name":"e","ID":"1"}"#);
-        plugin.done("VolumeDriver.Mount", r#"{"Name":"e","ID":"2"}"#);
+    let sizes = [("16777216", 16 << 20), ("20480K", 20 << 20), ("24M", 24 << 20), ("1G", 1_u64 << 30)];
+    for (size, bytes) in sizes {
+        let call = |what: &str, more: &str| plugin.done(what, &format!(r#"{{"Name":"e-{size}",{more}}}"#));
+        call("VolumeDriver.Create", &format!(r#""Opts":{{"size":"{size}","ephemeral":"true"}}"#));
+        let mounted = call("VolumeDriver.Mount", r#""ID":"1""#);
+        call("VolumeDriver.Mount", r#""ID":"2""#);
         let file = Path::new(mounted["Mountpoint"].as_str().expect("a path")).join("full");
         let mut file = fs::File::create(file).expect("a file");
         let chunk = vec![7; 1 << 20];
@@ -486,11 +488,14 @@ pub fn ephemeral_volumes_end_in_time() {
         assert_eq!(error.raw_os_error(), Some(libc::ENOSPC), "{size}");
         assert!(written > bytes / 2, "{written} bytes in {size}");
         drop(file);
-        plugin.done("VolumeDriver.Unmount", r#"{"Name":"e","ID":"1"}"#);
-        assert_eq!(pool.names(), ["e"], "it has a mount left");
-        plugin.done("VolumeDriver.Unmount", r#"{"Name":"e","ID":"2"}"#);
-        wait_until("its end", START, || pool.names().is_empty());
-        plugin.refused("VolumeDriver.Mount", r#"{"Name":"e","ID":"3"}"#, &["there is no volume e"]);
+        call("VolumeDriver.Unmount", r#""ID":"1""#);
+        assert!(pool.volume(&format!("e-{size}"))["device"].is_string(), "it has a mount left");
+        call("VolumeDriver.Unmount", r#""ID":"2""#);
+    }
+    wait_until("their end", START, || pool.names().is_empty());
+    for (size, _) in sizes {
+        let body = format!(r#"{{"Name":"e-{size}","ID":"3"}}"#);
+        plugin.refused("VolumeDriver.Mount", &body, &["there is no volume e-"]);
     }
 
     // Mounted and not, when the machine stops.

@@ -8,6 +8,8 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::process::Command as Process;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Mutex, PoisonError};
+use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail, ensure};
 use jiff::Timestamp;
@@ -24,6 +26,9 @@ use crate::daemon::attributes::{ATTACHED_BY, DOCKER_MOUNTS, DOCKER_OPTIONS, EPHE
 use crate::daemon::protocol::{Attributes, Bytes, Command, Kind, Volume};
 use crate::daemon::{self, Client, FoundPool, VOLUMES_DIRECTORY, making};
 
+/// How long an ephemeral volume waits for its next mount after the last one. Docker and Podman mount a volume when they create a
+/// container, to fill it from the image, and once more when they start it.
+const GRACE: Duration = Duration::from_secs(10);
 /// Sector size of new volumes.
 const SECTOR_SIZE: u32 = 4096;
 
@@ -37,6 +42,8 @@ pub struct Volumes {
     pub(super) names: Names,
     /// Something could not be put in order at once.
     pub(super) pending: AtomicBool,
+    /// Ephemeral volumes whose last mount has ended, and when they go.
+    ending: Mutex<BTreeMap<String, Instant>>,
 }
 
 /// A volume of Docker's, and what is known about it.
@@ -49,7 +56,8 @@ impl Volumes {
     /// Those of `pool`.
     pub fn new(pool: FoundPool, default_size_bytes: u64) -> Self {
         let directory = PathBuf::from(VOLUMES_DIRECTORY).join(pool.uuid.to_string());
-        Self { pool, default_size_bytes, directory, names: Names::default(), pending: AtomicBool::new(false) }
+        let (names, pending, ending) = Default::default();
+        Self { pool, default_size_bytes, directory, names, pending, ending }
     }
 
     /// The pool's daemon, which is started when it does not run.
@@ -322,12 +330,37 @@ impl Volumes {
         if left.get(ATTACHED_BY).is_some_and(|by| by.0 == b"mount") {
             self.pending.store(true, Ordering::Release);
         } else if known.record.ephemeral {
+            if !self.has_ended(name) {
+                self.pending.store(true, Ordering::Release);
+                return Ok(());
+            }
             client.delete(name)?;
             tracing::info!(volume = name, "deleted: it was for the time of its use");
         } else {
             client.set_attributes(name, [(DOCKER_MOUNTS.to_owned(), None)].into())?;
         }
         Ok(())
+    }
+
+    /// Whether the last use of an ephemeral volume is over: nobody has mounted it again for a while.
+    fn has_ended(&self, name: &str) -> bool {
+        let mut ending = self.ending.lock().unwrap_or_else(PoisonError::into_inner);
+        let now = Instant::now();
+        let ended = now >= *ending.entry(name.to_owned()).or_insert(now + GRACE);
+        if ended {
+            ending.remove(name);
+        }
+        ended
+    }
+
+    /// It is mounted again. False: too late.
+    pub(super) fn use_again(&self, name: &str) -> bool {
+        let mut ending = self.ending.lock().unwrap_or_else(PoisonError::into_inner);
+        let is_in_time = ending.get(name).is_some_and(|end| Instant::now() < *end);
+        if is_in_time {
+            ending.remove(name);
+        }
+        is_in_time
     }
 
     /// Tries again what could not be put in order.

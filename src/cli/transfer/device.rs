@@ -22,7 +22,8 @@ pub struct Content<'a> {
     clone: String,
     /// The device.
     pub device: PathBuf,
-    file: File,
+    /// Closed before the device is detached.
+    file: Option<File>,
     buffer: Vec<u8>,
 }
 
@@ -39,7 +40,7 @@ impl<'a> Content<'a> {
             Ok((attached.device, file))
         });
         match opened {
-            Ok((device, file)) => Ok(Self { client, clone, device, file, buffer: Vec::new() }),
+            Ok((device, file)) => Ok(Self { client, clone, device, file: Some(file), buffer: Vec::new() }),
             Err(error) => {
                 take_away(client, &clone);
                 Err(error)
@@ -57,16 +58,17 @@ impl<'a> Content<'a> {
         length: u64,
         mut each: impl FnMut(u64, u64, Option<&[u8]>) -> Result<()>,
     ) -> Result<()> {
+        let file = self.file.as_ref().context("the device is closed")?;
         let mut at = offset;
         while at < offset + length {
             let want = (offset + length - at).min(DATA_BYTES as u64);
             self.buffer.resize(want as usize, 0);
-            let read = self.file.read_exact_at(&mut self.buffer, at);
+            let read = file.read_exact_at(&mut self.buffer, at);
             read.with_context(|| format!("reading {want} bytes at byte {at} of {}", self.clone))?;
             let is_zero = self.buffer.iter().all(|byte| *byte == 0);
             each(at, want, (!is_zero).then_some(&self.buffer[..]))?;
             // Nobody reads it again; what others read shall stay in memory.
-            let _ = rustix::fs::fadvise(&self.file, at, std::num::NonZeroU64::new(want), Advice::DontNeed);
+            let _ = rustix::fs::fadvise(file, at, std::num::NonZeroU64::new(want), Advice::DontNeed);
             at += want;
         }
         Ok(())
@@ -75,6 +77,7 @@ impl<'a> Content<'a> {
 
 impl Drop for Content<'_> {
     fn drop(&mut self) {
+        self.file = None;
         take_away(self.client, &self.clone);
     }
 }

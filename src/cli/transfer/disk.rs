@@ -95,10 +95,16 @@ pub fn export(context: &Context, name: &str, to: &Target) -> Result<()> {
     File::open(directory_of(path))?.sync_all()?;
     let taken = std::os::unix::fs::MetadataExt::blocks(&file.metadata()?) * 512;
     if context.json {
-        let value = serde_json::json!({ "name": name, "file": path, "size_bytes": volume.size_bytes, "file_bytes": taken });
+        let value =
+            serde_json::json!({ "name": name, "file": path, "size_bytes": volume.size_bytes, "file_bytes": taken });
         return Ok(output::json("exported", &value)?);
     }
-    Ok(output::line(&format!("{}: {} of {name}, takes {}", path.display(), size::show(volume.size_bytes), size::show(taken)))?)
+    Ok(output::line(&format!(
+        "{}: {} of {name}, takes {}",
+        path.display(),
+        size::show(volume.size_bytes),
+        size::show(taken)
+    ))?)
 }
 
 /// Makes a volume of a disk image.
@@ -106,7 +112,9 @@ pub fn export(context: &Context, name: &str, to: &Target) -> Result<()> {
 /// # Errors
 /// A source that is no disk image or cannot be read, a name that is taken, and what the pool answers.
 pub fn import(context: &Context, source: &Source, name: &str, sector_size: u32) -> Result<()> {
-    let Some(disk) = Disk::open(source)? else { bail!("give raw:FILE or qcow2:FILE; others make images: plywood image import") };
+    let Some(disk) = Disk::open(source)? else {
+        bail!("give raw:FILE or qcow2:FILE; others make images: plywood image import")
+    };
     let client = context.daemon_client()?;
     let interrupt = watch_signals()?;
     let _making = making::begin(client.hello()?.pool_uuid)?;

@@ -147,7 +147,8 @@ fn find_base(client: &Client, base: &Identity) -> Result<Volume> {
 struct Work<'a> {
     client: &'a Client,
     volume: String,
-    device: File,
+    /// Closed before it is detached.
+    device: Option<File>,
     /// Kept when the stream breaks off.
     partial: Option<Partial>,
     /// It is to be taken away at the end.
@@ -196,7 +197,8 @@ impl<'a> Work<'a> {
         });
         match opened {
             Ok(device) => {
-                Ok(Self { client, volume, device, drops: partial.is_none(), partial, data_bytes: 0, since_step: 0 })
+                let (device, drops) = (Some(device), partial.is_none());
+                Ok(Self { client, volume, device, drops, partial, data_bytes: 0, since_step: 0 })
             }
             Err(error) => {
                 if partial.is_none() {
@@ -207,15 +209,19 @@ impl<'a> Work<'a> {
         }
     }
 
+    fn device(&self) -> Result<&File> {
+        self.device.as_ref().context("the working volume is closed")
+    }
+
     fn data(&mut self, offset: u64, content: &[u8]) -> Result<()> {
-        self.device.write_all_at(content, offset).context("writing what was received")?;
+        self.device()?.write_all_at(content, offset).context("writing what was received")?;
         self.data_bytes += content.len() as u64;
         self.reached(offset, content.len() as u64)
     }
 
     fn zero(&mut self, offset: u64, length: u64) -> Result<()> {
         let how = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
-        rustix::fs::fallocate(&self.device, how, offset, length).context("unmapping what was received as zeros")?;
+        rustix::fs::fallocate(self.device()?, how, offset, length).context("unmapping what was received as zeros")?;
         self.reached(offset, 0)?;
         Ok(())
     }
@@ -231,7 +237,7 @@ impl<'a> Work<'a> {
     /// Writes out what has arrived, and notes it where it may be wanted.
     fn note(&mut self, done_bytes: u64) -> Result<()> {
         self.since_step = 0;
-        self.device.sync_all().context("writing what was received")?;
+        self.device()?.sync_all().context("writing what was received")?;
         if let Some(partial) = &mut self.partial
             && partial.done_bytes < done_bytes
         {
@@ -245,7 +251,8 @@ impl<'a> Work<'a> {
 
     /// Makes the snapshot, and gives it its name when it is what was sent.
     fn finish(&mut self, header: &Header, name: &str) -> Result<Volume> {
-        self.device.sync_all().context("writing what was received")?;
+        self.device()?.sync_all().context("writing what was received")?;
+        self.device = None;
         detach(self.client, &self.volume)?;
         let draft = private_name(name, "received");
         let mut attributes: Attributes = header.attributes.clone();
@@ -297,6 +304,7 @@ impl<'a> Work<'a> {
 
 impl Drop for Work<'_> {
     fn drop(&mut self) {
+        self.device = None;
         if self.drops {
             take_away(self.client, &self.volume);
         } else if let Err(failure) = detach(self.client, &self.volume) {

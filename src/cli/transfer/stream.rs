@@ -97,7 +97,11 @@ impl<W: Write> Writer<W> {
     pub fn begin(to: W, header: &Header) -> Result<Self> {
         let mut writer = Self { to, number: 0, before: 0 };
         let header = serde_json::to_vec(header)?;
-        ensure!(header.len() <= HEADER_BYTES, "the snapshot has {} bytes of attributes, which is too many", header.len());
+        ensure!(
+            header.len() <= HEADER_BYTES,
+            "the snapshot has {} bytes of attributes, which is too many",
+            header.len()
+        );
         writer.frame(HEADER, &[&header])?;
         Ok(writer)
     }
