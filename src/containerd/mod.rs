@@ -1,7 +1,7 @@
 //! A snapshotter for containerd: the gRPC service `containerd.services.snapshots.v1` on a pool.
 //!
-//! [`serve`] is the process, [`service`] what comes over the wire, [`store`] what it means, [`record`] what of it stands in
-//! the pool. There is no other data: a process that starts reads all of it from the pool ([`index`]). `docs/containerd.md`
+//! `serve` is the process, `service` what comes over the wire, `store` what it means, `record` what of it stands in
+//! the pool. There is no other data: a process that starts reads all of it from the pool (`index`). `docs/containerd.md`
 //! tells users how containerd is told of it.
 #![forbid(unsafe_code)]
 
