@@ -30,7 +30,7 @@ pub mod size;
 mod snapshot;
 mod tools;
 mod top;
-mod transfer;
+pub mod transfer;
 mod unit;
 mod volume;
 

@@ -12,7 +12,7 @@
 
 use std::collections::BTreeSet;
 use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard};
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
 use uuid::Uuid;
 
@@ -31,6 +31,9 @@ use crate::daemon::protocol::{self, Attributes, Bytes, Command, Failure};
 const MAX_SIZE: &str = "containerd.io/snapshot/max-size";
 /// On what is to become a layer: its chain id.
 const REFERENCE: &str = "containerd.io/snapshot.ref";
+
+/// How long the pool is watched for commands of a process that has died.
+const SETTLING: Duration = Duration::from_millis(30);
 
 /// How snapshots are made.
 pub struct Settings {
@@ -117,29 +120,54 @@ impl Store {
 
     fn load(&self) -> Result<()> {
         self.link.begin_certainty();
-        let volumes = self.link.volumes()?;
-        let mut found = Vec::new();
-        for volume in volumes.into_iter().filter(|volume| volume.name.starts_with(PREFIX)) {
-            if volume.name.starts_with(GONE) {
-                self.reaper.take_away(volume.name);
-                continue;
+        let (mut volumes, _) = self.volumes()?;
+        // A command of a process that has died may be carried out a moment later: what is read is what stays.
+        let (found, gone) = loop {
+            let found = self.records(&volumes);
+            std::thread::sleep(SETTLING);
+            let (now, gone) = self.volumes()?;
+            let is_same = volumes == now;
+            volumes = now;
+            match found {
+                Ok(found) if is_same => break (found, gone),
+                Err(Error::Pool(failure)) if failure.kind == protocol::Kind::NotFound => {}
+                other => drop(other?),
             }
-            let attributes = self.link.attributes(&volume.name)?;
-            let record = attributes.get(RECORD).and_then(|bytes| Record::decode(&volume.name, &bytes.0));
-            if let Some(record) = record {
-                found.push((volume.uuid, record));
-            }
-        }
+        };
+        gone.into_iter().for_each(|name| self.reaper.take_away(name));
         let committed: BTreeSet<Uuid> = found.iter().filter_map(|(_, record)| record.of).collect();
         self.index.clear();
         for (uuid, record) in found {
             if committed.contains(&uuid) {
-                self.reaper.put_aside(&record.volume())?;
+                match self.reaper.put_aside(&record.volume()) {
+                    // By the process that died.
+                    Err(Error::Pool(failure)) if failure.kind == protocol::Kind::NotFound => {}
+                    put_aside => put_aside?,
+                }
             } else {
                 self.index.put(record);
             }
         }
         Ok(())
+    }
+
+    /// All volumes that are containerd's, and apart the names of those that are about to go.
+    fn volumes(&self) -> Result<(Vec<(Uuid, String)>, Vec<String>)> {
+        let volumes = self.link.volumes()?.into_iter().filter(|volume| volume.name.starts_with(PREFIX));
+        let (gone, there): (Vec<_>, Vec<_>) = volumes.partition(|volume| volume.name.starts_with(GONE));
+        let there = there.into_iter().map(|volume| (volume.uuid, volume.name)).collect();
+        Ok((there, gone.into_iter().map(|volume| volume.name).collect()))
+    }
+
+    /// Those of them that are snapshots.
+    fn records(&self, volumes: &[(Uuid, String)]) -> Result<Vec<(Uuid, Record)>> {
+        let mut found = Vec::new();
+        for (uuid, name) in volumes {
+            let attributes = self.link.attributes(name)?;
+            let record = attributes.get(RECORD).and_then(|bytes| Record::decode(name, &bytes.0));
+            found.extend(record.map(|record| (*uuid, record)));
+        }
+        Ok(found)
     }
 
     fn base(&self, size_bytes: u64) -> Result<String> {

@@ -118,6 +118,10 @@ impl Daemon {
             daemon.recover(restarts, attach_all);
             let handler = move |command| {
                 let done = Arc::clone(&daemon).handle(command);
+                // The threads of a killed front end one after the other, and the first tells us to stop.
+                if done.is_err() && daemon.stopping.load(Ordering::Acquire) {
+                    thread::sleep(LOOK_AGAIN);
+                }
                 // With the front its devices have died. Whoever asks hears that nobody answers any more, and starts another.
                 while !daemon.front_lives() {
                     thread::park();

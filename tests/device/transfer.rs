@@ -153,9 +153,10 @@ pub fn bad_streams_change_nothing() {
     liar.done("snapshot create files one");
     liar.refused(&format!("receive --input {}", changed.display()), &["since one", "does not have"]);
     // A pool without room for it.
-    let small = TestPool::create("128M", Transport::Auto);
-    small.done("volume create filler --size 64M --sector-size 4096");
-    write(&small.attach("filler"), 0, 60 * MIB, 8);
+    let small = TestPool::create("256M", Transport::Auto);
+    let left = small.info()["free_bytes"].as_u64().expect("a number") - 24 * MIB;
+    small.done("volume create filler --size 256M --sector-size 4096");
+    write(&small.attach("filler"), 0, left / MIB * MIB, 8);
     small.done("detach filler");
     let was = small.names();
     let refused = small.plywood(["receive".into(), "--input".into(), whole.clone().into_os_string()]);

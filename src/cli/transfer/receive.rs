@@ -6,24 +6,29 @@
 //! with `--resumable` it stays when the stream breaks off, and says on itself how far it got.
 
 use std::fs::{File, OpenOptions};
-use std::io::{BufReader, IsTerminal, Read};
+use std::io::{self, BufReader, IsTerminal, Read};
+use std::os::fd::AsFd;
 use std::os::unix::fs::FileExt;
 use std::path::PathBuf;
 use std::sync::atomic::Ordering;
 
 use anyhow::{Context as _, Result, anyhow, bail, ensure};
 use clap::Args;
+use indicatif::ProgressBar;
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fs::FallocateFlags;
+use rustix::io::Errno;
 use serde::{Deserialize, Serialize};
 
 use super::device::{ephemeral, private_name, progress, take_away};
-use super::stream::{Frame, Header, Identity, Reader};
+use super::stream::{Frame, Header, Identity, Reader, retain_portable};
 use crate::cli::image::{Interrupt, detach, watch_signals};
 use crate::cli::output::{self, Waiting};
 use crate::cli::{Context, Name, size};
 use crate::daemon::attributes::{EPHEMERAL, RECEIVING};
 use crate::daemon::protocol::{Attributes, Bytes, Command, Kind, Volume};
 use crate::daemon::{Client, making};
+use crate::format::check_name;
 
 /// Received bytes after which they are written out, and noted when they may be wanted later.
 const STEP_BYTES: u64 = 256 << 20;
@@ -76,17 +81,20 @@ pub fn receive(context: &Context, arguments: &ReceiveArguments) -> Result<()> {
     if arguments.list {
         return list(context);
     }
-    let input: Box<dyn Read> = match &arguments.input {
-        Some(path) => Box::new(File::open(path).with_context(|| path.display().to_string())?),
+    let input = match &arguments.input {
+        Some(path) => File::open(path).with_context(|| path.display().to_string())?,
         None if std::io::stdin().is_terminal() => {
             bail!("a stream does not come from a terminal; receive from a pipe, or give --input FILE")
         }
-        None => Box::new(std::io::stdin()),
+        None => File::from(std::io::stdin().as_fd().try_clone_to_owned()?),
     };
-    let (mut reader, header) = Reader::begin(BufReader::with_capacity(1 << 20, input))?;
-    let name = arguments.name.as_ref().map_or_else(|| Ok(header.snapshot.name.clone()), Name::text)?;
-    let client = context.daemon_client()?;
     let interrupt = watch_signals()?;
+    let input = Patient { input, interrupt: Interrupt::clone(&interrupt) };
+    let (mut reader, mut header) = Reader::begin(BufReader::with_capacity(1 << 20, input))?;
+    retain_portable(&mut header.attributes);
+    let name = arguments.name.as_ref().map_or_else(|| Ok(header.snapshot.name.clone()), Name::text)?;
+    check_name(&name)?;
+    let client = context.daemon_client()?;
     let pool = client.hello()?.pool_uuid;
     let _making = making::begin(pool)?;
     let Some(_only) = making::only_receiver(pool, header.snapshot.uuid)? else {
@@ -94,7 +102,8 @@ pub fn receive(context: &Context, arguments: &ReceiveArguments) -> Result<()> {
     };
     refuse_taken(&client, &name)?;
     let mut work = Work::begin(&client, &header, arguments.resumable)?;
-    let outcome = apply(&mut work, &mut reader, &interrupt).and_then(|()| work.finish(&header, &name));
+    let bar = progress("receiving", header.snapshot.size_bytes);
+    let outcome = apply(&mut work, &mut reader, &interrupt, &bar).and_then(|()| work.finish(&header, &name));
     let received = match outcome {
         Ok(received) => received,
         Err(error) => return Err(work.explain(error)),
@@ -108,6 +117,28 @@ pub fn receive(context: &Context, arguments: &ReceiveArguments) -> Result<()> {
     }
     let digest = received.digest.unwrap_or_default();
     Ok(output::line(&format!("{name}: {} of content, digest {digest:.12}", size::echo(work.data_bytes)))?)
+}
+
+/// A pipe that may have nothing for long: a signal ends the wait, too.
+struct Patient {
+    input: File,
+    interrupt: Interrupt,
+}
+
+impl Read for Patient {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let slice = Timespec { tv_sec: 0, tv_nsec: 200_000_000 };
+        loop {
+            if self.interrupt.load(Ordering::Relaxed) {
+                return Err(io::Error::other("interrupted by a signal"));
+            }
+            match poll(&mut [PollFd::new(&self.input, PollFlags::IN)], Some(&slice)) {
+                Ok(0) | Err(Errno::INTR) => {}
+                Ok(_) => return self.input.read(buffer),
+                Err(error) => return Err(error.into()),
+            }
+        }
+    }
 }
 
 fn refuse_taken(client: &Client, name: &str) -> Result<()> {
@@ -361,8 +392,7 @@ fn find_partial(client: &Client, snapshot: &Identity) -> Result<Option<(String, 
     Ok(partials(client)?.into_iter().find(of_same).map(|(volume, partial)| (volume.name, partial)))
 }
 
-fn apply<R: Read>(work: &mut Work<'_>, reader: &mut Reader<R>, interrupt: &Interrupt) -> Result<()> {
-    let bar = progress("receiving", work.partial.as_ref().map_or(0, |partial| partial.snapshot.size_bytes));
+fn apply<R: Read>(work: &mut Work<'_>, reader: &mut Reader<R>, interrupt: &Interrupt, bar: &ProgressBar) -> Result<()> {
     let mut at = 0;
     let applied = loop {
         if interrupt.load(Ordering::Relaxed) {

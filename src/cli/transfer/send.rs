@@ -9,11 +9,11 @@ use clap::Args;
 use tempfile::NamedTempFile;
 
 use super::device::{Content, directory_of, each_change, progress};
-use super::stream::{Header, Identity, VERSION, Writer};
-use crate::cli::image::{Interrupt, labels, watch_signals};
+use super::stream::{Header, Identity, VERSION, Writer, retain_portable};
+use crate::cli::image::{Interrupt, watch_signals};
 use crate::cli::output::{self, Waiting};
 use crate::cli::{Context, Name, size};
-use crate::daemon::protocol::{Attributes, Command, Volume};
+use crate::daemon::protocol::{Command, Volume};
 use crate::daemon::{Client, making};
 use crate::units::BLOCK_BYTES;
 
@@ -60,13 +60,15 @@ pub fn send(context: &Context, arguments: &SendArguments) -> Result<()> {
         "--resume {}: give the number that plywood receive told",
         arguments.resume
     );
+    let mut attributes = client.attributes(&name)?;
+    retain_portable(&mut attributes);
     let header = Header {
         version: VERSION,
         build: env!("CARGO_PKG_VERSION").to_owned(),
         snapshot: identity(&snapshot)?,
         base: base.as_ref().map(identity).transpose()?,
         sector_size: snapshot.sector_size,
-        attributes: attributes(&client, &name)?,
+        attributes,
         start_bytes: arguments.resume,
     };
     // Prune leaves the private clone alone that is read through.
@@ -105,13 +107,6 @@ fn sealed(client: &Client, name: &str) -> Result<Volume> {
 fn identity(volume: &Volume) -> Result<Identity> {
     let digest = volume.digest.clone().with_context(|| format!("{} has no digest", volume.name))?;
     Ok(Identity { uuid: volume.uuid, name: volume.name.clone(), size_bytes: volume.size_bytes, digest })
-}
-
-/// What users and images have noted; other notes of plywood's own mean something in this pool only.
-fn attributes(client: &Client, name: &str) -> Result<Attributes> {
-    let mut attributes = client.attributes(name)?;
-    attributes.retain(|key, _| !key.starts_with("plywood.") || key.starts_with(labels::PREFIX));
-    Ok(attributes)
 }
 
 /// Writes the stream, and answers where to, with the bytes of content in it.

@@ -19,7 +19,9 @@ use anyhow::{Context as _, Result, bail, ensure};
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
+use crate::cli::image::labels;
 use crate::daemon::protocol::Attributes;
+use crate::format::check_name;
 use crate::units::BLOCK_BYTES;
 
 /// Version of the stream.
@@ -68,6 +70,11 @@ pub struct Header {
     pub attributes: Attributes,
     /// Where the stream begins; what comes before was received earlier.
     pub start_bytes: u64,
+}
+
+/// Leaves of attributes what users and images have noted; other notes of plywood's own mean something in one pool only.
+pub fn retain_portable(attributes: &mut Attributes) {
+    attributes.retain(|key, _| !key.starts_with("plywood.") || key.starts_with(labels::PREFIX));
 }
 
 /// What one frame says.
@@ -198,6 +205,10 @@ impl<R: Read> Reader<R> {
             header.start_bytes,
             header.snapshot.size_bytes
         );
+        // They are shown, and become names here.
+        for identity in [Some(&header.snapshot), header.base.as_ref()].into_iter().flatten() {
+            check_name(&identity.name).context("the stream's header makes no sense")?;
+        }
         reader.size_bytes = header.snapshot.size_bytes;
         reader.at = header.start_bytes;
         Ok((reader, header))
@@ -374,6 +385,30 @@ mod tests {
             let error = read(&writer.end().unwrap()).unwrap_err().to_string();
             assert!(error.contains("where none can be"), "{number}: {error}");
         }
+    }
+
+    #[test]
+    fn names_that_cannot_be_are_refused() {
+        for name in ["", "a/b", "\x1b[2J", ".x", &"x".repeat(300)] {
+            let snapshot = Identity { name: name.into(), ..header().snapshot };
+            for broken in
+                [Header { snapshot: snapshot.clone(), ..header() }, Header { base: Some(snapshot.clone()), ..header() }]
+            {
+                let stream = Writer::begin(Vec::new(), &broken).unwrap().end().unwrap();
+                let error = format!("{:#}", Reader::begin(&stream[..]).map(drop).unwrap_err());
+                assert!(error.contains("makes no sense") && !error.contains('\x1b'), "{error}");
+            }
+        }
+    }
+
+    #[test]
+    fn notes_of_one_pool_stay_there() {
+        let mut attributes: Attributes =
+            ["plywood.docker.options", "plywood.image.config", "mine", "plywood.ephemeral"]
+                .map(|key| (key.to_owned(), "x".into()))
+                .into();
+        retain_portable(&mut attributes);
+        assert_eq!(attributes.keys().collect::<Vec<_>>(), ["mine", "plywood.image.config"]);
     }
 
     #[test]

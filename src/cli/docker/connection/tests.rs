@@ -1,3 +1,5 @@
+//! Requests as clients send them, whole and broken, over a real socket.
+
 use std::io::{Read, Write};
 use std::os::unix::net::UnixStream as Stream;
 use std::path::{Path, PathBuf};
