@@ -34,7 +34,7 @@ fn read(stream: &[u8]) {
     assert_eq!(header.version, VERSION);
     let mut end = header.start_bytes;
     loop {
-        let (offset, length) = match reader.next() {
+        let (offset, length) = match reader.next_frame() {
             Ok(Frame::Data(offset, content)) => {
                 assert!(content.len() <= DATA_BYTES);
                 (offset, content.len() as u64)

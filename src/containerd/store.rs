@@ -32,6 +32,9 @@ const MAX_SIZE: &str = "containerd.io/snapshot/max-size";
 /// On what is to become a layer: its chain id.
 const REFERENCE: &str = "containerd.io/snapshot.ref";
 
+/// A volume's uuid and name.
+type Named = (Uuid, String);
+
 /// How long the pool is watched for commands of a process that has died.
 const SETTLING: Duration = Duration::from_millis(30);
 
@@ -152,7 +155,7 @@ impl Store {
     }
 
     /// All volumes that are containerd's, and apart the names of those that are about to go.
-    fn volumes(&self) -> Result<(Vec<(Uuid, String)>, Vec<String>)> {
+    fn volumes(&self) -> Result<(Vec<Named>, Vec<String>)> {
         let volumes = self.link.volumes()?.into_iter().filter(|volume| volume.name.starts_with(PREFIX));
         let (gone, there): (Vec<_>, Vec<_>) = volumes.partition(|volume| volume.name.starts_with(GONE));
         let there = there.into_iter().map(|volume| (volume.uuid, volume.name)).collect();
@@ -160,7 +163,7 @@ impl Store {
     }
 
     /// Those of them that are snapshots.
-    fn records(&self, volumes: &[(Uuid, String)]) -> Result<Vec<(Uuid, Record)>> {
+    fn records(&self, volumes: &[Named]) -> Result<Vec<(Uuid, Record)>> {
         let mut found = Vec::new();
         for (uuid, name) in volumes {
             let attributes = self.link.attributes(name)?;

@@ -398,7 +398,7 @@ fn apply<R: Read>(work: &mut Work<'_>, reader: &mut Reader<R>, interrupt: &Inter
         if interrupt.load(Ordering::Relaxed) {
             break Err(anyhow!("interrupted by a signal"));
         }
-        let step = match reader.next() {
+        let step = match reader.next_frame() {
             Ok(Frame::Done) => break Ok(()),
             Ok(Frame::Data(offset, content)) => {
                 at = offset + content.len() as u64;

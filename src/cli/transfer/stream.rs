@@ -218,7 +218,7 @@ impl<R: Read> Reader<R> {
     ///
     /// # Errors
     /// When it is damaged, out of place, or makes no sense; and when the stream ends before its end.
-    pub fn next(&mut self) -> Result<Frame<'_>> {
+    pub fn next_frame(&mut self) -> Result<Frame<'_>> {
         let kind = self.frame()?;
         let number = |at: usize| {
             let bytes = self.payload.get(at..at + 8).and_then(|bytes| bytes.try_into().ok());
@@ -308,7 +308,7 @@ mod tests {
         let (mut reader, header) = Reader::begin(stream)?;
         ensure!(header == self::header(), "another header");
         let mut frames = 0;
-        while reader.next()? != Frame::Done {
+        while reader.next_frame()? != Frame::Done {
             frames += 1;
         }
         Ok(frames)
@@ -319,10 +319,10 @@ mod tests {
         let stream = stream();
         let (mut reader, found) = Reader::begin(&stream[..]).unwrap();
         assert_eq!(found, header());
-        assert_eq!(reader.next().unwrap(), Frame::Data(4096, &[7; 8192]));
-        assert_eq!(reader.next().unwrap(), Frame::Zero(MIB, 3 * MIB));
-        assert_eq!(reader.next().unwrap(), Frame::Data(10 * MIB - 4096, &[9; 4096]));
-        assert_eq!(reader.next().unwrap(), Frame::Done);
+        assert_eq!(reader.next_frame().unwrap(), Frame::Data(4096, &[7; 8192]));
+        assert_eq!(reader.next_frame().unwrap(), Frame::Zero(MIB, 3 * MIB));
+        assert_eq!(reader.next_frame().unwrap(), Frame::Data(10 * MIB - 4096, &[9; 4096]));
+        assert_eq!(reader.next_frame().unwrap(), Frame::Done);
     }
 
     #[test]
