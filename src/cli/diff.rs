@@ -1,11 +1,11 @@
 //! `plywood diff`: the ranges that differ between two volumes of one family.
 
-use anyhow::{Result, bail};
+use anyhow::Result;
 use clap::Args;
 use serde_json::json;
 
 use super::{Context, Name, output, size};
-use crate::daemon::protocol::{Command, Range, Reply};
+use crate::daemon::protocol::{Failure, Range};
 
 /// Compares two volumes by their maps.
 #[derive(Debug, Args)]
@@ -24,17 +24,10 @@ pub fn run(context: &Context, arguments: &DiffArguments) -> Result<()> {
     let client = context.client()?;
     let (from, to) = (arguments.from.text()?, arguments.to.text()?);
     let mut ranges: Vec<Range> = Vec::new();
-    let mut start_bytes = Some(0);
-    while let Some(start) = start_bytes {
-        let command = Command::Diff { from: Some(from.clone()), to: to.clone(), start_bytes: start };
-        let Reply::Diff(page) = client.call(command)? else { bail!("unexpected answer") };
-        // A page that does not move on would be asked for without end.
-        if page.next_bytes.is_some_and(|next| next <= start) {
-            bail!("daemon's answer does not move on from byte {start}");
-        }
-        ranges.extend(page.ranges);
-        start_bytes = page.next_bytes;
-    }
+    client.each_changed_range(Some(&from), &to, |range| {
+        ranges.push(range);
+        Ok::<_, Failure>(())
+    })?;
     let total: u64 = ranges.iter().map(|range| range.1).sum();
     if context.json {
         let ranges: Vec<_> = ranges

@@ -33,6 +33,7 @@ mod top;
 pub mod transfer;
 mod unit;
 mod volume;
+mod working;
 
 use std::io::{self, Write};
 use std::process::ExitCode;

@@ -14,8 +14,8 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, Result, anyhow, bail};
 use clap::Args;
 use rustix::mount::{MountFlags, UnmountFlags};
-use uuid::Uuid;
 
+use super::working::{ephemeral, private_name};
 use super::{Context, Name, output};
 use crate::daemon::filesystem::{self, FileSystem};
 use crate::daemon::mounts::{Mount, device_number, own_mounts};
@@ -137,10 +137,9 @@ pub(super) fn mount_volume_by(
     let directory = fs::canonicalize(directory).with_context(|| directory.display().to_string())?;
     let volume = client.volume(name)?;
     // A private clone that is not attached yet looks like one that nobody needs any more.
-    let _making = if volume.snapshot { Some(making::begin(client.hello()?.pool_uuid)?) } else { None };
+    let _making = if volume.snapshot { Some(making::begin(client.pool_uuid()?)?) } else { None };
     let name = if volume.snapshot {
-        let own = [(attributes::EPHEMERAL.to_owned(), Bytes::from("mount"))].into();
-        client.create_clone(name, &private_name(name), own)?.name
+        client.create_clone(name, &private_name(name, "mount"), ephemeral("mount"))?.name
     } else {
         name.to_owned()
     };
@@ -211,13 +210,7 @@ pub(super) fn kind_and_options(device: &Path) -> Result<(&'static str, &'static 
     let Some(FileSystem { kind, .. }) = FileSystem::recognise(&head[..len]) else {
         bail!("{}: no file system found on it; make one, such as with mkfs.ext4", device.display());
     };
-    let options = match kind {
-        // A clone carries its origin's uuid; xfs would refuse the second.
-        "xfs" => "discard,nouuid",
-        "btrfs" => "discard=async",
-        _ => "discard",
-    };
-    Ok((kind, options))
+    Ok((kind, filesystem::mount_options(kind)))
 }
 
 fn read_head(file: &File, head: &mut [u8]) -> std::io::Result<usize> {
@@ -235,15 +228,6 @@ fn require_directory(directory: &Path) -> Result<()> {
     let missing = || format!("{}: make the directory to mount on first", directory.display());
     let metadata = fs::metadata(directory).with_context(missing)?;
     if metadata.is_dir() { Ok(()) } else { bail!("{} is not a directory", directory.display()) }
-}
-
-/// A name for the private clone of a snapshot, within the bound of names.
-fn private_name(snapshot: &str) -> String {
-    let mut end = snapshot.len().min(200);
-    while !snapshot.is_char_boundary(end) {
-        end -= 1;
-    }
-    format!("{}.mount-{:.8}", &snapshot[..end], Uuid::new_v4().simple().to_string())
 }
 
 /// Attaches, and notes on the volume that it was done for a mount, when it was not attached before.
@@ -284,20 +268,5 @@ fn detach_when_idle(client: &Client, name: &str) -> Result<(), crate::daemon::pr
             Err(failure) if failure.kind == Kind::NotFound => return Ok(()),
             outcome => return outcome,
         }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn private_names_stay_within_the_bound_and_characters_whole() {
-        for snapshot in ["a", &"é".repeat(127), &"x".repeat(255), &"€".repeat(85)] {
-            let name = private_name(snapshot);
-            assert!(name.len() <= 255, "{} bytes", name.len());
-            assert!(name.contains(".mount-"));
-        }
-        assert_ne!(private_name("a"), private_name("a"));
     }
 }

@@ -9,7 +9,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, PoisonError};
 
 use super::error::{Error, Result};
-use crate::daemon::protocol::{Attributes, Bytes, Command, Failure, Kind, Reply, Volume};
+use crate::daemon::protocol::{Attributes, Bytes, Command, Kind, Reply, Volume};
 use crate::daemon::{self, Client, FoundPool};
 
 thread_local! {
@@ -91,10 +91,7 @@ impl Link {
     /// # Errors
     /// As [`call`](Self::call).
     pub fn for_volume(&self, command: Command) -> Result<Volume> {
-        match self.call(command)? {
-            Reply::Volume(volume) => Ok(*volume),
-            reply => Err(unexpected(&reply)),
-        }
+        Ok(self.call(command)?.volume()?)
     }
 
     /// The volume of that name.
@@ -110,10 +107,7 @@ impl Link {
     /// # Errors
     /// As [`call`](Self::call).
     pub fn volumes(&self) -> Result<Vec<Volume>> {
-        match self.call(Command::VolumeList)? {
-            Reply::Volumes(volumes) => Ok(volumes),
-            reply => Err(unexpected(&reply)),
-        }
+        Ok(self.call(Command::VolumeList)?.volumes()?)
     }
 
     /// The attributes of a volume.
@@ -121,10 +115,7 @@ impl Link {
     /// # Errors
     /// As [`call`](Self::call).
     pub fn attributes(&self, name: &str) -> Result<Attributes> {
-        match self.call(Command::AttributesGet { name: name.into() })? {
-            Reply::Attributes(attributes) => Ok(attributes),
-            reply => Err(unexpected(&reply)),
-        }
+        Ok(self.call(Command::AttributesGet { name: name.into() })?.attributes()?)
     }
 
     /// Sets one attribute.
@@ -161,10 +152,8 @@ impl Link {
     /// # Errors
     /// As [`call`](Self::call).
     pub fn attach(&self, name: &str) -> Result<String> {
-        match self.call(Command::Attach { name: name.into(), read_only: false })? {
-            Reply::Attached(devices) if devices.len() == 1 => Ok(devices[0].device.to_string_lossy().into_owned()),
-            reply => Err(unexpected(&reply)),
-        }
+        let attached = self.call(Command::Attach { name: name.into(), read_only: false })?.attachment()?;
+        Ok(attached.device.to_string_lossy().into_owned())
     }
 
     /// Takes a volume's block device away; one that is none is all right.
@@ -197,8 +186,4 @@ impl Link {
         let front = client.hello().map_err(|error| unavailable(&error))?.front_pid;
         Ok((front, client))
     }
-}
-
-fn unexpected(reply: &Reply) -> Error {
-    Failure::new(Kind::Io, format!("the daemon gave an answer that does not fit the question: {reply:?}")).into()
 }

@@ -2,13 +2,11 @@
 //!
 //! It may be killed and started again at any time, under running containers too: their devices are the daemon's.
 
-use std::fs::{self, File};
+use std::fs;
 use std::io;
-use std::os::unix::fs::{FileTypeExt, PermissionsExt};
-use std::os::unix::net::{UnixListener as StdListener, UnixStream};
+use std::os::unix::net::UnixListener as StdListener;
 use std::path::{Path, PathBuf};
 
-use rustix::fs::{FlockOperation, flock};
 use tokio::net::UnixListener;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_stream::wrappers::UnixListenerStream;
@@ -17,7 +15,7 @@ use super::api::snapshots::snapshots_server::SnapshotsServer;
 use super::link::Link;
 use super::service::Service;
 use super::store::{Settings, Store};
-use crate::daemon::{FoundPool, RUN_DIRECTORY, service_manager_ready};
+use crate::daemon::{FoundPool, RUN_DIRECTORY, listen_for_root, making, service_manager_ready};
 use crate::error::{Error, Result};
 
 /// Largest message, both ways: containerd's own bound.
@@ -38,10 +36,15 @@ pub fn default_socket(pool: &FoundPool) -> PathBuf {
 /// When somebody else does already, the pool's daemon does not start, the empty file system cannot be made, or there can be
 /// no socket.
 pub fn serve(pool: &FoundPool, socket: &Path, settings: Settings) -> Result<()> {
-    crate::daemon::make_private_directory(Path::new(RUN_DIRECTORY))?;
-    let _alone = lock(pool)?;
+    // Two of them would not know of each other's snapshots.
+    let Some(_alone) = making::only(pool.uuid, "containerd")? else {
+        let name = &pool.name;
+        return Err(Error::Busy(format!(
+            "pool {name} is served to containerd by another process already; stop that one first"
+        )));
+    };
     let store = Store::open(Link::new(pool.clone()), settings).map_err(|error| Error::Busy(error.to_string()))?;
-    let listener = listen(socket)?;
+    let listener = listen_for_root(socket)?;
     let failed = |error| Error::io("serving containerd", error);
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
@@ -68,62 +71,4 @@ async fn answer(listener: StdListener, store: Store, pool: &str) -> io::Result<(
     service_manager_ready(pool);
     let server = tonic::transport::Server::builder().add_service(service);
     server.serve_with_incoming_shutdown(incoming, ended).await.map_err(io::Error::other)
-}
-
-/// Held as long as the file is open: two of them would not know of each other's snapshots.
-fn lock(pool: &FoundPool) -> Result<File> {
-    let path = Path::new(RUN_DIRECTORY).join(format!("containerd-{}.lock", pool.uuid));
-    let failed = |error| Error::io(path.display().to_string(), error);
-    let file = File::options().create(true).truncate(false).write(true).open(&path).map_err(failed)?;
-    match flock(&file, FlockOperation::NonBlockingLockExclusive) {
-        Ok(()) => Ok(file),
-        Err(rustix::io::Errno::WOULDBLOCK) => {
-            let name = &pool.name;
-            Err(Error::Busy(format!(
-                "pool {name} is served to containerd by another process already; stop that one first"
-            )))
-        }
-        Err(error) => Err(failed(error.into())),
-    }
-}
-
-/// Listens, for root only. A socket that nobody listens on any more is replaced; nothing else is.
-fn listen(path: &Path) -> Result<StdListener> {
-    let failed = |error| Error::io(format!("{}: listening", path.display()), error);
-    match fs::symlink_metadata(path) {
-        Ok(found) if !found.file_type().is_socket() => {
-            return Err(Error::InvalidInput(format!("{} is there and no socket; give another path", path.display())));
-        }
-        Ok(_) if UnixStream::connect(path).is_ok() => {
-            return Err(Error::Busy(format!("{}: somebody listens there already", path.display())));
-        }
-        Ok(_) => fs::remove_file(path).map_err(failed)?,
-        Err(_) => {}
-    }
-    if let Some(folder) = path.parent().filter(|folder| !folder.as_os_str().is_empty()) {
-        fs::create_dir_all(folder).map_err(failed)?;
-    }
-    let listener = StdListener::bind(path).map_err(failed)?;
-    fs::set_permissions(path, fs::Permissions::from_mode(0o600)).map_err(failed)?;
-    Ok(listener)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn socket_of_the_dead_is_replaced_and_nothing_else() {
-        let folder = tempfile::tempdir().unwrap();
-        let path = folder.path().join("new/folder/socket");
-        let living = listen(&path).unwrap();
-        assert_eq!(fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600);
-        assert!(matches!(listen(&path), Err(Error::Busy(_))));
-        drop(living);
-        drop(listen(&path).unwrap());
-        let file = folder.path().join("file");
-        fs::write(&file, "precious").unwrap();
-        assert!(matches!(listen(&file), Err(Error::InvalidInput(_))));
-        assert_eq!(fs::read(&file).unwrap(), b"precious");
-    }
 }

@@ -25,6 +25,7 @@ use super::link::Link;
 use super::reaper::Reaper;
 use super::record::{GONE, Kind, Labels, PREFIX, RECORD, Record, check_key, check_labels, volume_name};
 use super::settle::settle;
+use crate::daemon::filesystem::mount_options;
 use crate::daemon::protocol::{self, Attributes, Bytes, Command, Failure};
 
 /// On an active snapshot: how large it is to be, in bytes.
@@ -332,12 +333,7 @@ impl Store {
 
     fn mount_of(&self, record: &Record) -> Result<Mount> {
         let device = self.link.attach(&record.volume())?;
-        let mut options = match record.filesystem.as_str() {
-            // A clone carries its origin's uuid; xfs would refuse the second.
-            "xfs" => vec!["discard", "nouuid"],
-            "btrfs" => vec!["discard=async"],
-            _ => vec!["discard"],
-        };
+        let mut options: Vec<_> = mount_options(&record.filesystem).split(',').collect();
         options.push("noatime");
         if record.kind == Kind::View {
             options.push("ro");

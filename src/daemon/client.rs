@@ -13,8 +13,8 @@ use uuid::Uuid;
 use super::lookup::FoundPool;
 use super::offline::Offline;
 use super::protocol::{
-    self, Attachment, Attributes, Bytes, Command, Failure, Hello, Kind, Outcome, REQUEST_BYTES, RESPONSE_BYTES, Reply,
-    Request, Response, VERSION, Volume,
+    self, Attachment, Attributes, Bytes, Command, Failure, Hello, Kind, Outcome, REQUEST_BYTES, RESPONSE_BYTES, Range,
+    Reply, Request, Response, VERSION, Volume,
 };
 use super::start::running;
 use crate::error::Error;
@@ -131,10 +131,7 @@ impl Client {
     /// # Errors
     /// As [`call`](Client::call).
     pub fn volumes(&self) -> Result<Vec<Volume>, Failure> {
-        match self.call(Command::VolumeList)? {
-            Reply::Volumes(volumes) => Ok(volumes),
-            reply => Err(unexpected(&reply)),
-        }
+        self.call(Command::VolumeList)?.volumes()
     }
 
     /// Does a command that answers one volume.
@@ -142,10 +139,7 @@ impl Client {
     /// # Errors
     /// As [`call`](Client::call).
     pub fn for_volume(&self, command: Command) -> Result<Volume, Failure> {
-        match self.call(command)? {
-            Reply::Volume(volume) => Ok(*volume),
-            reply => Err(unexpected(&reply)),
-        }
+        self.call(command)?.volume()
     }
 
     /// Creates an empty volume without a quota or a reservation.
@@ -203,10 +197,7 @@ impl Client {
     /// # Errors
     /// As [`call`](Client::call).
     pub fn attach(&self, name: &str, read_only: bool) -> Result<Attachment, Failure> {
-        match self.call(Command::Attach { name: name.into(), read_only })? {
-            Reply::Attached(devices) if devices.len() == 1 => Ok(devices[0].clone()),
-            reply => Err(unexpected(&reply)),
-        }
+        self.call(Command::Attach { name: name.into(), read_only })?.attachment()
     }
 
     /// Undoes an attach.
@@ -222,10 +213,7 @@ impl Client {
     /// # Errors
     /// As [`call`](Client::call).
     pub fn attributes(&self, name: &str) -> Result<Attributes, Failure> {
-        match self.call(Command::AttributesGet { name: name.into() })? {
-            Reply::Attributes(attributes) => Ok(attributes),
-            reply => Err(unexpected(&reply)),
-        }
+        self.call(Command::AttributesGet { name: name.into() })?.attributes()
     }
 
     /// Sets attributes, and deletes those without a value.
@@ -234,6 +222,50 @@ impl Client {
     /// As [`call`](Client::call).
     pub fn set_attributes(&self, name: &str, changes: BTreeMap<String, Option<Bytes>>) -> Result<(), Failure> {
         self.call(Command::AttributesSet { name: name.into(), changes }).map(drop)
+    }
+}
+
+impl Client {
+    /// Goes through the ranges in which `to` differs from `from`, or that it has where there is no `from`, ascending.
+    ///
+    /// # Errors
+    /// As [`call`](Client::call), and those of `each`.
+    pub fn each_changed_range<E: From<Failure>>(
+        &self,
+        from: Option<&str>,
+        to: &str,
+        mut each: impl FnMut(Range) -> Result<(), E>,
+    ) -> Result<(), E> {
+        let mut next_bytes = Some(0);
+        while let Some(start_bytes) = next_bytes {
+            let (from, to) = (from.map(str::to_owned), to.to_owned());
+            let page = match self.call(Command::Diff { from, to, start_bytes })? {
+                Reply::Diff(page) => page,
+                reply => return Err(unexpected(&reply).into()),
+            };
+            // A page that does not move on would be asked for without end.
+            if page.next_bytes.is_some_and(|next| next <= start_bytes) {
+                let words = format!("daemon's answer does not move on from byte {start_bytes}");
+                return Err(Failure::new(Kind::Io, words).into());
+            }
+            page.ranges.into_iter().try_for_each(&mut each)?;
+            next_bytes = page.next_bytes;
+        }
+        Ok(())
+    }
+
+    /// The pool's uuid, by which a daemon's socket is named: nobody is asked where that tells it.
+    ///
+    /// # Errors
+    /// As [`call`](Client::call).
+    pub fn pool_uuid(&self) -> Result<Uuid, Failure> {
+        let named = match &self.0 {
+            Way::Daemon(way) => {
+                way.socket.file_stem().and_then(|stem| stem.to_str()).and_then(|stem| stem.parse().ok())
+            }
+            Way::File(_) => None,
+        };
+        named.map_or_else(|| Ok(self.hello()?.pool_uuid), Ok)
     }
 }
 
@@ -284,6 +316,40 @@ impl Connection {
         let to = UnixStream::connect(socket)?;
         to.set_read_timeout(patience)?;
         Ok(Self { from: BufReader::new(to.try_clone()?), to })
+    }
+}
+
+impl Reply {
+    /// The volume that was asked for.
+    pub(crate) fn volume(self) -> Result<Volume, Failure> {
+        match self {
+            Self::Volume(volume) => Ok(*volume),
+            reply => Err(unexpected(&reply)),
+        }
+    }
+
+    /// The volumes that were asked for.
+    pub(crate) fn volumes(self) -> Result<Vec<Volume>, Failure> {
+        match self {
+            Self::Volumes(volumes) => Ok(volumes),
+            reply => Err(unexpected(&reply)),
+        }
+    }
+
+    /// The attributes that were asked for.
+    pub(crate) fn attributes(self) -> Result<Attributes, Failure> {
+        match self {
+            Self::Attributes(attributes) => Ok(attributes),
+            reply => Err(unexpected(&reply)),
+        }
+    }
+
+    /// The one device that was asked for.
+    pub(crate) fn attachment(self) -> Result<Attachment, Failure> {
+        match self {
+            Self::Attached(mut devices) if devices.len() == 1 => Ok(devices.remove(0)),
+            reply => Err(unexpected(&reply)),
+        }
     }
 }
 

@@ -44,6 +44,16 @@ pub fn describe(head: &[u8]) -> Option<String> {
     found.map(|(_, _, words)| (*words).to_owned())
 }
 
+/// What a kind of file system is mounted with on a volume, unless other options are given.
+pub fn mount_options(kind: &str) -> &'static str {
+    match kind {
+        // A clone carries its origin's uuid; xfs would refuse the second.
+        "xfs" => "discard,nouuid",
+        "btrfs" => "discard=async",
+        _ => "discard",
+    }
+}
+
 /// The superblock of ext2/3/4 at byte 1024, as `fs/ext4/ext4.h` has it.
 fn extended(head: &[u8]) -> Option<FileSystem> {
     let superblock = bytes(head, 1024, 1024)?;

@@ -32,26 +32,14 @@ pub fn begin(pool: Uuid) -> Result<Making> {
 /// # Errors
 /// When the lock cannot be had.
 pub fn alone(pool: Uuid) -> Result<Option<Making>> {
-    try_lock(pool, "making")
+    only(pool, "making")
 }
 
-/// This process alone answers Docker for the pool. None when another does.
+/// This process alone does `what` for the pool, such as answering Docker. None when another does.
 ///
 /// # Errors
 /// When the lock cannot be had.
-pub fn only_plugin(pool: Uuid) -> Result<Option<Making>> {
-    try_lock(pool, "docker")
-}
-
-/// This process alone receives the snapshot of that uuid. None when another does.
-///
-/// # Errors
-/// When the lock cannot be had.
-pub fn only_receiver(pool: Uuid, snapshot: Uuid) -> Result<Option<Making>> {
-    try_lock(pool, &format!("receive-{snapshot}"))
-}
-
-fn try_lock(pool: Uuid, what: &str) -> Result<Option<Making>> {
+pub fn only(pool: Uuid, what: &str) -> Result<Option<Making>> {
     match lock(pool, what, FlockOperation::NonBlockingLockExclusive) {
         Ok(file) => Ok(Some(Making { _file: file })),
         Err(Error::Io { source, .. }) if source.raw_os_error() == Some(Errno::WOULDBLOCK.raw_os_error()) => Ok(None),

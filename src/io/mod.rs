@@ -36,4 +36,5 @@ pub use memory::{IoMemory, MEMORY_ALIGNMENT, PayloadArea};
 pub use memory_storage::{MemoryCompletion, MemoryImage, MemoryStatistics, MemoryStorage};
 pub use ring::{
     Driver, Operation, PUNCH_BOUNDS_US, Poller, PunchStatistics, Reactor, ReactorOptions, Sleep, Wakeup, block_on,
+    submit_and_look,
 };

@@ -11,25 +11,9 @@ mod snapshotter;
 #[path = "../support/mod.rs"]
 mod support;
 
-use libtest_mimic::{Arguments, Completion, Failed, Trial};
-use support::machine::{Need, missing};
-
-/// One test: it runs when the machine has what it needs.
-fn trial(name: &str, needs: &'static [Need], body: impl FnOnce() + Send + 'static) -> Trial {
-    let shown = name.to_owned();
-    Trial::ignorable_test(name, move || {
-        if let Some(skip) = missing(needs) {
-            let required = std::env::var_os("PLYWOOD_REQUIRE_DEVICE").is_some();
-            if required && !skip.excusable {
-                return Err(Failed::from(format!("{}, and PLYWOOD_REQUIRE_DEVICE is set", skip.reason)));
-            }
-            println!("skipped: {shown}: {}", skip.reason);
-            return Ok(Completion::ignored_with(skip.reason));
-        }
-        body();
-        Ok(Completion::Completed)
-    })
-}
+use libtest_mimic::Arguments;
+use support::machine::Need;
+use support::trial::trial;
 
 const CALLS: &[Need] = &[Need::FileSystem("ext4"), Need::Program("mkfs.ext4")];
 const XFS: &[Need] = &[Need::FileSystem("xfs"), Need::Program("mkfs.xfs")];

@@ -35,27 +35,11 @@ mod told;
 mod transfer;
 mod workload;
 
-use libtest_mimic::{Arguments, Completion, Failed, Trial};
+use libtest_mimic::Arguments;
 use support::command::is_slow;
 use support::machine::{Need, missing};
 use support::pool::Transport;
-
-/// One test: it runs when the machine has what it needs.
-fn trial(name: &str, needs: &'static [Need], body: impl FnOnce() + Send + 'static) -> Trial {
-    let shown = name.to_owned();
-    Trial::ignorable_test(name, move || {
-        if let Some(skip) = missing(needs) {
-            let required = std::env::var_os("PLYWOOD_REQUIRE_DEVICE").is_some();
-            if required && !skip.excusable {
-                return Err(Failed::from(format!("{}, and PLYWOOD_REQUIRE_DEVICE is set", skip.reason)));
-            }
-            println!("skipped: {shown}: {}", skip.reason);
-            return Ok(Completion::ignored_with(skip.reason));
-        }
-        body();
-        Ok(Completion::Completed)
-    })
-}
+use support::trial::trial;
 
 const EXT4: &[Need] = &[Need::FileSystem("ext4"), Need::Program("fio"), Need::Program("e2fsck")];
 const EXT4_URING: &[Need] = &[Need::FuseUring, Need::FileSystem("ext4"), Need::Program("fio"), Need::Program("e2fsck")];

@@ -9,3 +9,4 @@ pub mod machine;
 pub mod mounted;
 pub mod pool;
 pub mod tree;
+pub mod trial;

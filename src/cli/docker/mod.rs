@@ -47,7 +47,7 @@ pub struct DockerArguments {
 pub fn serve(context: &Context, arguments: &DockerArguments) -> Result<()> {
     let found = context.find_pool()?;
     daemon::start(&found)?;
-    let Some(_only) = making::only_plugin(found.uuid)? else {
+    let Some(_only) = making::only(found.uuid, "docker")? else {
         bail!("another docker-plugin serves pool {} already; stop that one first", found.name);
     };
     let socket = match daemon::given_listener()? {

@@ -53,7 +53,7 @@ impl Volumes {
             state = State::Unmounted;
         }
         if state == State::Unmounted {
-            if known.record.ephemeral && known.record.was_mounted && !self.use_again(name) {
+            if known.record.ephemeral && known.record.was_mounted && !self.use_again(&known.volume) {
                 self.end_of_use(&client, &known)?;
                 bail!("{}; its last use has ended, and it was ephemeral", missing(name));
             }

@@ -1,12 +1,14 @@
 //! The plugin's socket, and the file that leads Docker to it.
 
 use std::fs;
-use std::io::{self, Write};
-use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
-use std::os::unix::net::{UnixListener, UnixStream};
+use std::io::Write;
+use std::os::unix::fs::PermissionsExt;
+use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context as _, Result, bail, ensure};
+use anyhow::{Context as _, Result, ensure};
+
+use crate::daemon::listen_for_root;
 
 /// A listening socket. What was made for it goes away with it.
 pub struct Socket {
@@ -27,25 +29,7 @@ impl Socket {
     /// When somebody else listens there, or `path` is something else than a socket.
     pub fn bind(path: &Path, spec: Option<&Path>) -> Result<Self> {
         ensure!(path.is_absolute(), "{}: the socket's path must be absolute", path.display());
-        let shown = || path.display().to_string();
-        if let Some(parent) = path.parent() {
-            // As Docker makes it.
-            fs::DirBuilder::new().recursive(true).mode(0o755).create(parent).with_context(shown)?;
-        }
-        match UnixStream::connect(path) {
-            Ok(_) => bail!("{}: somebody listens there already; stop that or give another --socket", path.display()),
-            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
-            Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => {
-                ensure!(is_socket(path), "{}: there is something else than a socket; remove it", path.display());
-            }
-            Err(error) => return Err(error).with_context(shown),
-        }
-        // Under another name until nobody but root can connect to it.
-        let fresh = path.with_extension(format!("{}.new", std::process::id()));
-        let _ = fs::remove_file(&fresh);
-        let listener = UnixListener::bind(&fresh).with_context(shown)?;
-        fs::set_permissions(&fresh, fs::Permissions::from_mode(0o600)).with_context(shown)?;
-        fs::rename(&fresh, path).with_context(shown)?;
+        let listener = listen_for_root(path)?;
         let mut socket = Self { listener, made: vec![path.to_owned()] };
         if let Some(spec) = spec {
             write_spec(spec, path).with_context(|| spec.display().to_string())?;
@@ -75,11 +59,6 @@ impl Drop for Socket {
             }
         }
     }
-}
-
-fn is_socket(path: &Path) -> bool {
-    use std::os::unix::fs::FileTypeExt;
-    fs::symlink_metadata(path).is_ok_and(|metadata| metadata.file_type().is_socket())
 }
 
 /// Docker reads it whenever it looks for the plugin: it is there whole, or not.

@@ -42,8 +42,8 @@ pub struct Volumes {
     pub(super) names: Names,
     /// Something could not be put in order at once.
     pub(super) pending: AtomicBool,
-    /// Ephemeral volumes whose last mount has ended, and when they go.
-    ending: Mutex<BTreeMap<String, Instant>>,
+    /// Ephemeral volumes whose last mount has ended, by id, and when they go.
+    ending: Mutex<BTreeMap<u64, Instant>>,
 }
 
 /// A volume of Docker's, and what is known about it.
@@ -330,7 +330,7 @@ impl Volumes {
         if left.get(ATTACHED_BY).is_some_and(|by| by.0 == b"mount") {
             self.pending.store(true, Ordering::Release);
         } else if known.record.ephemeral {
-            if !self.has_ended(name) {
+            if !self.has_ended(&known.volume) {
                 self.pending.store(true, Ordering::Release);
                 return Ok(());
             }
@@ -343,22 +343,22 @@ impl Volumes {
     }
 
     /// Whether the last use of an ephemeral volume is over: nobody has mounted it again for a while.
-    fn has_ended(&self, name: &str) -> bool {
+    fn has_ended(&self, volume: &Volume) -> bool {
         let mut ending = self.ending.lock().unwrap_or_else(PoisonError::into_inner);
         let now = Instant::now();
-        let ended = now >= *ending.entry(name.to_owned()).or_insert(now + GRACE);
+        let ended = now >= *ending.entry(volume.id).or_insert(now + GRACE);
         if ended {
-            ending.remove(name);
+            ending.remove(&volume.id);
         }
         ended
     }
 
     /// It is mounted again. False: too late.
-    pub(super) fn use_again(&self, name: &str) -> bool {
+    pub(super) fn use_again(&self, volume: &Volume) -> bool {
         let mut ending = self.ending.lock().unwrap_or_else(PoisonError::into_inner);
-        let is_in_time = ending.get(name).is_some_and(|end| Instant::now() < *end);
+        let is_in_time = ending.get(&volume.id).is_some_and(|end| Instant::now() < *end);
         if is_in_time {
-            ending.remove(name);
+            ending.remove(&volume.id);
         }
         is_in_time
     }

@@ -27,8 +27,8 @@ use super::labels;
 use super::source::{Configuration, Image, Layer, Source, platform};
 use super::stream::{Interrupt, interrupted, sha256_of};
 use super::tree::show;
+use crate::cli::working::ephemeral;
 use crate::cli::{Context, Name, output, size};
-use crate::daemon::attributes::EPHEMERAL;
 use crate::daemon::protocol::{Attributes, Bytes, Command, Failure, Kind, Reply, Volume};
 use crate::daemon::{Client, making};
 
@@ -99,7 +99,7 @@ pub fn import(context: &Context, arguments: &ImportArguments) -> Result<()> {
     };
     let client = context.daemon_client()?;
     // Layers without an image are pruned, but not those of this one.
-    let _making = making::begin(client.hello()?.pool_uuid)?;
+    let _making = making::begin(client.pool_uuid()?)?;
     let interrupt = watch_signals()?;
     let progress = progress_bar();
     let imported = import_image(&client, &order, &progress, &interrupt);
@@ -140,6 +140,14 @@ fn progress_bar() -> ProgressBar {
         return ProgressBar::hidden();
     }
     ProgressBar::new_spinner()
+}
+
+/// A bar on a terminal over so many bytes; nothing elsewhere.
+pub(crate) fn progress_over(what: &str, length_bytes: u64) -> ProgressBar {
+    let progress = progress_bar();
+    progress.set_message(what.to_owned());
+    start_progress(&progress, Some(length_bytes));
+    progress
 }
 
 fn start_progress(progress: &ProgressBar, length_bytes: Option<u64>) {
@@ -183,7 +191,7 @@ pub fn import_image(client: &Client, order: &Order, progress: &ProgressBar, inte
         }
         Err(error) => {
             let left = work.take_away();
-            let error = if interrupt.load(Ordering::Relaxed) { anyhow!("interrupted by a signal") } else { error };
+            let error = if interrupt.load(Ordering::Relaxed) { interrupted().into() } else { error };
             match left.as_slice() {
                 [] => Err(error),
                 left => Err(anyhow!("{error:#}; and could not be taken away again: {}", left.join(", "))),
@@ -386,7 +394,7 @@ impl Workshop<'_> {
         let Some(below) = &step.below else { return self.create_volume(step.size_bytes, step.sector_size) };
         self.check()?;
         let name = working_name();
-        self.client.create_clone(below, &name, ephemeral())?;
+        self.client.create_clone(below, &name, ephemeral("import"))?;
         self.working.push(name.clone());
         Ok(name)
     }
@@ -394,7 +402,7 @@ impl Workshop<'_> {
     fn create_volume(&mut self, size_bytes: u64, sector_size: u32) -> Result<String> {
         self.check()?;
         let name = working_name();
-        self.client.create_volume(&name, size_bytes, sector_size, ephemeral())?;
+        self.client.create_volume(&name, size_bytes, sector_size, ephemeral("import"))?;
         self.working.push(name.clone());
         Ok(name)
     }
@@ -487,10 +495,6 @@ fn mount(step: &Step, device: &Path) -> Result<Detached> {
 fn working_name() -> String {
     let unique = Uuid::new_v4().simple().to_string();
     format!("import-{}", &unique[..12])
-}
-
-fn ephemeral() -> Attributes {
-    [(EPHEMERAL.to_owned(), Bytes::from("import"))].into()
 }
 
 /// Detaches; udev and its kind look at a device for a moment after it was closed.

@@ -23,10 +23,10 @@ pub use disk::Disk;
 pub(crate) use filesystem::run as run_program;
 pub use filesystem::{Detached, Filesystem};
 pub use import::{ImportArguments, Imported, Order, import_image};
-pub(crate) use import::{chain_id, detach, watch_signals};
+pub(crate) use import::{chain_id, detach, progress_over, watch_signals};
 pub use list::{ImageInfo, images};
 pub use source::Source;
-pub use stream::Interrupt;
+pub use stream::{Interrupt, interrupted};
 pub use tree::open_root;
 
 use super::Context;

@@ -14,7 +14,7 @@ use uuid::Uuid;
 
 use crate::cli::image::{detach, labels};
 use crate::cli::mount::mount_device;
-use crate::daemon::attributes::EPHEMERAL;
+use crate::cli::working::{ephemeral, head};
 use crate::daemon::protocol::{Attributes, Volume};
 use crate::daemon::{Client, making};
 
@@ -53,7 +53,7 @@ impl<'a> Container<'a> {
         let id = Uuid::new_v4().simple().to_string()[..12].to_owned();
         let name = name.map_or_else(|| default_name(image, &id), str::to_owned);
         // A clone that is not attached yet looks like one that nobody needs any more.
-        let _making = making::begin(client.hello()?.pool_uuid)?;
+        let _making = making::begin(client.pool_uuid()?)?;
         let volume = client.create_clone(image, &name, attributes)?;
         let bundle = Path::new(CONTAINERS).join(&id);
         let mut container = Self { client, id, volume, bundle, keep: false, progress: Progress::Cloned };
@@ -140,11 +140,7 @@ fn unmount(directory: &Path) -> Result<()> {
 
 /// `IMAGE.ID`, within the bound of names.
 fn default_name(image: &str, id: &str) -> String {
-    let mut end = image.len().min(200);
-    while !image.is_char_boundary(end) {
-        end -= 1;
-    }
-    format!("{}.{id}", &image[..end])
+    format!("{}.{id}", head(image))
 }
 
 /// The attributes of a container. One that is thrown away at its end is also thrown away when whoever ran it has died.
@@ -156,7 +152,7 @@ pub fn attributes(image: &str, command: &[String], thrown_away: bool) -> Attribu
     ]
     .into();
     if thrown_away {
-        attributes.insert(EPHEMERAL.to_owned(), "run".into());
+        attributes.extend(ephemeral("run"));
     }
     attributes
 }

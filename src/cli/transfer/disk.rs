@@ -1,21 +1,21 @@
 //! Volumes as disk images, and disk images as volumes: raw files with holes, and qcow2 by QEMU's own program.
 
-use std::fs::File;
-use std::os::unix::fs::FileExt;
+use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use std::process::Command as Process;
 use std::str::FromStr;
 use std::sync::atomic::Ordering;
 
-use anyhow::{Context as _, Result, anyhow, bail, ensure};
-use tempfile::NamedTempFile;
+use anyhow::{Context as _, Result, anyhow, bail};
 
-use super::device::{Content, directory_of, each_change, ephemeral, private_name, progress, take_away};
-use crate::cli::image::{Disk, Source, detach, run_program, watch_signals};
+use super::content::Content;
+use super::file::NewFile;
+use crate::cli::image::{Disk, Source, detach, interrupted, progress_over, run_program, watch_signals};
+use crate::cli::working::{ephemeral, private_name, take_away};
 use crate::cli::{Context, output, size};
 use crate::daemon::attributes::EPHEMERAL;
 use crate::daemon::making;
-use crate::daemon::protocol::Kind;
+use crate::daemon::protocol::{Kind, Range};
 
 /// A disk image to be made.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -53,10 +53,10 @@ impl FromStr for Target {
 /// A file that exists, what the pool answers, and what keeps the file from being written.
 pub fn export(context: &Context, name: &str, to: &Target) -> Result<()> {
     let path = to.path();
-    ensure!(!path.exists(), "{} exists already; choose another file", path.display());
+    let file = NewFile::begin(path)?;
     let client = context.daemon_client_for(name)?;
     let interrupt = watch_signals()?;
-    let _making = making::begin(client.hello()?.pool_uuid)?;
+    let _making = making::begin(client.pool_uuid()?)?;
     let volume = client.volume(name)?;
     // A volume may be in use: what it holds at this moment is what is written.
     let moment = match volume.snapshot {
@@ -64,23 +64,22 @@ pub fn export(context: &Context, name: &str, to: &Target) -> Result<()> {
         false => Some(client.create_snapshot(name, &private_name(name, "export"), ephemeral("export"))?.name),
     };
     let snapshot = moment.as_deref().unwrap_or(name);
-    let file = NamedTempFile::new_in(directory_of(path)).with_context(|| path.display().to_string())?;
     let written = Content::open(&client, snapshot, "export").and_then(|mut content| {
         let Target::Raw(_) = to else {
             let mut convert = Process::new("qemu-img");
-            convert.args(["convert", "-f", "raw", "-O", "qcow2", "-W"]).arg(&content.device).arg(file.path());
+            convert.args(["convert", "-f", "raw", "-O", "qcow2", "-W"]).arg(&content.device).arg(file.draft());
             return run_program(&mut convert, "qemu-utils");
         };
-        file.as_file().set_len(volume.size_bytes)?;
-        let bar = progress("exporting", volume.size_bytes);
-        each_change(&client, None, snapshot, 0, |offset, length, _| {
+        file.file().set_len(volume.size_bytes)?;
+        let bar = progress_over("exporting", volume.size_bytes);
+        client.each_changed_range(None, snapshot, |Range(offset, length, _)| {
             let length = length.min(volume.size_bytes.saturating_sub(offset));
             content.read(offset, length, |offset, _, bytes| {
                 if interrupt.load(Ordering::Relaxed) {
-                    bail!("interrupted by a signal");
+                    return Err(interrupted().into());
                 }
                 bar.set_position(offset);
-                bytes.map_or(Ok(()), |bytes| Ok(file.as_file().write_all_at(bytes, offset)?))
+                bytes.map_or(Ok(()), |bytes| Ok(file.file().write_all_at(bytes, offset)?))
             })
         })?;
         bar.finish_and_clear();
@@ -90,10 +89,7 @@ pub fn export(context: &Context, name: &str, to: &Target) -> Result<()> {
         take_away(&client, moment);
     }
     written.with_context(|| path.display().to_string())?;
-    file.as_file().sync_all().with_context(|| path.display().to_string())?;
-    let file = file.persist_noclobber(path).map_err(|error| error.error).with_context(|| path.display().to_string())?;
-    File::open(directory_of(path))?.sync_all()?;
-    let taken = std::os::unix::fs::MetadataExt::blocks(&file.metadata()?) * 512;
+    let taken = file.finish()?.metadata()?.blocks() * 512;
     if context.json {
         let value =
             serde_json::json!({ "name": name, "file": path, "size_bytes": volume.size_bytes, "file_bytes": taken });
@@ -117,14 +113,14 @@ pub fn import(context: &Context, source: &Source, name: &str, sector_size: u32) 
     };
     let client = context.daemon_client()?;
     let interrupt = watch_signals()?;
-    let _making = making::begin(client.hello()?.pool_uuid)?;
+    let _making = making::begin(client.pool_uuid()?)?;
     let size_bytes = disk.size_bytes().next_multiple_of(u64::from(sector_size.max(512)));
     let made = client.create_volume(name, size_bytes, sector_size, ephemeral("import"));
     made.map_err(|failure| match failure.kind {
         Kind::AlreadyExists => anyhow!("{name} exists already; choose another name"),
         _ => failure.into(),
     })?;
-    let bar = progress("importing", size_bytes);
+    let bar = progress_over("importing", size_bytes);
     let copied = client
         .attach(name, false)
         .map_err(anyhow::Error::from)
@@ -133,7 +129,7 @@ pub fn import(context: &Context, source: &Source, name: &str, sector_size: u32) 
     bar.finish_and_clear();
     if let Err(error) = copied {
         take_away(&client, name);
-        return Err(if interrupt.load(Ordering::Relaxed) { anyhow!("interrupted by a signal") } else { error });
+        return Err(if interrupt.load(Ordering::Relaxed) { interrupted().into() } else { error });
     }
     client.set_attributes(name, [(EPHEMERAL.to_owned(), None)].into())?;
     crate::cli::volume::changed(context, &client.volume(name)?)

@@ -4,8 +4,9 @@
 //! [`stream`] is the format (`docs/stream.md`). Who receives sees nothing of a snapshot before its digest has been found to
 //! be the sender's.
 
-mod device;
+mod content;
 mod disk;
+mod file;
 mod receive;
 mod send;
 pub mod stream;

@@ -20,10 +20,10 @@ use rustix::fs::FallocateFlags;
 use rustix::io::Errno;
 use serde::{Deserialize, Serialize};
 
-use super::device::{ephemeral, private_name, progress, take_away};
 use super::stream::{Frame, Header, Identity, Reader, retain_portable};
-use crate::cli::image::{Interrupt, detach, watch_signals};
+use crate::cli::image::{Interrupt, detach, interrupted, progress_over, watch_signals};
 use crate::cli::output::{self, Waiting};
+use crate::cli::working::{ephemeral, private_name, take_away};
 use crate::cli::{Context, Name, size};
 use crate::daemon::attributes::{EPHEMERAL, RECEIVING};
 use crate::daemon::protocol::{Attributes, Bytes, Command, Kind, Volume};
@@ -95,14 +95,14 @@ pub fn receive(context: &Context, arguments: &ReceiveArguments) -> Result<()> {
     let name = arguments.name.as_ref().map_or_else(|| Ok(header.snapshot.name.clone()), Name::text)?;
     check_name(&name)?;
     let client = context.daemon_client()?;
-    let pool = client.hello()?.pool_uuid;
+    let pool = client.pool_uuid()?;
     let _making = making::begin(pool)?;
-    let Some(_only) = making::only_receiver(pool, header.snapshot.uuid)? else {
+    let Some(_only) = making::only(pool, &format!("receive-{}", header.snapshot.uuid))? else {
         bail!("another process receives {} already", header.snapshot.name);
     };
     refuse_taken(&client, &name)?;
     let mut work = Work::begin(&client, &header, arguments.resumable)?;
-    let bar = progress("receiving", header.snapshot.size_bytes);
+    let bar = progress_over("receiving", header.snapshot.size_bytes);
     let outcome = apply(&mut work, &mut reader, &interrupt, &bar).and_then(|()| work.finish(&header, &name));
     let received = match outcome {
         Ok(received) => received,
@@ -130,7 +130,7 @@ impl Read for Patient {
         let slice = Timespec { tv_sec: 0, tv_nsec: 200_000_000 };
         loop {
             if self.interrupt.load(Ordering::Relaxed) {
-                return Err(io::Error::other("interrupted by a signal"));
+                return Err(interrupted());
             }
             match poll(&mut [PollFd::new(&self.input, PollFlags::IN)], Some(&slice)) {
                 Ok(0) | Err(Errno::INTR) => {}
@@ -287,7 +287,7 @@ impl<'a> Work<'a> {
         detach(self.client, &self.volume)?;
         let draft = private_name(name, "received");
         let mut attributes: Attributes = header.attributes.clone();
-        attributes.insert(EPHEMERAL.to_owned(), Bytes::from("receive"));
+        attributes.extend(ephemeral("receive"));
         self.client.create_snapshot(&self.volume, &draft, attributes)?;
         let named = self.name_it(&draft, name, header);
         if named.is_err() {
@@ -396,7 +396,7 @@ fn apply<R: Read>(work: &mut Work<'_>, reader: &mut Reader<R>, interrupt: &Inter
     let mut at = 0;
     let applied = loop {
         if interrupt.load(Ordering::Relaxed) {
-            break Err(anyhow!("interrupted by a signal"));
+            break Err(interrupted().into());
         }
         let step = match reader.next_frame() {
             Ok(Frame::Done) => break Ok(()),

@@ -6,14 +6,14 @@ use std::sync::atomic::Ordering;
 
 use anyhow::{Context as _, Result, bail, ensure};
 use clap::Args;
-use tempfile::NamedTempFile;
 
-use super::device::{Content, directory_of, each_change, progress};
+use super::content::Content;
+use super::file::NewFile;
 use super::stream::{Header, Identity, VERSION, Writer, retain_portable};
-use crate::cli::image::{Interrupt, watch_signals};
+use crate::cli::image::{Interrupt, interrupted, progress_over, watch_signals};
 use crate::cli::output::{self, Waiting};
 use crate::cli::{Context, Name, size};
-use crate::daemon::protocol::{Command, Volume};
+use crate::daemon::protocol::{Command, Range, Volume};
 use crate::daemon::{Client, making};
 use crate::units::BLOCK_BYTES;
 
@@ -72,18 +72,14 @@ pub fn send(context: &Context, arguments: &SendArguments) -> Result<()> {
         start_bytes: arguments.resume,
     };
     // Prune leaves the private clone alone that is read through.
-    let _making = making::begin(client.hello()?.pool_uuid)?;
+    let _making = making::begin(client.pool_uuid()?)?;
     let Some(path) = &arguments.output else {
         // Whoever reads it says how it ended there.
         return write(&client, &header, BufWriter::new(std::io::stdout().lock()), &interrupt).map(drop);
     };
-    ensure!(!path.exists(), "{} exists already; choose another file", path.display());
-    let file = NamedTempFile::new_in(directory_of(path)).with_context(|| path.display().to_string())?;
-    let (file, written) = write(&client, &header, BufWriter::new(file), &interrupt)?;
-    let file = file.into_inner().map_err(|error| error.into_error()).context("writing the stream")?;
-    file.as_file().sync_all().with_context(|| path.display().to_string())?;
-    file.persist_noclobber(path).map_err(|error| error.error).with_context(|| path.display().to_string())?;
-    std::fs::File::open(directory_of(path))?.sync_all()?;
+    let file = NewFile::begin(path)?;
+    let written = write(&client, &header, BufWriter::new(file.file()), &interrupt)?;
+    file.finish()?;
     if context.json {
         let value = serde_json::json!({ "snapshot": header.snapshot, "base": header.base, "data_bytes": written });
         return Ok(output::json("sent", &value)?);
@@ -109,24 +105,25 @@ fn identity(volume: &Volume) -> Result<Identity> {
     Ok(Identity { uuid: volume.uuid, name: volume.name.clone(), size_bytes: volume.size_bytes, digest })
 }
 
-/// Writes the stream, and answers where to, with the bytes of content in it.
-fn write<W: Write>(client: &Client, header: &Header, to: W, interrupt: &Interrupt) -> Result<(W, u64)> {
+/// Writes the stream, and answers the bytes of content in it.
+fn write<W: Write>(client: &Client, header: &Header, to: W, interrupt: &Interrupt) -> Result<u64> {
     let (name, size_bytes) = (&header.snapshot.name, header.snapshot.size_bytes);
     let mut content = Content::open(client, name, "send")?;
     let mut writer = Writer::begin(to, header)?;
-    let bar = progress("sending", size_bytes);
+    let bar = progress_over("sending", size_bytes);
     let mut written = 0;
     let base = header.base.as_ref().map(|base| base.name.as_str());
-    each_change(client, base, name, header.start_bytes, |offset, length, has_data| {
-        // The last block may be there in part; behind a smaller size there is nothing.
-        let length = length.min(size_bytes.saturating_sub(offset));
+    client.each_changed_range(base, name, |Range(start, length, has_data)| {
+        // The last block may be there in part; behind a smaller size there is nothing, and before its start nothing is wanted.
+        let offset = start.max(header.start_bytes);
+        let length = (start + length).min(size_bytes).saturating_sub(offset);
         if !has_data && length > 0 {
             writer.zero(offset, length)?;
         }
         if has_data && length > 0 {
             content.read(offset, length, |offset, length, bytes| {
                 if interrupt.load(Ordering::Relaxed) {
-                    bail!("interrupted by a signal");
+                    return Err(interrupted().into());
                 }
                 bar.set_position(offset);
                 match bytes {
@@ -138,8 +135,9 @@ fn write<W: Write>(client: &Client, header: &Header, to: W, interrupt: &Interrup
                 }
             })?;
         }
-        Ok(())
+        Ok::<_, anyhow::Error>(())
     })?;
     bar.finish_and_clear();
-    Ok((writer.end()?, written))
+    writer.end()?;
+    Ok(written)
 }

@@ -13,11 +13,12 @@ use std::os::fd::{AsRawFd, BorrowedFd};
 use std::sync::mpsc::SyncSender;
 
 use io_uring::squeue::Entry128;
-use io_uring::{EnterFlags, IoUring, cqueue, opcode as ring_opcode, types};
+use io_uring::{IoUring, cqueue, opcode as ring_opcode, types};
 
 use super::abi::{InHeader, OutHeader, RING_IN_OUT, RingCommand, RingInOut, ring_command};
 use crate::error::{Error, Result};
 use crate::export::shared::{Answer, FrontQueue, HEADER_BYTES};
+use crate::io::submit_and_look;
 
 /// user_data of the poll of the doorbell.
 const DOORBELL: u64 = u64::MAX;
@@ -45,12 +46,10 @@ pub(super) fn enable(ring: &WideRing) -> io::Result<()> {
     ring.submitter().register_enable_rings()
 }
 
-/// Submits what is queued and takes what has arrived, without waiting: a plain submission would not look.
-fn submit_and_look(ring: &mut WideRing) -> io::Result<()> {
+/// Submits what is queued and takes what has arrived, without waiting.
+fn look(ring: &mut WideRing) -> io::Result<()> {
     let queued = ring.submission().len() as u32;
-    let flags = EnterFlags::GETEVENTS.bits();
-    // SAFETY: there is no argument, and the count is that of the queue.
-    unsafe { ring.submitter().enter::<libc::sigset_t>(queued, 0, flags, None) }.map(drop)
+    submit_and_look(&ring.submitter(), queued).map(drop)
 }
 
 /// Takes a completion; the ring is free to be used again before the next.
@@ -173,7 +172,7 @@ impl RingQueue {
         // A REGISTER that is refused completes while it is submitted; one that is taken stays in flight. EAGAIN: the
         // kernel has not finished with the answer to INIT.
         for _ in 0..1000 {
-            submit_and_look(&mut self.ring)?;
+            look(&mut self.ring)?;
             let mut again = false;
             while let Some(completion) = next_completion(&mut self.ring) {
                 match (completion.user_data(), completion.result()) {
@@ -198,7 +197,7 @@ impl RingQueue {
         loop {
             self.answer_all()?;
             let sleep = self.front.prepare_sleep();
-            let entered = if sleep { self.ring.submit_and_wait(1).map(drop) } else { submit_and_look(&mut self.ring) };
+            let entered = if sleep { self.ring.submit_and_wait(1).map(drop) } else { look(&mut self.ring) };
             self.front.awake();
             match entered {
                 Ok(()) => {}

@@ -24,5 +24,5 @@ pub use drive::{Driver, Poller, block_on};
 pub(in crate::io) use operation::{Request, RingFile, Transfer};
 pub use punch::{PUNCH_BOUNDS_US, PunchStatistics};
 pub(in crate::io) use punch::{Punch, PunchPace};
-pub use reactor::{Operation, Reactor, ReactorOptions};
+pub use reactor::{Operation, Reactor, ReactorOptions, submit_and_look};
 pub use wakeup::{Sleep, Wakeup};

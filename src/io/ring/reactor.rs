@@ -11,7 +11,7 @@ use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
 use io_uring::squeue::Entry;
-use io_uring::{EnterFlags, IoUring, cqueue, opcode, types};
+use io_uring::{EnterFlags, IoUring, Submitter, cqueue, opcode, types};
 use slab::Slab;
 
 use super::operation::{Release, Request, RingFile, Step};
@@ -258,11 +258,7 @@ impl Inner {
         let submitter = ring.submitter();
         let entered = match timeout {
             None => submitter.submit_and_wait(1),
-            // Asking for 0 events runs the deferred task work, which a plain submission does not.
-            Some(Duration::ZERO) => {
-                // SAFETY: there is no argument, and the count is that of the queue.
-                unsafe { submitter.enter::<libc::sigset_t>(queued, 0, EnterFlags::GETEVENTS.bits(), None) }
-            }
+            Some(Duration::ZERO) => submit_and_look(&submitter, queued),
             Some(timeout) => {
                 let timespec = types::Timespec::from(timeout);
                 submitter.submit_with_args(1, &types::SubmitArgs::new().timespec(&timespec))
@@ -493,6 +489,16 @@ impl Drop for Operation {
             inner.abandon(*key);
         }
     }
+}
+
+/// Submits the `queued` entries of a ring with deferred task work and takes what has arrived, without waiting: asking for 0
+/// events runs that work, which a plain submission does not.
+///
+/// # Errors
+/// What `io_uring_enter` answers.
+pub fn submit_and_look(submitter: &Submitter<'_>, queued: u32) -> io::Result<usize> {
+    // SAFETY: there is no argument, and no more is submitted than the kernel finds in the queue.
+    unsafe { submitter.enter::<libc::sigset_t>(queued, 0, EnterFlags::GETEVENTS.bits(), None) }
 }
 
 /// Sets the ring up with the best flags that this kernel knows. Each set is one that some kernel since 5.19 accepts; an

@@ -1,0 +1,49 @@
+//! Volumes that are there for the time of one use: how they are marked and named, and how they go.
+
+use uuid::Uuid;
+
+use super::image::detach;
+use crate::daemon::Client;
+use crate::daemon::attributes::EPHEMERAL;
+use crate::daemon::protocol::{Attributes, Bytes};
+
+/// The mark of a working volume: what it is for. What is left of one is deleted by the next daemon, and by `plywood prune`.
+pub fn ephemeral(purpose: &str) -> Attributes {
+    [(EPHEMERAL.to_owned(), Bytes::from(purpose))].into()
+}
+
+/// A name for a working volume that has to do with `of`, within the bound of names.
+pub fn private_name(of: &str, purpose: &str) -> String {
+    format!("{}.{purpose}-{:.8}", head(of), Uuid::new_v4().simple().to_string())
+}
+
+/// The beginning of a name, which leaves room for what is put behind it.
+pub fn head(name: &str) -> &str {
+    let mut end = name.len().min(200);
+    while !name.is_char_boundary(end) {
+        end -= 1;
+    }
+    &name[..end]
+}
+
+/// Detaches and deletes a working volume.
+pub fn take_away(client: &Client, name: &str) {
+    if let Err(failure) = detach(client, name).and_then(|()| client.delete(name)) {
+        tracing::warn!("{name} could not be taken away: {failure}");
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn private_names_stay_within_the_bound_and_characters_whole() {
+        for name in ["a", &"é".repeat(127), &"x".repeat(255), &"€".repeat(85)] {
+            let private = private_name(name, "receive");
+            assert!(private.len() <= 255, "{} bytes", private.len());
+            assert!(private.starts_with(head(name)) && private.contains(".receive-"), "{private}");
+        }
+        assert_ne!(private_name("a", "mount"), private_name("a", "mount"));
+    }
+}
