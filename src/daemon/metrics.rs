@@ -109,6 +109,11 @@ impl Told {
     fn encode_engine(&self, encoder: &mut DescriptorEncoder<'_>) -> fmt::Result {
         let counters = &self.0.counters;
         let counts = [
+            (
+                "blocks_gathered",
+                "Data blocks moved together because they were read or written together",
+                counters.blocks_gathered,
+            ),
             ("blocks_redirected", "Data blocks redirected because they were shared", counters.blocks_redirected),
             ("blocks_provisioned", "Data blocks provisioned by a first write", counters.blocks_provisioned),
             ("blocks_punched", "Blocks given back to the host", counters.blocks_punched),

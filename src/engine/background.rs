@@ -17,7 +17,8 @@ impl<S: Storage> Pool<S> {
     pub async fn run(&self) {
         let commits = zip(self.run_commits(), self.run_checkpoints());
         let space = zip(self.run_space(), self.run_carcasses());
-        zip(zip(commits, space), zip(self.run_seals(), self.run_exclusive())).await;
+        let reading = zip(zip(self.run_seals(), self.run_exclusive()), self.run_gatherers());
+        zip(zip(commits, space), reading).await;
     }
 
     /// To be called once a second: the engine has no clock. Changes are committed within a second, and an idle pool is

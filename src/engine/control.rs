@@ -124,13 +124,16 @@ impl<S: Storage> Pool<S> {
         };
         self.make_room_to_owe(Some(id), |state| Ok(resized(&state.volume(id)?.record))).await?;
         let start = size_bytes.div_ceil(BLOCK_BYTES);
+        // Of a volume that nobody has open any more, blocks may still be gathered.
+        quiesce(self, id).await;
         self.change_with(
             Use::Metadata,
             id,
             |state, id| state.check_unmap(id, start, VOLUME_BLOCKS_MAX),
             |state, record| {
                 // Looked at again: room was waited for since.
-                if size_bytes < record.size_bytes && state.volume(id)?.open > 0 {
+                let volume = state.volume(id)?;
+                if size_bytes < record.size_bytes && (volume.open > 0 || !volume.ranges.is_empty()) {
                     return Err(Error::Busy(format!("{} is attached; detach it to shrink it", record.name)));
                 }
                 *record = resized(record);
@@ -167,6 +170,8 @@ impl<S: Storage> Pool<S> {
     /// Deletes a volume. Its blocks come back in the background.
     pub async fn delete_volume(&self, id: VolumeId) -> Result<()> {
         let promise = self.promise_for(Use::Release, None, 1, 64).await?;
+        // Of a volume that nobody has open, blocks may still be gathered.
+        quiesce(self, id).await;
         let lsn = {
             let mut state = self.inner.state.borrow_mut();
             let volume = state.volume(id)?;

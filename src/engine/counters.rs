@@ -27,6 +27,9 @@ pub struct Counters {
     pub blocks_redirected: u64,
     /// Data blocks provisioned by a first write.
     pub blocks_provisioned: u64,
+    /// Data blocks moved together because they were read or written together.
+    #[serde(default)]
+    pub blocks_gathered: u64,
     /// Pages of counts read.
     pub pages_read: u64,
     /// Pages of counts written.

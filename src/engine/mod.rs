@@ -29,6 +29,9 @@ mod dump;
 mod enlarge;
 mod epoch;
 mod exclusive;
+mod gather;
+#[cfg(test)]
+mod gather_tests;
 mod growth;
 mod info;
 mod inspect;

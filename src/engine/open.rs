@@ -436,6 +436,7 @@ fn new_state(superblock: &Superblock, slot: Slot, log: Box<dyn PendingLog>, opti
         verify_on_read: superblock.verify_on_read,
         scrub: superblock.scrub,
         scrub_saved: superblock.scrub,
+        no_run_of: None,
         table: superblock.volume_table,
         volumes: BTreeMap::new(),
         owed_blocks: 0,

@@ -1,14 +1,16 @@
 //! A pool in use: its state, its storage, and the ways to wait for what another task will do.
 
 use std::cell::{Cell, RefCell};
+use std::collections::VecDeque;
 use std::rc::Rc;
 
-use event_listener::Event;
+use event_listener::{Event, listener};
 use rustc_hash::FxHashMap;
 
 use super::bounds;
 use super::enlarge::Enlarger;
 use super::epoch::EpochId;
+use super::gather::Scattered;
 use super::patience::Patience;
 use super::space::PageKey;
 use super::state::{Need, State, Try};
@@ -73,6 +75,8 @@ pub(super) struct Inner<S: Storage> {
     pub(super) enlarger: RefCell<Option<Enlarger>>,
     /// What sealing in the background may read a tick; 0 for nothing.
     pub(super) seal_bytes_per_tick: Cell<u64>,
+    /// Reads of blocks that do not stand together.
+    pub(super) scattered: RefCell<VecDeque<Scattered>>,
     /// No checkpoint after that of this number begins for now.
     pub(super) last_checkpoint: Cell<Option<u64>>,
 }
@@ -83,7 +87,8 @@ pub(super) async fn until(event: &Event, mut ready: impl FnMut() -> bool) {
         if ready() {
             return;
         }
-        let listener = event.listen();
+        // In the future itself: requests that wait, a FLUSH among them, allocate nothing.
+        listener!(event => listener);
         if ready() {
             return;
         }
@@ -136,6 +141,7 @@ impl<S: Storage> Pool<S> {
                 patience: Patience::default(),
                 enlarger: RefCell::default(),
                 seal_bytes_per_tick: Cell::new(0),
+                scattered: RefCell::default(),
                 last_checkpoint: Cell::new(None),
             }),
         }

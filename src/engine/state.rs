@@ -205,6 +205,8 @@ pub(super) struct State {
     pub(super) poisoned: Option<String>,
     pub(super) closing: bool,
     pub(super) counters: Counters,
+    /// At this generation, with so many free blocks, a run of so many was looked for in vain.
+    pub(super) no_run_of: Option<(Generation, u64, u64)>,
 }
 
 impl State {

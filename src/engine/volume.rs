@@ -184,6 +184,9 @@ impl<S: Storage> VolumeHandle<S> {
         }
         let stay = self.pool.enter();
         let first = self.pool.attempt(|state| state.extents(self.id, offset, length)).await?;
+        if !self.read_only {
+            self.pool.note_read(self.id, offset, length, first.len());
+        }
         let storage = &self.pool.inner.storage;
         let mut reads = SmallVec::<[_; 1]>::new();
         let mut position = 0;

@@ -5,6 +5,7 @@
 
 use smallvec::SmallVec;
 
+use super::gather::is_scattered;
 use super::growth::Use;
 use super::patience::Waited;
 use super::pool::{Pool, until};
@@ -26,7 +27,7 @@ pub(super) const MAP_RECORD_BYTES: usize = 32;
 const COMMIT_BYTES: usize = 1 << 20;
 
 /// A step of a planned write.
-enum Step {
+pub(super) enum Step {
     /// Overwrite the volume's own blocks: bytes `skip..` of the run.
     InPlace { at: PoolBlock, skip: u64, from: usize, length: usize },
     /// Write whole blocks to a new run.
@@ -221,7 +222,7 @@ impl<S: Storage> VolumeHandle<S> {
             Err(Unplanned::Promise | Unplanned::Need(_)) => return Ok(Some(Lacking::Promise(Use::Metadata))),
             Err(Unplanned::Space { missing, refills }) => return Ok(Some(Lacking::Space { missing, refills })),
         };
-        let outcome = self.carry_out(&steps, from, offset).await;
+        let outcome = pool.carry_out(self.id, &steps, from, offset).await;
         if let Some(volume) = pool.inner.state.borrow_mut().volumes.get_mut(&self.id) {
             volume.planned_own -= more_own;
         }
@@ -236,28 +237,30 @@ impl<S: Storage> VolumeHandle<S> {
             None => Ok(None),
         }
     }
+}
 
-    async fn carry_out(&self, steps: &[Step], from: &S::Memory, offset: u64) -> Result<()> {
-        let pool = &self.pool;
+impl<S: Storage> Pool<S> {
+    /// Writes and maps what was planned for volume `id` from byte `offset` on.
+    pub(super) async fn carry_out(&self, id: VolumeId, steps: &[Step], from: &S::Memory, offset: u64) -> Result<()> {
         if is_broken(Canary::MappedBeforeLanded) {
-            self.apply(steps).await?;
+            self.map_steps(id, steps).await?;
         }
         if let Err(error) = self.land(steps, from).await {
-            pool.inner.state.borrow_mut().give_up(self.id, steps);
-            return Err(Error::io(format!("write of {} at byte {offset}", pool.volume_name(self.id)), error));
+            self.inner.state.borrow_mut().give_up(id, steps);
+            return Err(Error::io(format!("write of {} at byte {offset}", self.volume_name(id)), error));
         }
         if !is_broken(Canary::MappedBeforeLanded) {
-            self.apply(steps).await?;
+            self.map_steps(id, steps).await?;
         }
-        if pool.inner.state.borrow().journal.pending_bytes() > COMMIT_BYTES {
-            pool.want_commit();
+        if self.inner.state.borrow().journal.pending_bytes() > COMMIT_BYTES {
+            self.want_commit();
         }
         Ok(())
     }
 
     /// Does the I/O of a plan.
     async fn land(&self, steps: &[Step], from: &S::Memory) -> std::io::Result<()> {
-        let storage = &self.pool.inner.storage;
+        let storage = &self.inner.storage;
         let mut writes = SmallVec::<[_; 1]>::new();
         let mut merges = Vec::new();
         let mut bytes = 0;
@@ -293,29 +296,28 @@ impl<S: Storage> VolumeHandle<S> {
         for write in writes {
             outcome = outcome.and(write.await);
         }
-        self.pool.inner.state.borrow_mut().counters.data_bytes_written += bytes;
+        self.inner.state.borrow_mut().counters.data_bytes_written += bytes;
         outcome
     }
 
     /// Maps what was redirected, run by run, each one change.
-    async fn apply(&self, steps: &[Step]) -> Result<()> {
-        let pool = &self.pool;
+    async fn map_steps(&self, id: VolumeId, steps: &[Step]) -> Result<()> {
         for (position, step) in steps.iter().enumerate() {
             let (block, run) = match step {
                 Step::Redirect { block, run, .. } => (*block, *run),
                 Step::Merge { block, new, in_place: false, .. } => (*block, Run { start: *new, count: 1 }),
                 _ => continue,
             };
-            let mapped = pool
+            let mapped = self
                 .attempt(|state| {
-                    state.check_map(self.id, VirtualBlock(block), run.count)?;
-                    state.map_written(self.id, block, run);
+                    state.check_map(id, VirtualBlock(block), run.count)?;
+                    state.map_written(id, block, run);
                     Ok(())
                 })
                 .await;
             if let Err(error) = mapped {
                 if let Some(rest) = steps.get(position..) {
-                    pool.inner.state.borrow_mut().give_up(self.id, rest);
+                    self.inner.state.borrow_mut().give_up(id, rest);
                 }
                 return Err(error);
             }
@@ -353,7 +355,11 @@ impl State {
             return Err(Unplanned::Promise);
         }
         let shared_at = self.shared_at(TreeKey::Volume(id));
-        let mut runs = match self.take_blocks(id, missing, Use::Data) {
+        let together =
+            if may_map && !mapped_only { self.take_for_scattered(id, offset, end, shared_at, &entries) } else { None };
+        let is_moved = together.is_some();
+        let missing = if is_moved { entries.len() as u64 } else { missing };
+        let mut runs = match together.or_else(|| self.take_blocks(id, missing, Use::Data)) {
             Some(runs) => runs,
             None => {
                 let refills = self.refills(id, offset, &entries, manner)?;
@@ -374,7 +380,8 @@ impl State {
             if mapped_only && !mapped {
                 continue;
             }
-            let own = mapped && entry.birth >= shared_at;
+            let is_own = mapped && entry.birth >= shared_at;
+            let own = is_own && !is_moved;
             let aligned = skip.is_multiple_of(alignment as u64) && part.is_multiple_of(alignment);
             if own && aligned {
                 match steps.last_mut() {
@@ -394,7 +401,8 @@ impl State {
                 steps.push(Step::Merge { block, old, new, in_place: true, skip: skip as usize, from, length: part });
                 continue;
             }
-            self.counters.blocks_redirected += u64::from(mapped);
+            self.counters.blocks_gathered += u64::from(is_own);
+            self.counters.blocks_redirected += u64::from(mapped && !is_own);
             self.counters.blocks_provisioned += u64::from(!mapped);
             let Some(new) = runs.next() else {
                 return Err(Unplanned::Space { missing: 1, refills: false });
@@ -419,6 +427,29 @@ impl State {
             volume.redirected += self.counters.blocks_redirected - redirected_before;
         }
         Ok(Plan { steps, more_own })
+    }
+
+    /// New blocks in few runs for a write of whole blocks most of which are the volume's own and all over the pool.
+    fn take_for_scattered(
+        &mut self,
+        id: VolumeId,
+        offset: u64,
+        end: u64,
+        shared_at: Clock,
+        entries: &[Entry],
+    ) -> Option<TakenBlocks> {
+        if !offset.is_multiple_of(BLOCK_BYTES) || !end.is_multiple_of(BLOCK_BYTES) {
+            return None;
+        }
+        let is_own = |entry: &Entry| entry.kind == EntryKind::Block && entry.birth >= shared_at;
+        let own = entries.iter().filter(|entry| is_own(entry)).count() as u64;
+        let joined =
+            |pair: &&[Entry]| is_own(&pair[0]) && is_own(&pair[1]) && pair[1].address == pair[0].address.plus(1);
+        let runs = own - entries.windows(2).filter(joined).count() as u64;
+        if !is_scattered(runs, own) {
+            return None;
+        }
+        self.take_together(id, entries.len() as u64)
     }
 
     /// Finds every leaf that a write touches in memory, before anything is taken for it.
@@ -515,18 +546,23 @@ impl State {
             }
         }
         if missing > 0 {
-            for run in runs {
-                for offset in 0..run.count {
-                    self.allocator.release(run.start.plus(offset));
-                }
-            }
+            self.release_runs(&runs);
             return None;
         }
-        Some(TakenBlocks { runs, position: 0, offset: 0 })
+        Some(TakenBlocks::new(runs))
+    }
+
+    /// Lets go of blocks that were taken and are not written.
+    pub(super) fn release_runs(&mut self, runs: &[Run]) {
+        for run in runs {
+            for offset in 0..run.count {
+                self.allocator.release(run.start.plus(offset));
+            }
+        }
     }
 
     /// Data of a plan did not land, or could not be mapped.
-    fn give_up(&mut self, id: VolumeId, steps: &[Step]) {
+    pub(super) fn give_up(&mut self, id: VolumeId, steps: &[Step]) {
         let runs = steps.iter().filter_map(|step| match step {
             Step::Redirect { run, .. } => Some(*run),
             Step::Merge { new, in_place: false, .. } => Some(Run { start: *new, count: 1 }),
@@ -548,13 +584,21 @@ impl State {
 }
 
 /// Blocks taken for a plan, handed out one by one.
-struct TakenBlocks {
+pub(super) struct TakenBlocks {
     runs: SmallVec<[Run; 2]>,
     position: usize,
     offset: u64,
 }
 
 impl TakenBlocks {
+    pub(super) fn new(runs: SmallVec<[Run; 2]>) -> Self {
+        Self { runs, position: 0, offset: 0 }
+    }
+}
+
+impl Iterator for TakenBlocks {
+    type Item = PoolBlock;
+
     fn next(&mut self) -> Option<PoolBlock> {
         let run = self.runs.get(self.position)?;
         let block = run.start.plus(self.offset);

@@ -42,6 +42,8 @@ pub struct Met {
     pub batches: u64,
     pub shadowed: u64,
     pub punched: u64,
+    /// Blocks that were moved together.
+    pub gathered: u64,
     pub sealed: u64,
     pub in_seal: u64,
     pub digests: u64,
@@ -68,6 +70,7 @@ impl Met {
         self.batches += counters.batches;
         self.shadowed += counters.nodes_shadowed;
         self.punched += counters.blocks_punched;
+        self.gathered += counters.blocks_gathered;
         self.reserve_used += counters.reserve_used;
         self.sealed += counters.blocks_sealed;
         for info in pool.volumes().iter().filter(|info| info.mapped_bytes > 0) {
@@ -113,6 +116,7 @@ impl Met {
             ("requests sent again to a successor", self.sent_again),
             ("blocks of the reserve used", self.reserve_used),
             ("blocks punched", self.punched),
+            ("blocks moved together", self.gathered),
             ("replays", self.replays),
             ("takeovers of a pending log", self.takeovers),
             ("carcasses resumed", self.carcasses_resumed),
@@ -168,6 +172,7 @@ impl Met {
         self.batches += other.batches;
         self.shadowed += other.shadowed;
         self.punched += other.punched;
+        self.gathered += other.gathered;
         self.sealed += other.sealed;
         self.in_seal += other.in_seal;
         self.digests += other.digests;

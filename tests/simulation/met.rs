@@ -20,6 +20,8 @@ pub struct Met {
     pub carcasses_resumed: u64,
     /// As the engine counts them.
     pub quota_hits: u64,
+    /// Blocks that were moved together.
+    pub gathered: u64,
     /// Changes that came back refused for a quota.
     pub refusals: u64,
     pub reservations: u64,
@@ -41,6 +43,7 @@ impl Met {
         self.takeovers += u64::from(counters.records_recovered > 0);
         self.carcasses_resumed += counters.carcasses_resumed;
         self.quota_hits += counters.quota_hits;
+        self.gathered += counters.blocks_gathered;
     }
 
     /// A volume of this size was compared and had something in it: a leaf spans 1 MiB, each level above 256 times that.
@@ -70,6 +73,7 @@ impl Met {
         self.refusals += other.refusals;
         self.carcasses_resumed += other.carcasses_resumed;
         self.quota_hits += other.quota_hits;
+        self.gathered += other.gathered;
         self.reservations += other.reservations;
         self.closes += other.closes;
         self.cuts += other.cuts;
@@ -89,6 +93,7 @@ impl Met {
             ("takeovers of a pending log", self.takeovers),
             ("carcasses resumed", self.carcasses_resumed),
             ("quota hits", self.quota_hits),
+            ("blocks moved together", self.gathered),
             ("changes refused by a quota", self.refusals),
             ("reservations made", self.reservations),
             ("closes", self.closes),

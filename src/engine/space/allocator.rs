@@ -182,6 +182,16 @@ impl Allocator {
         // First a run worth having, then whatever there is.
         let fair = want.clamp(1, 16) as u32;
         let run = self.find_data(fair, want, spare).or_else(|| self.find_data(1, want, spare))?;
+        self.hold_data(run)
+    }
+
+    /// Takes `least` to `want` consecutive blocks for data and holds them, leaving at least `reserve` blocks for metadata.
+    pub(crate) fn take_run(&mut self, least: u64, want: u64, reserve: u64) -> Option<Run> {
+        let run = self.find_data(u32::try_from(least).ok()?, want, self.fresh.saturating_sub(reserve))?;
+        self.hold_data(run)
+    }
+
+    fn hold_data(&mut self, run: Run) -> Option<Run> {
         let (group, first) = self.geometry.group_of(run.start)?;
         self.data_next = (group, first + run.count as u32);
         let space = self.groups.get_mut(&group)?;
