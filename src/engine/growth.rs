@@ -388,7 +388,7 @@ impl<S: Storage> Pool<S> {
                 if let Err(error) = self.load_freed_groups().await {
                     tracing::error!("background work on space: {error}");
                 }
-                self.punch_some(64, PUNCH_BLOCKS).await;
+                self.punch_in_idle_moments().await;
                 continue;
             }
             match self.grow().await {
@@ -397,6 +397,18 @@ impl<S: Storage> Pool<S> {
                     grew = false;
                     tracing::error!("background work on space: {error}");
                 }
+            }
+        }
+    }
+
+    /// A tick's share of punching; as long as nobody wants anything meanwhile, another.
+    async fn punch_in_idle_moments(&self) {
+        const RUNS: usize = 64;
+        loop {
+            let seen = self.inner.requests.get();
+            let is_done = self.punch_some(RUNS, PUNCH_BLOCKS).await < RUNS;
+            if is_done || self.inner.requests.get() != seen || self.inner.state.borrow().closing {
+                return;
             }
         }
     }
