@@ -49,7 +49,7 @@ fn main() -> anyhow::Result<()> {
         return engine(link, Path::new(file), [named(2), named(3), named(4)]);
     }
     if arguments.first().is_some_and(|word| word == "loop-helper") {
-        return Ok(helper::serve_one()?);
+        return Ok(helper::serve()?);
     }
     front(&arguments)
 }
@@ -146,7 +146,7 @@ fn engine(mut link: EngineLink, file: &Path, [log, slow, faulty]: [Option<&Path>
     let storage = Recorder { storage, log: log.map(Log::open).transpose()?, slow, faulty };
     let volumes = PlainVolumes(BTreeMap::from([(VOLUME, PlainDevice::new(storage))]));
     let payloads = area.memory(0..area.len());
-    let server = Server::new(link.queues()?, payloads, volumes, Rc::clone(&executor));
+    let server = Server::new(link.queues()?, payloads, volumes);
     let doorbell = reactor.watch_eventfd(Rc::new(link.doorbell.try_clone()?));
     let (ended, end) = std::os::unix::net::UnixStream::pair()?;
     signal_hook::low_level::pipe::register(SIGTERM, ended)?;

@@ -29,6 +29,7 @@ use super::watch::{Look, Told, Watcher};
 use super::{logging, metrics_port, process, remote};
 use crate::engine::{OpenOptions, Pool, Underway, Work};
 use crate::error::{Error, Result};
+use crate::export::fuse::Transport;
 use crate::export::link::{EXIT_FINISHED, EXIT_INCOMPATIBLE, EXIT_SUCCEED_ME, EngineLink, versions};
 use crate::export::server::Server;
 use crate::export::shared::{Plight, SharedBoard};
@@ -199,7 +200,7 @@ fn serve(path: &Path, arguments: &EngineArguments, mut link: EngineLink) -> Resu
     if let Err(error) = reactor.register_payload(&area) {
         tracing::warn!(%error, "payloads are not registered with the ring; I/O is slower");
     }
-    let server = Server::new(link.queues()?, area.memory(0..area.len()), pool.clone(), Rc::clone(&executor));
+    let server = Server::new(link.queues()?, area.memory(0..area.len()), pool.clone());
     let facts = DaemonFacts {
         front_pid: link.front_pid,
         engine_pid: std::process::id(),
@@ -317,9 +318,12 @@ async fn watch(engine: Rc<Engine>, runner: Option<Runner>, executor: Rc<LocalExe
     }
 }
 
+/// The transport, and why it is this one.
 fn transport_words(link: &EngineLink) -> String {
-    match &link.fallback {
-        Some(reason) => format!("{} ({reason})", link.transport),
-        None => link.transport.to_string(),
-    }
+    let reason = match (&link.fallback, link.transport) {
+        (Some(reason), _) => reason.as_str(),
+        (None, Transport::Uring) => "the kernel offers it, and it passed the self-test",
+        (None, Transport::Classic) => "asked for",
+    };
+    format!("{} ({reason})", link.transport)
 }

@@ -1,11 +1,12 @@
 //! The engine's side of the export: takes requests from the queues and has volumes do them.
 //!
-//! One task a request on the thread's executor; no thread, no blocking call. A task is kept below the kilobyte that the
-//! allocator has at hand, so what is rare and large in it is boxed. The server is the [`Poller`] of the thread's
-//! loop: it looks at the queues whenever no task can go on, and tells the front to ring before the thread sleeps.
+//! One task a request, in the place that its slot has for it (`tasks.rs`); no thread, no blocking call. What is rare and
+//! large in a task is boxed, since there are as many places as slots. The server is the [`Poller`] of the thread's
+//! loop, which looks at the queues and has woken tasks go on, and tells the front to ring before the thread sleeps.
 
 pub mod counters;
 mod operations;
+mod tasks;
 #[cfg(test)]
 mod tests;
 
@@ -13,10 +14,10 @@ use std::cell::{Cell, RefCell};
 use std::rc::Rc;
 use std::time::Instant;
 
-use async_executor::LocalExecutor;
 use event_listener::Event;
 
 use self::counters::{AllCounters, IoCounters, VolumeCounters};
+use self::tasks::{SlotTasks, Tasks};
 use super::device::{Device, Volumes};
 use super::fuse::request::{NAME_BYTES, Request, parse};
 use super::loopdev::WaitingWrites;
@@ -32,7 +33,7 @@ type Opened<V> = (u64, Rc<<V as Volumes>::Device>, VolumeCounters);
 /// Serves the volumes `V` to the front.
 pub struct Server<V: Volumes> {
     state: Rc<State<V>>,
-    executor: Rc<LocalExecutor<'static>>,
+    tasks: Rc<dyn Tasks>,
 }
 
 struct State<V: Volumes> {
@@ -73,7 +74,7 @@ impl<V: Volumes> Server<V> {
     ///
     /// # Panics
     /// When `payloads` has another length than the payloads of the queues.
-    pub fn new(queues: EngineQueues, payloads: MemoryOf<V>, volumes: V, executor: Rc<LocalExecutor<'static>>) -> Self {
+    pub fn new(queues: EngineQueues, payloads: MemoryOf<V>, volumes: V) -> Self {
         use crate::engine::Memory;
 
         let geometry = queues.memory().geometry();
@@ -99,7 +100,11 @@ impl<V: Volumes> Server<V> {
                 Err(error) => tracing::error!(volume = %file.volume, %error, "cannot open an attached volume again"),
             }
         }
-        Self { state: Rc::new(state), executor }
+        let state = Rc::new(state);
+        let of_tasks = Rc::clone(&state);
+        let slot_count = state.queues.memory().geometry().slot_count();
+        let tasks = SlotTasks::new(slot_count, move |slot, begun| Rc::clone(&of_tasks).serve(slot, begun));
+        Self { state, tasks: Rc::new(tasks) }
     }
 
     /// Tells the front that this engine serves from now on.
@@ -175,24 +180,25 @@ impl<V: Volumes> Server<V> {
 
 impl<V: Volumes> Clone for Server<V> {
     fn clone(&self) -> Self {
-        Self { state: Rc::clone(&self.state), executor: Rc::clone(&self.executor) }
+        Self { state: Rc::clone(&self.state), tasks: Rc::clone(&self.tasks) }
     }
 }
 
 impl<V: Volumes> Poller for Server<V> {
     fn poll(&self) -> bool {
+        let went_on = self.tasks.run();
         self.state.queues.ring();
         if self.state.stopped.get() {
-            return false;
+            return went_on;
         }
         // One look at the clock for all that have come.
         let mut begun = None;
         self.state.queues.take(|slot| {
             let begun = *begun.get_or_insert_with(Instant::now);
             self.state.in_flight.set(self.state.in_flight.get() + 1);
-            self.executor.spawn(Rc::clone(&self.state).serve(slot, begun)).detach();
+            self.tasks.start(slot, begun);
         });
-        begun.is_some()
+        went_on || begun.is_some()
     }
 
     fn prepare_sleep(&self) -> bool {
@@ -238,7 +244,10 @@ impl<V: Volumes> State<V> {
     fn parsed(&self, slot: usize) -> Result<Request, i32> {
         let raw = self.queues.request(slot);
         let mut name = [0; NAME_BYTES];
-        self.queues.read_payload(slot, &mut name);
+        // Of other requests it would be a look at memory that this processor does not have at hand.
+        if raw.has_name() {
+            self.queues.read_payload(slot, &mut name);
+        }
         parse(&raw, self.queues.memory().geometry().arrangement(), &name, self.payload_bytes)
     }
 

@@ -1,5 +1,6 @@
-// Counts what a front allocates: preloaded into the daemon by frugal.rs, beneath the real program.
-// The counters stand in the file that COUNT_ALLOCATIONS names: by threads that serve, by all others, live bytes.
+// Counts what a front and its engines allocate: preloaded into the daemon by frugal.rs, beneath the real program.
+// The counters stand in the file that COUNT_ALLOCATIONS names: of the front, by threads that serve, by all others, and live
+// bytes; then by the threads of engines that do requests.
 #define _GNU_SOURCE
 #include <fcntl.h>
 #include <malloc.h>
@@ -13,7 +14,8 @@
 extern void *__libc_malloc(size_t), *__libc_calloc(size_t, size_t), *__libc_realloc(void *, size_t);
 extern void *__libc_memalign(size_t, size_t), __libc_free(void *);
 
-static struct { atomic_long serving, others, live_bytes; } *counters;
+static struct { atomic_long serving, others, live_bytes, engine; } *counters;
+static int is_engine;
 
 __attribute__((constructor)) static void begin(void) {
   const char *path = getenv("COUNT_ALLOCATIONS");
@@ -21,8 +23,9 @@ __attribute__((constructor)) static void begin(void) {
   int file = open("/proc/self/cmdline", O_RDONLY | O_CLOEXEC);
   long len = file < 0 ? 0 : read(file, words, sizeof words - 1);
   if (file >= 0) close(file);
-  // Only the front: its engines and helpers inherit the environment.
-  if (!path || !memmem(words, len > 0 ? len : 0, "\0serve", 7)) return;
+  // Its helpers inherit the environment, too.
+  is_engine = memmem(words, len > 0 ? len : 0, "\0engine", 8) != 0;
+  if (!path || !(is_engine || memmem(words, len > 0 ? len : 0, "\0serve", 7))) return;
   file = open(path, O_RDWR | O_CLOEXEC);
   void *memory = file < 0 ? MAP_FAILED : mmap(0, 4096, PROT_READ | PROT_WRITE, MAP_SHARED, file, 0);
   if (file >= 0) close(file);
@@ -30,7 +33,10 @@ __attribute__((constructor)) static void begin(void) {
 }
 
 static void *counted(void *memory) {
-  if (counters) {
+  if (counters && is_engine) {
+    // The main thread is the engine's.
+    if (getpid() == gettid()) atomic_fetch_add(&counters->engine, 1);
+  } else if (counters) {
     char name[17] = {0};
     prctl(PR_GET_NAME, name);
     atomic_fetch_add(strncmp(name, "front-", 6) ? &counters->others : &counters->serving, 1);
@@ -40,7 +46,7 @@ static void *counted(void *memory) {
 }
 
 static void gone(void *memory) {
-  if (counters && memory) atomic_fetch_sub(&counters->live_bytes, malloc_usable_size(memory));
+  if (counters && memory && !is_engine) atomic_fetch_sub(&counters->live_bytes, malloc_usable_size(memory));
 }
 
 void *malloc(size_t size) { return counted(__libc_malloc(size)); }

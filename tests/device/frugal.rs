@@ -1,4 +1,5 @@
-//! The front allocates nothing once it serves: counted beneath the real program, by a library that is preloaded into it.
+//! The front allocates nothing once it serves, and the engine nothing for a request: counted beneath the real program, by a
+//! library that is preloaded into it.
 
 use std::fs::{self, File};
 use std::os::unix::fs::FileExt;
@@ -52,6 +53,13 @@ impl Counted {
         };
         Counters { serving: number(0), others: number(1), live_bytes: number(2) }
     }
+
+    /// What threads that do requests have allocated in engines so far.
+    fn of_engines(&self) -> i64 {
+        let mut bytes = [0; 8];
+        self.counters.read_exact_at(&mut bytes, 24).expect("the counters");
+        i64::from_ne_bytes(bytes)
+    }
 }
 
 fn build(folder: &Path) -> PathBuf {
@@ -103,5 +111,44 @@ pub fn front_allocates_nothing(transport: Transport) {
     pool.done("stop");
     let status = counted.daemon.wait().expect("the daemon's end");
     assert!(status.success() && !is_alive(counted.daemon.id()), "{status}");
+    pool.check();
+}
+
+/// Reads, writes to blocks of the volume's own and flushes take no memory in the engine: what it allocates meanwhile is what
+/// it does each second, and for commands, in whatever number requests come.
+pub fn engine_allocates_nothing_for_requests() {
+    const SIZE_MIB: u64 = 64;
+    let pool = TestPool::create("4G", Transport::Uring);
+    pool.done("volume create raw --size 64M --sector-size 4096");
+    let mut counted = Counted::start(&pool, Transport::Uring);
+    let raw = pool.attach("raw");
+    let fio = |rw: &str, more: &[&str]| {
+        let mut words =
+            ["--name=count", "--ioengine=libaio", "--iodepth=32", "--direct=1", "--bs=4k", "--randrepeat=0"]
+                .map(str::to_owned)
+                .to_vec();
+        words.extend([format!("--filename={raw}"), format!("--rw={rw}"), format!("--size={SIZE_MIB}M")]);
+        words.extend(more.iter().map(|&word| word.to_owned()));
+        run("fio", words).expect();
+    };
+    // Provisioned, and every queue as long as it gets.
+    fio("write", &["--end_fsync=1"]);
+    fio("randrw", &[]);
+    pool.done("pool check");
+    for (rw, more, requests) in [
+        ("randread", &["--loops=4"][..], 4 * SIZE_MIB as i64 * 256),
+        ("randwrite", &["--loops=4"][..], 4 * SIZE_MIB as i64 * 256),
+        ("randwrite", &["--fdatasync=4", "--io_size=48M"][..], 5 * 48 * 64),
+    ] {
+        let before = counted.of_engines();
+        fio(rw, more);
+        let allocated = counted.of_engines() - before;
+        println!("{rw}: {allocated} allocations beside {requests} requests");
+        assert!(allocated < requests / 8, "{rw}: {allocated} allocations for {requests} requests");
+    }
+    pool.done("detach --all");
+    pool.done("stop");
+    let status = counted.daemon.wait().expect("the daemon's end");
+    assert!(status.success(), "{status}");
     pool.check();
 }

@@ -112,6 +112,7 @@ fn main() {
         trial("front_allocates_nothing_over_classic_fuse", COUNTED, || {
             frugal::front_allocates_nothing(Transport::Classic);
         }),
+        trial("engine_allocates_nothing_for_requests", COUNTED_URING, frugal::engine_allocates_nothing_for_requests),
         trial("daemon_keeps_to_its_budget_over_io_uring", EXT4_URING, || {
             memory::daemon_keeps_to_its_budget(Transport::Uring);
         }),

@@ -8,6 +8,8 @@ use std::sync::atomic::AtomicBool;
 use bytemuck::NoUninit;
 use rustix::event::{EventfdFlags, eventfd};
 
+use async_executor::LocalExecutor;
+
 use super::*;
 use crate::engine::Memory;
 use crate::export::device::{PlainDevice, PlainVolumes, VolumeFace};
@@ -89,7 +91,7 @@ where
         let mapping = front.memory.payloads().mapping();
         let area = PayloadArea::new(Arc::clone(mapping), 0..mapping.len());
         let executor = Rc::new(LocalExecutor::new());
-        let server = Server::new(queues, area.memory(0..area.len()), volumes, Rc::clone(&executor));
+        let server = Server::new(queues, area.memory(0..area.len()), volumes);
         Self { server, executor }
     }
 
@@ -112,7 +114,11 @@ fn plain_volumes(storage: &MemoryStorage) -> PlainVolumes<MemoryStorage> {
 
 impl Plain {
     fn new() -> Self {
-        let (front, storage) = (Front::new(), MemoryStorage::new(SIZE));
+        Self::on(MemoryStorage::new(SIZE))
+    }
+
+    fn on(storage: MemoryStorage) -> Self {
+        let front = Front::new();
         let engine = Engine::new(&front, plain_volumes(&storage));
         Self { front, storage, engine }
     }
@@ -244,7 +250,8 @@ fn write_leaves_its_payload_as_it_was_so_that_a_successor_can_repeat_it() {
 #[test]
 fn successor_knows_what_is_open_and_repeats_what_was_not_answered() {
     let Plain { front, storage, engine } = {
-        let plain = Plain::new();
+        // Nothing completes before the loop has its turn.
+        let plain = Plain::on(MemoryStorage::scrambled(SIZE, 1));
         let fh = plain.opened();
         plain.front.send(1, opcode::WRITE, NODE, &WriteIn { fh, size: 512, ..WriteIn::default() }, &[1; 512]);
         plain.front.send(2, opcode::READ, NODE, &ReadIn { fh, offset: 4096, size: 512, ..ReadIn::default() }, &[]);

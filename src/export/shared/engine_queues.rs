@@ -14,6 +14,7 @@ use super::front_queue::ring;
 use super::geometry::Arrangement;
 use super::layout::{INLINE_BYTES, SessionMemory, SlotState, slot};
 use crate::error::{Error, Result};
+use crate::export::fuse::abi::opcode;
 
 /// A request as it lies in its slot, copied out: nothing in it has been checked.
 #[derive(Clone, Copy, Debug)]
@@ -26,6 +27,14 @@ pub struct RawRequest {
     pub op_in_len: usize,
     /// Bytes of request in the payload.
     pub payload_len: usize,
+}
+
+impl RawRequest {
+    /// Whether it is a LOOKUP, whose payload is a name.
+    pub fn has_name(&self) -> bool {
+        const OPCODE: usize = 4;
+        self.header[OPCODE..OPCODE + 4] == opcode::LOOKUP.to_ne_bytes()
+    }
 }
 
 /// What to answer.

@@ -53,8 +53,7 @@ impl Driver for MemoryStorage {
 /// The other side is told to wake this one, through an eventfd in the ring, only while this thread sleeps. Between
 /// [`prepare_sleep`](Poller::prepare_sleep) and [`woken`](Poller::woken) it must do so.
 pub trait Poller {
-    /// Takes work that has come, by spawning or waking tasks. Called whenever no task can go on. True when there was
-    /// some.
+    /// Takes work that has come, and does what can be done of it. Called between any two tasks. True when there was some.
     fn poll(&self) -> bool;
 
     /// The thread is about to sleep: tells the other side to wake it from now on, then looks once more. False when work
@@ -114,7 +113,8 @@ pub fn block_on<T>(
                 return Ok(value);
             }
             let ran = executor.try_tick() || woken.0.load(Ordering::Acquire);
-            if !ran && !poller.poll() {
+            // Each time, so that background tasks which have much to do leave requests their turn.
+            if !poller.poll() && !ran {
                 stalled = true;
                 break;
             }
