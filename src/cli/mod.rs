@@ -136,7 +136,7 @@ pub fn main() -> ExitCode {
     // follows.
     if std::env::args_os().nth(1).is_some_and(|word| word == daemon::LOOP_HELPER) {
         logging::start(logging::COMMAND);
-        return ended(helper::serve_one().map(|()| ExitCode::SUCCESS).map_err(Into::into));
+        return ended(helper::serve().map(|()| ExitCode::SUCCESS).map_err(Into::into));
     }
     let arguments = match Arguments::try_parse() {
         Ok(arguments) => arguments,

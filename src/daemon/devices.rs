@@ -1,7 +1,7 @@
 //! Commands as the engine process does them: attach and detach, and everything that devices have to follow.
 //!
 //! Runs on control threads. The kernel asks the FUSE session about a file while it is attached, so the loop devices are
-//! handled by short-lived helper processes, never here: a thread that waited in the kernel for an answer that only its own
+//! handled by helper processes, never here: a thread that waited in the kernel for an answer that only its own
 //! process can give could not even be killed.
 
 use std::collections::BTreeMap;
@@ -30,14 +30,14 @@ use super::{attributes, metrics, mounts, places, server};
 use crate::engine::{Underway, VolumeInfo, Work};
 use crate::error::{Error, Result};
 use crate::export::link::{EXIT_FINISHED, EXIT_INCOMPATIBLE, EXIT_REPLACE_FRONT, versions};
-use crate::export::loopdev::helper::{self, LoopCommand};
+use crate::export::loopdev::helper::{Helpers, LoopCommand};
 use crate::export::loopdev::{AttachRequest, Attached, WaitingWrites, announce};
 use crate::export::shared::SharedBoard;
 use crate::units::VolumeId;
 
 /// Our own build, also after its file was replaced or deleted.
 const OWN_BUILD: &str = "/proc/self/exe";
-/// The hidden command that calls [`helper::serve_one`].
+/// The hidden command that calls [`serve`](crate::export::loopdev::helper::serve).
 pub const LOOP_HELPER: &str = "loop-helper";
 /// How often a stop looks whether what was in use still is.
 const LOOK_AGAIN: Duration = Duration::from_millis(200);
@@ -52,6 +52,7 @@ pub(super) struct Daemon {
     directory: PathBuf,
     devices: DeviceLocks,
     spares: Spares,
+    helpers: Arc<Helpers>,
     replaceable: bool,
     /// This process ends, and another answers whoever asks again.
     replacing: AtomicBool,
@@ -96,6 +97,8 @@ impl Daemon {
         listener: UnixListener,
     ) -> Result<()> {
         let Serving { pool, front_pid, restarts, attach_all, board, replaceable } = serving;
+        let helpers = Arc::new(Helpers::new(OWN_BUILD.into(), vec![LOOP_HELPER.into()]));
+        let of_spares = Arc::clone(&helpers);
         let daemon = Arc::new(Self {
             remote,
             events,
@@ -104,7 +107,8 @@ impl Daemon {
             front_pid,
             directory: places::mount_directory(pool),
             devices: DeviceLocks::default(),
-            spares: Spares::start(|| helped(&LoopCommand::Prepare { spares: SPARES }).map(drop))?,
+            spares: Spares::start(move || of_spares.run(&LoopCommand::Prepare { spares: SPARES }).map(drop))?,
+            helpers,
             replaceable,
             replacing: AtomicBool::new(false),
             stopping: AtomicBool::new(false),
@@ -295,7 +299,7 @@ impl Daemon {
             read_only,
             waiting: self.waiting_writes(volume.waits_when_full)?,
         };
-        let attached = helped(&LoopCommand::Attach(request)).and_then(|devices| {
+        let attached = self.helpers.run(&LoopCommand::Attach(request)).and_then(|devices| {
             devices.into_iter().next().ok_or_else(|| Error::Busy("no loop device was made; try again".into()))
         });
         self.spares.see();
@@ -327,7 +331,7 @@ impl Daemon {
     fn detach(&self, id: VolumeId, attachment: &Attachment, forget: bool) -> Result<()> {
         let number = number(&attachment.device)?;
         let name = &attachment.name;
-        helped(&LoopCommand::Detach { number }).map_err(|error| self.why_busy(attachment, error))?;
+        self.helpers.run(&LoopCommand::Detach { number }).map_err(|error| self.why_busy(attachment, error))?;
         self.remote.call(move |engine| async move {
             engine.server.closed(id).await;
             engine.control.devices.borrow_mut().remove(&id);
@@ -415,7 +419,11 @@ impl Daemon {
             && let Some(device) = &volume.device
         {
             let id = VolumeId(volume.id);
-            helped(&LoopCommand::Grow { number: number(device)?, file: self.file(id), size_bytes: volume.size_bytes })?;
+            self.helpers.run(&LoopCommand::Grow {
+                number: number(device)?,
+                file: self.file(id),
+                size_bytes: volume.size_bytes,
+            })?;
         }
         Ok(reply)
     }
@@ -434,7 +442,7 @@ impl Daemon {
             && let Some(device) = &volume.device
         {
             let waiting = self.waiting_writes(volume.waits_when_full)?;
-            helped(&LoopCommand::Tune { number: number(device)?, waiting })?;
+            self.helpers.run(&LoopCommand::Tune { number: number(device)?, waiting })?;
         }
         Ok(reply)
     }
@@ -488,10 +496,10 @@ impl Daemon {
     /// The devices of this front. Those of a front that has died give nothing but errors, and are taken away as soon as
     /// nobody has them mounted any more.
     fn sorted_devices(&self) -> Result<Vec<Attached>> {
-        let found = helped(&LoopCommand::List { pool: self.pool, directory: self.directory.clone() })?;
+        let found = self.helpers.run(&LoopCommand::List { pool: self.pool, directory: self.directory.clone() })?;
         let (dead, living): (Vec<_>, Vec<_>) = found.into_iter().partition(|device| device.stale);
         for Attached { device, number, volume, .. } in dead {
-            match helped(&LoopCommand::Detach { number }) {
+            match self.helpers.run(&LoopCommand::Detach { number }) {
                 Ok(_) => tracing::info!(%volume, device = %device.display(), "a dead daemon's device is gone"),
                 Err(error) => tracing::warn!(%volume, "a dead daemon's device: {error}"),
             }
@@ -604,7 +612,7 @@ impl Daemon {
                         "{name} ({device}) is {users}; unmount it first, or lose it with --force"
                     )));
                 }
-                helped(&LoopCommand::CheckFree { number: number(&attachment.device)? }).map_err(|error| match error {
+                self.helpers.run(&LoopCommand::CheckFree { number: number(&attachment.device)? }).map_err(|error| match error {
                     Error::Busy(_) => Error::Busy(format!(
                         "{name} ({device}) is mounted where it cannot be seen, by an import under way perhaps; let it end, or \
                          lose it with --force"
@@ -662,11 +670,6 @@ fn work_of(command: &Command) -> Work {
         Command::Detach { .. } | Command::DetachAll => Work::Detach,
         _ => Work::Command,
     }
-}
-
-/// Does a loop command in a process of its own.
-fn helped(command: &LoopCommand) -> Result<Vec<Attached>> {
-    helper::run(Path::new(OWN_BUILD), &[OsStr::new(LOOP_HELPER)], command)
 }
 
 /// N of `/dev/loopN`.
