@@ -138,12 +138,20 @@ pub(super) fn mount_volume_by(
     let volume = client.volume(name)?;
     // A private clone that is not attached yet looks like one that nobody needs any more.
     let _making = if volume.snapshot { Some(making::begin(client.pool_uuid()?)?) } else { None };
-    let name = if volume.snapshot {
-        client.create_clone(name, &private_name(name, "mount"), ephemeral("mount"))?.name
+    let (name, is_marked) = if volume.snapshot {
+        // Marked at once, as `attach_for_mount` would: it is one change that has to be durable, and not two.
+        let mut marks = ephemeral("mount");
+        marks.extend([(attributes::ATTACHED_BY.to_owned(), Bytes::from("mount"))]);
+        (client.create_clone(name, &private_name(name, "mount"), marks)?.name, true)
     } else {
-        name.to_owned()
+        (name.to_owned(), false)
     };
-    let device = match attach_for_mount(client, &name, read_only) {
+    let attached = if is_marked {
+        client.attach(&name, read_only).map(|attached| attached.device).map_err(Into::into)
+    } else {
+        attach_for_mount(client, &name, read_only)
+    };
+    let device = match attached {
         Ok(device) => device,
         Err(error) => {
             release(client, &name).ok();
