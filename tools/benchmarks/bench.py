@@ -79,7 +79,7 @@ class Bench:
     @property
     def seconds(self):
         """How long one fio job runs."""
-        return 1 if self.quick else 3
+        return 1 if self.quick else 2
 
     def size(self, full, quick):
         """A size in bytes: the full one, or with --quick another."""
@@ -160,8 +160,8 @@ class Bench:
         minutes = max(0.0, self.planned - done) * pace
         return "less than a minute left" if minutes < 1 else f"about {minutes:.0f} min left"
 
-    def run(self, cases):
-        """Runs cases one after the other. One that fails is in the table with its reason."""
+    def run(self, cases, keep=lambda: None):
+        """Runs cases one after the other, and calls `keep` after each. One that fails is in the table with its reason."""
         self.planned = sum(one.minutes for one in cases)
         for index, one in enumerate(cases):
             self.case, self.position = one, f"[{index + 1}/{len(cases)}]"
@@ -181,6 +181,7 @@ class Bench:
             # Devices that many volumes wanted would be found used before by the next case, and there for ever.
             remove_loops(loop_numbers() - self.loops)
             self.done += one.minutes
+            keep()
             self.say(f"{one.key} took {time.monotonic() - began:.0f} s")
 
     def failed(self, one, before, reason):

@@ -88,25 +88,34 @@ def main():
         subprocess.run([os.path.join(root, "tools/setup"), "bench"], check=True)
     program = plywood.program(root, given.program)
     bench = running.Bench(root, program, os.path.realpath(given.dir), given.rounds, given.quick)
-    try:
-        about = machine.about(root, program, given.dir, given.rounds, given.quick)
-        bench.run(cases)
-    except KeyboardInterrupt:
-        bench.say("stopped; undoing what was set up")
-        return 130
-    finally:
-        bench.stack.close()
     former, settings = [], {}
     if os.path.exists(raw) and given.only:
         with open(raw, encoding="utf-8") as file:
             former, old = from_document(json.load(file))
         settings = old.get("settings", {})
-    about["settings"] = {**settings, **bench.settings}
-    rows = merged(former, bench.rows)
-    os.makedirs(given.out, exist_ok=True)
-    with open(raw, "w", encoding="utf-8") as file:
-        json.dump(to_document(rows, about), file, indent=1)
-        file.write("\n")
-    report.write(given.out, rows, about, GROUPS)
+    try:
+        about = machine.about(root, program, given.dir, given.rounds, given.quick)
+
+        def keep():
+            """After each case, so that what is stopped leaves what it has measured."""
+            about["settings"] = {**settings, **bench.settings}
+            write_results(given.out, raw, merged(former, bench.rows), about)
+
+        bench.run(cases, keep)
+    except KeyboardInterrupt:
+        bench.say("stopped; undoing what was set up")
+        return 130
+    finally:
+        bench.stack.close()
     print(f"bench: {os.path.join(given.out, 'README.md')}")
     return 0
+
+
+def write_results(directory, raw, rows, about):
+    """Raw numbers, page and plots."""
+    os.makedirs(directory, exist_ok=True)
+    with open(raw + ".new", "w", encoding="utf-8") as file:
+        json.dump(to_document(rows, about), file, indent=1)
+        file.write("\n")
+    os.replace(raw + ".new", raw)
+    report.write(directory, rows, about, GROUPS)

@@ -141,7 +141,7 @@ def space_of_kind(bench, kind, size):
 def neighbours(bench):
     """One volume's 4 KiB write and fdatasync, alone and beside: the same pool's other volumes, or on raw files another file."""
     size = bench.size(GIB, 256 * MIB)
-    seconds = 2 if bench.quick else 6
+    seconds = 2 if bench.quick else 4
     what = {"writes": "another volume's random writes", "checkpoint": "checkpoints (writes into a fresh clone)",
             "punching": "punching (another volume is discarded)", "deletion": "a deletion", "ten-writers": "ten writers"}
     alone = "plywood, alone"
