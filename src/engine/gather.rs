@@ -157,11 +157,11 @@ impl State {
         if !is_scattered(runs as u64, blocks) {
             return Ok(Ok(None));
         }
-        let Some(mut taken) = self.take_together(id, blocks) else {
+        let Some(taken) = self.take_together(id, blocks) else {
             return Ok(Err(Error::NoSpace(format!("no {blocks} free blocks stand together"))));
         };
         let mut steps: SmallVec<[Step; 4]> = SmallVec::new();
-        for (position, (block, new)) in virtual_blocks.into_iter().zip(taken.by_ref()).enumerate() {
+        for (position, (block, new)) in virtual_blocks.into_iter().zip(taken).enumerate() {
             match steps.last_mut() {
                 Some(Step::Redirect { block: first, run, .. })
                     if *first + run.count == block && run.start.plus(run.count) == new =>

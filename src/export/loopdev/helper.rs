@@ -8,7 +8,7 @@
 
 use std::ffi::OsString;
 use std::io::{self, BufRead, BufReader, Write};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 
@@ -247,7 +247,7 @@ impl Helpers {
 }
 
 impl Helper {
-    fn start(program: &PathBuf, arguments: &[OsString]) -> io::Result<Self> {
+    fn start(program: &Path, arguments: &[OsString]) -> io::Result<Self> {
         let mut child = Command::new(program)
             .args(arguments)
             .env_remove(LINK_VARIABLE)
