@@ -169,7 +169,8 @@ impl State {
                     run.count += 1;
                 }
                 _ => {
-                    steps.push(Step::Redirect { block, run: Run { start: new, count: 1 }, from: position * BLOCK_SIZE })
+                    let run = Run { start: new, count: 1 };
+                    steps.push(Step::Redirect { block, run, from: position * BLOCK_SIZE });
                 }
             }
         }
