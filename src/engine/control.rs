@@ -124,8 +124,7 @@ impl<S: Storage> Pool<S> {
         };
         self.make_room_to_owe(Some(id), |state| Ok(resized(&state.volume(id)?.record))).await?;
         let start = size_bytes.div_ceil(BLOCK_BYTES);
-        // Of a volume that nobody has open any more, blocks may still be gathered.
-        quiesce(self, id).await;
+        self.wait_for_gathering(id).await;
         self.change_with(
             Use::Metadata,
             id,
@@ -170,8 +169,7 @@ impl<S: Storage> Pool<S> {
     /// Deletes a volume. Its blocks come back in the background.
     pub async fn delete_volume(&self, id: VolumeId) -> Result<()> {
         let promise = self.promise_for(Use::Release, None, 1, 64).await?;
-        // Of a volume that nobody has open, blocks may still be gathered.
-        quiesce(self, id).await;
+        self.wait_for_gathering(id).await;
         let lsn = {
             let mut state = self.inner.state.borrow_mut();
             let volume = state.volume(id)?;
@@ -323,6 +321,15 @@ impl<S: Storage> Pool<S> {
             outcome.map_err(|error| Error::io(format!("write of attributes at pool block {address}"), error))?;
         }
         Ok(written)
+    }
+
+    /// Of a volume that nobody has open, blocks may still be gathered: waits for the last of that. One that is in use is not
+    /// waited for, since under load some range of it is always held.
+    async fn wait_for_gathering(&self, id: VolumeId) {
+        let is_open = self.inner.state.borrow().volumes.get(&id).is_some_and(|volume| volume.open > 0);
+        if !is_open {
+            quiesce(self, id).await;
+        }
     }
 
     /// Takes a volume out of use for a change of its whole tree, and waits for what is in flight.

@@ -4,6 +4,7 @@ use futures_lite::future::yield_now;
 
 use super::tests::{assert_clean, fill, memory, new_clone, new_snapshot, new_volume, with_pool};
 use super::{Memory, Pool, VolumeHandle};
+use crate::error::Error;
 use crate::io::{IoMemory, MemoryStorage};
 use crate::units::{BLOCK_BYTES, BLOCK_SIZE, VolumeId};
 
@@ -76,6 +77,23 @@ fn shared_blocks_stay_where_they_are() {
         read(&pool.open_volume(snapshot, true).unwrap()).await;
         pause().await;
         assert_eq!(pool.counters().blocks_gathered, 0);
+        assert_clean(&pool).await;
+    });
+}
+
+/// Waiting for the last of what is gathered must not become waiting for the load: of a volume in use, some range is always held.
+#[test]
+fn volume_under_load_grows_and_is_not_deleted() {
+    with_pool(|pool| async move {
+        let id = scattered(&pool).await;
+        let handle = pool.open_volume(id, false).unwrap();
+        let held = handle.write(0, &memory(&[1; BLOCK_SIZE]), false).await.unwrap();
+        assert!(matches!(pool.delete_volume(id).await, Err(Error::Busy(_))));
+        assert!(matches!(pool.resize_volume(id, 1 << 20).await, Err(Error::Busy(_))));
+        pool.resize_volume(id, 2 << 30).await.unwrap();
+        drop(held);
+        drop(handle);
+        pool.delete_volume(id).await.unwrap();
         assert_clean(&pool).await;
     });
 }
