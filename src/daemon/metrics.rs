@@ -116,6 +116,7 @@ impl Told {
             ),
             ("blocks_redirected", "Data blocks redirected because they were shared", counters.blocks_redirected),
             ("blocks_provisioned", "Data blocks provisioned by a first write", counters.blocks_provisioned),
+            ("blocks_extended", "Blocks written with zeros ahead of use", counters.blocks_extended),
             ("blocks_punched", "Blocks given back to the host", counters.blocks_punched),
             ("blocks_sealed", "Blocks whose checksum was recorded", counters.blocks_sealed),
             ("checkpoints", "Checkpoints", counters.checkpoints),

@@ -68,6 +68,9 @@ pub struct Counters {
     pub seal_blocks_read: u64,
     /// Blocks that did not match their checksum when they were read.
     pub checksum_mismatches: u64,
+    /// Blocks that were allocated on the host and written with zeros ahead of use.
+    #[serde(default)]
+    pub blocks_extended: u64,
     /// Blocks given back to the host.
     pub blocks_punched: u64,
     /// Bytes of batches, nodes, pages, records and superblocks written.

@@ -1,7 +1,7 @@
 //! Space: bringing groups into memory and into use, preparing blocks on the host ahead of need, and giving back.
 
 use super::pool::{Pool, until};
-use super::space::GroupSpace;
+use super::space::{GroupSpace, PREPARED_BLOCKS};
 use super::state::State;
 use super::work::Work;
 use super::{Memory, Storage};
@@ -10,10 +10,9 @@ use crate::error::{Check, Corrupt, Error, Result, Structure};
 use crate::format::{self, COUNTS_PER_PAGE, Place, Record};
 use crate::units::{BLOCK_BYTES, BLOCK_SIZE, PoolBlock, VolumeId};
 
-/// Free blocks that the background task keeps ready (32 MiB).
-pub(super) const READY_BLOCKS: u64 = 8192;
-/// Blocks known to the host that are kept for metadata (8 MiB): never punched.
-pub(super) const PREPARED_BLOCKS: u64 = 2048;
+/// Free blocks that the background task keeps ready (32 MiB), and of a small pool this part.
+const READY_BLOCKS: u64 = 8192;
+const READY_PART: u64 = 16;
 /// Runs tried to be prepared while the host refuses: those of a former session's reserve are among them.
 const PREPARE_TRIES: usize = 4096;
 /// Blocks prepared in one step (8 MiB).
@@ -40,6 +39,38 @@ pub(super) enum Use {
 const PUNCH_BLOCKS: (u32, u32) = (16, 8192);
 /// The same where everything is to go: no longer ones, so that little is left for the sake of metadata.
 const TRIM_BLOCKS: (u32, u32) = (1, 256);
+
+/// How blocks were made ready.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Readiness {
+    Written,
+    /// The host has the space and has not written it: not for metadata.
+    Reserved,
+}
+
+/// New blocks that writes have asked for lately.
+#[derive(Clone, Copy, Default, Debug)]
+pub(super) struct Demand {
+    writes: u64,
+    blocks: u64,
+    was_long: bool,
+}
+
+impl Demand {
+    /// A write takes `blocks` new blocks.
+    pub(super) fn note(&mut self, blocks: u64) {
+        self.writes += u64::from(blocks > 0);
+        self.blocks += blocks;
+    }
+
+    /// Whether the writes since it was last called took 64 KiB each or more; without any, as before.
+    fn is_long(&mut self) -> bool {
+        const LONG_BLOCKS: u64 = 16;
+        let Self { writes, blocks, was_long } = std::mem::take(self);
+        self.was_long = if writes == 0 { was_long } else { blocks >= LONG_BLOCKS * writes };
+        self.was_long
+    }
+}
 
 impl<S: Storage> Pool<S> {
     /// Makes room for `blocks` data or metadata blocks: takes windows back, prepares host space, waits for what has been
@@ -210,6 +241,9 @@ impl<S: Storage> Pool<S> {
         if inner.state.borrow().allocator.fresh() < PREPARED_BLOCKS && self.prepare().await? {
             return Ok(true);
         }
+        if self.take_back().await? {
+            return Ok(true);
+        }
         let (unready, unloaded, next) = {
             let state = inner.state.borrow();
             let unready = (0..state.groups_in_use).rev().find_map(|group| {
@@ -226,8 +260,9 @@ impl<S: Storage> Pool<S> {
                 ..start
                     .plus(u64::from(ready + STEP_BLOCKS).min(inner.state.borrow().geometry.group_blocks(group)))
                     .offset_bytes();
-            self.extend(range).await?;
-            inner.state.borrow_mut().allocator.make_ready(group, ready + STEP_BLOCKS);
+            let readiness = self.make_ready(range).await?;
+            let is_written = readiness == Readiness::Written;
+            inner.state.borrow_mut().allocator.make_ready(group, ready + STEP_BLOCKS, is_written);
             return Ok(true);
         }
         if let Some(group) = unloaded {
@@ -267,10 +302,47 @@ impl<S: Storage> Pool<S> {
         refusal.map_or(Ok(false), Err)
     }
 
+    /// Prepares blocks that were given back to the host, so that they are free again. Answers whether there were any.
+    pub(super) async fn take_back(&self) -> Result<bool> {
+        let inner = &self.inner;
+        let Some(run) = inner.state.borrow_mut().allocator.take_given_back(STEP_BLOCKS) else { return Ok(false) };
+        let made = self.make_ready(run.start.offset_bytes()..run.start.plus(run.count).offset_bytes()).await;
+        let mut state = inner.state.borrow_mut();
+        match made {
+            Ok(Readiness::Written) => state.allocator.prepared(run),
+            Ok(Readiness::Reserved) => state.allocator.reserved(run),
+            Err(error) => {
+                state.allocator.give_back(run);
+                return Err(error);
+            }
+        }
+        for offset in 0..run.count {
+            state.allocator.release(run.start.plus(offset));
+        }
+        Ok(true)
+    }
+
+    /// Makes sure of the host's space for a range from which blocks will be handed out: written where writes are short, since a
+    /// short first write to a block that the host has not written costs several times as much; and only reserved where
+    /// they have been long lately, which would have everything written twice.
+    async fn make_ready(&self, range: std::ops::Range<u64>) -> Result<Readiness> {
+        if !self.inner.state.borrow_mut().demand.is_long() {
+            self.extend(range).await?;
+            return Ok(Readiness::Written);
+        }
+        let what = format!("allocation of {} bytes at byte {} of the pool", range.end - range.start, range.start);
+        let _work = self.at(Work::Extend);
+        self.inner.storage.reserve(range).await.map_err(|error| Error::io(what, error))?;
+        Ok(Readiness::Reserved)
+    }
+
     pub(super) async fn extend(&self, range: std::ops::Range<u64>) -> Result<()> {
         let what = format!("allocation of {} bytes at byte {} of the pool", range.end - range.start, range.start);
         let _work = self.at(Work::Extend);
-        self.inner.storage.extend(range).await.map_err(|error| Error::io(what, error))
+        let blocks = (range.end - range.start) / BLOCK_BYTES;
+        self.inner.storage.extend(range).await.map_err(|error| Error::io(what, error))?;
+        self.inner.state.borrow_mut().counters.blocks_extended += blocks;
+        Ok(())
     }
 
     /// Takes the next group into use: its descriptors and both slots of its pages of counts are allocated on the host and
@@ -310,11 +382,17 @@ impl<S: Storage> Pool<S> {
             self.wait_for_epoch(epoch).await;
             let begun = inner.checkpoints_begun.get();
             let counts = self.read_group(group).await?;
+            let range = {
+                let geometry = inner.state.borrow().geometry;
+                let start = geometry.group_start(group);
+                start.offset_bytes()..start.plus(geometry.group_blocks(group)).offset_bytes()
+            };
+            let holes = inner.storage.holes(range);
             let mut state = inner.state.borrow_mut();
             // A checkpoint meanwhile may have written other slots than those that were read.
             if begun == inner.checkpoints_begun.get() && !state.checkpointing {
                 if !state.allocator.has_group(group) {
-                    state.add_loaded_group(group, &counts);
+                    state.add_loaded_group(group, &counts, &holes);
                 }
                 return Ok(());
             }
@@ -372,10 +450,11 @@ impl<S: Storage> Pool<S> {
         loop {
             until(&inner.signals.work, || {
                 let state = inner.state.borrow();
+                let wants_more = || inner.growth_wanted.get() && state.is_low();
                 inner.stopped.get()
                     || state.poisoned.is_some()
                     || inner.ticks.get() != seen
-                    || (grew && !state.closing && state.allocator.free() < READY_BLOCKS)
+                    || (grew && !state.closing && wants_more())
             })
             .await;
             if inner.stopped.get() || inner.state.borrow().poisoned.is_some() {
@@ -406,7 +485,8 @@ impl<S: Storage> Pool<S> {
         const RUNS: usize = 64;
         loop {
             let seen = self.inner.requests.get();
-            let is_done = self.punch_some(RUNS, PUNCH_BLOCKS).await < RUNS;
+            let keep = self.inner.state.borrow().ready_blocks();
+            let is_done = self.punch_some(RUNS, PUNCH_BLOCKS, keep).await < RUNS;
             if is_done || self.inner.requests.get() != seen || self.inner.state.borrow().closing {
                 return;
             }
@@ -441,20 +521,21 @@ impl<S: Storage> Pool<S> {
                 self.load_group(group).await?;
             }
         }
-        while self.punch_some(64, TRIM_BLOCKS).await == 64 {
+        // It stays with the host until somebody writes.
+        self.inner.growth_wanted.set(false);
+        while self.punch_some(64, TRIM_BLOCKS, 0).await == 64 {
             futures_lite::future::yield_now().await;
         }
         self.inner.storage.flush().await.map_err(|error| self.poison(&Error::io("flush after punching", error)))
     }
 
-    /// Gives up to `runs` free runs of `least` to `most` blocks back to the host, and answers how many. A run under punch is
-    /// claimed: nobody is handed its blocks.
-    pub(super) async fn punch_some(&self, runs: usize, (least, most): (u32, u32)) -> usize {
+    /// Gives up to `runs` free runs of `least` to `most` blocks back to the host, and answers how many; `keep_free` free blocks
+    /// stay. A run under punch is claimed: nobody is handed its blocks.
+    pub(super) async fn punch_some(&self, runs: usize, (least, most): (u32, u32), keep_free: u64) -> usize {
         let inner = &self.inner;
         for done in 0..runs {
-            let Some(run) = inner.state.borrow_mut().allocator.take_punchable(least, most, PREPARED_BLOCKS) else {
-                return done;
-            };
+            let punchable = inner.state.borrow_mut().allocator.take_punchable(least, most, PREPARED_BLOCKS, keep_free);
+            let Some(run) = punchable else { return done };
             let range = run.start.offset_bytes()..run.start.plus(run.count).offset_bytes();
             let release = || {
                 let mut state = inner.state.borrow_mut();
@@ -468,13 +549,18 @@ impl<S: Storage> Pool<S> {
             let work = self.at(Work::Punch);
             let punched = inner.storage.punch(range).await;
             drop(work);
-            if !is_broken(Canary::PunchUnclaimed) {
+            if punched.is_err() && !is_broken(Canary::PunchUnclaimed) {
                 release();
             }
             {
                 let mut state = inner.state.borrow_mut();
                 match punched {
-                    Ok(()) => state.counters.blocks_punched += run.count,
+                    Ok(()) => {
+                        state.counters.blocks_punched += run.count;
+                        if !is_broken(Canary::PunchUnclaimed) {
+                            state.allocator.give_back(run);
+                        }
+                    }
                     Err(error) => tracing::warn!("punch of {} blocks at pool block {}: {error}", run.count, run.start),
                 }
             }
@@ -485,6 +571,16 @@ impl<S: Storage> Pool<S> {
 }
 
 impl State {
+    /// Free blocks that are kept ready: no fewer are left when space is given back, or it would be taken again at once.
+    fn ready_blocks(&self) -> u64 {
+        READY_BLOCKS.min(self.geometry.pool_blocks / READY_PART)
+    }
+
+    /// Whether more blocks should be made ready.
+    pub(super) fn is_low(&self) -> bool {
+        self.allocator.free() < self.ready_blocks()
+    }
+
     /// Whether `blocks` metadata blocks may be promised for a change.
     pub(super) fn has_metadata(&self, blocks: u64, wanted: Use, whose: Option<VolumeId>) -> bool {
         let kept = if wanted == Use::Release { 0 } else { RELEASE_BLOCKS };
@@ -530,8 +626,8 @@ impl State {
     }
 
     /// Adds a group that was in use before: free is what the durable counts say, nothing has touched since, and no freed
-    /// block waits for.
-    fn add_loaded_group(&mut self, group: u64, counts: &[u32]) {
+    /// block waits for. What of that is in `holes` (bytes of the pool) is prepared before it is used.
+    fn add_loaded_group(&mut self, group: u64, counts: &[u32], holes: &[std::ops::Range<u64>]) {
         let blocks = self.geometry.group_blocks(group) as u32;
         let mut space = GroupSpace::new(blocks, blocks);
         let start = self.geometry.group_start(group);
@@ -542,16 +638,48 @@ impl State {
             .chain(self.draining_frees.iter().map(|(_, block, _)| *block))
             .chain(self.pinned.blocks())
             .collect();
+        let mut holes = holes.iter().peekable();
         for (index, count) in counts.iter().enumerate().take(blocks as usize) {
             let page = (group, (index as u64 / COUNTS_PER_PAGE) as u32);
             let in_page = (index as u64 % COUNTS_PER_PAGE) as u16;
             let block = start.plus(index as u64);
+            while holes.next_if(|hole| hole.end <= block.offset_bytes()).is_some() {}
             if *count == 0 && self.deltas.get(page, in_page).is_none() && !waiting.contains(&block) {
-                space.set_fresh(index as u32);
+                let in_hole = |hole: &&std::ops::Range<u64>| {
+                    hole.start <= block.offset_bytes() && block.plus(1).offset_bytes() <= hole.end
+                };
+                if holes.peek().copied().is_some_and(|hole| in_hole(&hole)) {
+                    space.set_given_back(index as u32);
+                } else {
+                    space.set_fresh(index as u32);
+                }
             } else if *count > 0 {
                 space.set_used(index as u32);
             }
         }
         self.add_group(group, space);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn blocks_are_only_reserved_for_who_writes_much_at_a_time() {
+        let mut demand = Demand::default();
+        assert!(!demand.is_long(), "nothing is known yet");
+        for _ in 0..9 {
+            demand.note(64);
+        }
+        assert!(demand.is_long());
+        assert!(demand.is_long(), "nobody has written since");
+        demand.note(0);
+        assert!(demand.is_long(), "a write in place says nothing");
+        for _ in 0..9 {
+            demand.note(1);
+        }
+        demand.note(64);
+        assert!(!demand.is_long());
     }
 }

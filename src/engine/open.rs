@@ -16,6 +16,7 @@ use super::check::Pinned;
 use super::checksums::NewChecksums;
 use super::epoch::Epochs;
 use super::exclusive::Families;
+use super::growth::Demand;
 use super::journal::{Journal, JournalPosition};
 use super::pool::{Pool, read_bytes, to_memory};
 use super::space::{Allocator, Deltas};
@@ -307,7 +308,7 @@ impl<S: Storage> Pool<S> {
     /// Prepares blocks for metadata, and reads groups, until there are `least` of them or nothing is left to be had.
     pub(super) async fn ensure_metadata(&self, least: u64) -> Result<()> {
         while self.inner.state.borrow().allocator.fresh() < least {
-            if self.prepare().await? {
+            if self.prepare().await? || self.take_back().await? {
                 continue;
             }
             let group = {
@@ -462,6 +463,7 @@ fn new_state(superblock: &Superblock, slot: Slot, log: Box<dyn PendingLog>, opti
         index_refs: superblock.group_index.clone(),
         allocator: Allocator::new(geometry),
         outside_blocks: 0,
+        demand: Demand::default(),
         groups_freed_in: std::collections::BTreeSet::new(),
         epochs: Epochs::new(),
         unrecorded_frees: VecDeque::new(),

@@ -66,6 +66,8 @@ pub(super) struct Inner<S: Storage> {
     pub(super) growing: Cell<bool>,
     pub(super) preparing_checksum_pages: Cell<bool>,
     pub(super) host_full: Cell<bool>,
+    /// Blocks are to be kept ready: somebody has written since everything was given back.
+    pub(super) growth_wanted: Cell<bool>,
     pub(super) ticks: Cell<u64>,
     /// Reads and changes of volumes begun.
     pub(super) requests: Cell<u64>,
@@ -134,6 +136,7 @@ impl<S: Storage> Pool<S> {
                 growing: Cell::new(false),
                 preparing_checksum_pages: Cell::new(false),
                 host_full: Cell::new(false),
+                growth_wanted: Cell::new(true),
                 ticks: Cell::new(0),
                 requests: Cell::new(0),
                 stopped: Cell::new(false),

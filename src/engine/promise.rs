@@ -4,7 +4,7 @@
 //! and an epoch, and what it waits for may wait for these (rules O7, O8).
 
 use super::Storage;
-use super::growth::{READY_BLOCKS, Use};
+use super::growth::Use;
 use super::pool::Pool;
 use crate::error::Result;
 use crate::format::ENTRIES_PER_NODE;
@@ -98,12 +98,13 @@ impl<S: Storage> Pool<S> {
         state.log_promised += records_bytes;
         state.metadata_promised += metadata_blocks;
         let much = state.is_checkpoint_due();
-        let low = state.allocator.free() < READY_BLOCKS;
+        let low = state.is_low();
         drop(state);
         if much {
             self.want_checkpoint();
         }
         if low {
+            self.inner.growth_wanted.set(true);
             self.inner.signals.work.notify(usize::MAX);
         }
         Ok(Some(Promise { pool: self.clone(), log_bytes: records_bytes, metadata_blocks }))

@@ -13,6 +13,7 @@ use super::check::Pinned;
 use super::checksums::NewChecksums;
 use super::epoch::{EpochId, Epochs};
 use super::exclusive::{Families, Family, Figure, Marks};
+use super::growth::Demand;
 use super::journal::Journal;
 use super::ranges::Ranges;
 use super::space::{Allocator, Deltas, PageKey, Run, Window};
@@ -183,6 +184,8 @@ pub(super) struct State {
     pub(super) allocator: Allocator,
     /// Blocks free in groups that are not in memory, or not in use.
     pub(super) outside_blocks: u64,
+    /// How long writes to new blocks have been lately.
+    pub(super) demand: Demand,
     /// Groups in which checkpoints freed blocks since the background task looked last.
     pub(super) groups_freed_in: std::collections::BTreeSet<u64>,
     pub(super) epochs: Epochs,

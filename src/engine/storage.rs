@@ -88,6 +88,19 @@ pub trait Storage: 'static {
     /// Durable only after a [`flush`](Storage::flush).
     fn extend(&self, range: Range<u64>) -> impl Future<Output = io::Result<()>> + 'static;
 
+    /// As [`extend`](Storage::extend) where it costs little, and else without the zeros: the host has the space, and a first
+    /// write to each part of it changes the host file's extents. It reads as before, or as zeros.
+    fn reserve(&self, range: Range<u64>) -> impl Future<Output = io::Result<()>> + 'static {
+        self.extend(range)
+    }
+
     /// Gives `range` (bytes) back to the host. It reads as zeros afterwards, or as before where the host cannot punch.
     fn punch(&self, range: Range<u64>) -> impl Future<Output = io::Result<()>> + 'static;
+
+    /// Parts of `range` (bytes) that the host has not written yet or that were punched, in ascending order; no more than are
+    /// known. Some system calls: for what is done once a group, and not for each request.
+    fn holes(&self, range: Range<u64>) -> Vec<Range<u64>> {
+        let _ = range;
+        Vec::new()
+    }
 }

@@ -359,6 +359,7 @@ impl State {
             if may_map && !mapped_only { self.take_for_scattered(id, offset, end, shared_at, &entries) } else { None };
         let is_moved = together.is_some();
         let missing = if is_moved { entries.len() as u64 } else { missing };
+        self.demand.note(missing);
         let mut runs = match together.or_else(|| self.take_blocks(id, missing, Use::Data)) {
             Some(runs) => runs,
             None => {

@@ -9,7 +9,7 @@ use plywood::io::{FileStorage, IoMemory};
 use plywood::units::VolumeId;
 use uuid::Uuid;
 
-use crate::file_pool::{Ending, FilePool, MIB, new_clone, new_snapshot, new_volume};
+use crate::file_pool::{Ending, FilePool, MIB, bytes_of, new_clone, new_snapshot, new_volume, read, write};
 
 const KIB: u64 = 1 << 10;
 const POOL_BYTES: u64 = 3 << 30;
@@ -169,4 +169,53 @@ fn freed_runs_go_back_to_the_host_by_themselves() {
 #[test]
 fn trim_gives_back_what_is_in_pieces() {
     hold_promise(2, 4 * KIB, true);
+}
+
+/// What was given back, in this session or a former one, is prepared before it is written: a first write to a hole costs the
+/// host several times as much.
+#[test]
+fn what_was_given_back_is_prepared_before_it_is_used_again() {
+    let file = FilePool::create(POOL_BYTES);
+    let fill = async |pool: &Pool<FileStorage>, name: &str, length: u64| {
+        let id = pool.create_volume(new_volume(name, VOLUME_BYTES)).await.expect("created").id;
+        let handle = pool.open_volume(id, false).expect("a handle");
+        for at in (0..VOLUME_BYTES).step_by(length as usize) {
+            write(&handle, at, length as usize, at + 1).await.expect("there is room");
+        }
+        id
+    };
+    let give_back = async |pool: &Pool<FileStorage>, id| {
+        pool.delete_volume(id).await.expect("deleted");
+        pool.settle().await.expect("nothing is left to be eaten");
+        pool.trim().await.expect("trimmed");
+        let (ready, on_host) = (pool.info().ready_bytes, allocated(&file));
+        assert!(ready <= 16 * MIB, "{ready} bytes count as ready, the host has {on_host}");
+    };
+    file.step(Ending::Closed, async |pool| {
+        let first = fill(pool, "first", MIB).await;
+        give_back(pool, first).await;
+        let second = fill(pool, "second", MIB).await;
+        assert!(pool.info().ready_bytes > 0);
+        give_back(pool, second).await;
+    });
+    let before = allocated(&file);
+    file.step(Ending::Closed, async |pool| {
+        let is_written = async |id, length: u64| {
+            for at in (0..VOLUME_BYTES).step_by(length as usize) {
+                assert!(read(pool, id, at, length as usize).await == bytes_of(at + 1, length as usize), "at {at}");
+            }
+        };
+        let extended = || pool.counters().blocks_extended * 4 * KIB;
+        // Short writes go to blocks that the host has written.
+        let third = fill(pool, "third", 16 * KIB).await;
+        let (bytes, grown) = (extended(), allocated(&file) - before);
+        assert!(bytes >= VOLUME_BYTES - 64 * MIB, "{bytes} bytes were prepared, the file has {grown} more");
+        is_written(third, 16 * KIB).await;
+        // Long ones would have everything written twice.
+        let before = extended();
+        let fourth = fill(pool, "fourth", MIB).await;
+        assert!(extended() - before <= 64 * MIB, "{} bytes were written twice", extended() - before);
+        is_written(fourth, MIB).await;
+    });
+    file.sound();
 }

@@ -13,7 +13,7 @@ from contextlib import ExitStack
 from .bench import GIB, MIB, case
 from .block import scattered
 from .devices import Disk, Load, attach_loop, fio, host_file_system, make_ext4, mount, overwrite, sparse_file
-from .plywood import Pool, new_uuid
+from .plywood import Connection, Pool, new_uuid
 from .results import Target
 from .roots import BtrfsRoots, Overlay, OverlayXfs, Qcow2Roots, XfsReflinkRoots
 from .shell import NotRun, make_directory, require, run, wait_until
@@ -55,15 +55,16 @@ def image_pool(bench, stack, size):
 class Embedded:
     """A container's root made and unmade over the control socket, step by step."""
 
-    def __init__(self, pool, scratch):
+    def __init__(self, pool, scratch, connection=None):
         self.pool, self.scratch = pool, scratch
+        self.call = connection.call if connection else pool.call
 
     def make(self, name):
         """Answers the directory, and each step's milliseconds."""
         answer = {}
         directory = make_directory(self.scratch, name)
-        steps = [timed_ms(lambda: self.pool.call("clone-create", snapshot="origin", uuid=new_uuid(), name=name, size_bytes=None)),
-                 timed_ms(lambda: answer.update(self.pool.call("attach", name=name, read_only=False)))]
+        steps = [timed_ms(lambda: self.call("clone-create", snapshot="origin", uuid=new_uuid(), name=name, size_bytes=None)),
+                 timed_ms(lambda: answer.update(self.call("attach", name=name, read_only=False)))]
         device = answer["value"][0]["device"]
         steps.append(timed_ms(lambda: system_mount(device, directory)))
         return directory, steps
@@ -71,8 +72,8 @@ class Embedded:
     def unmake(self, name):
         """The opposite."""
         system_unmount(os.path.join(self.scratch, name))
-        self.pool.call("detach", name=name)
-        self.pool.call("volume-delete", name=name)
+        self.call("detach", name=name)
+        self.call("volume-delete", name=name)
 
 
 @case("life", "start", "Clone, attach and mount; and back", 6)
@@ -83,8 +84,11 @@ def start(bench):
     steps = [bench.row(f"step-{name}", f"of which {name}", "ms", better="less") for name in ("clone", "attach", "mount(2)")]
     new = bench.row("new-device", "one: over the control socket, on a loop device never used before", "ms", better="less", targets=[Target(15)])
     back = bench.row("back", "unmount, detach, delete: a command", "ms", better="less")
-    many = bench.row("hundred", f"{AT_ONCE} at once, in all", "ms", better="less", targets=[Target(500)])
-    many_back = bench.row("hundred-back", f"{AT_ONCE} at once, and back", "ms", better="less")
+    many = bench.row("hundred", f"{AT_ONCE} at once, in all: commands", "ms", better="less", targets=[Target(500)])
+    many_back = bench.row("hundred-back", f"{AT_ONCE} at once, and back: commands", "ms", better="less")
+    many_socket = bench.row("hundred-socket", f"{AT_ONCE} at once, in all: over the control socket and mount(2)", "ms", better="less",
+                            targets=[Target(500)])
+    many_socket_back = bench.row("hundred-socket-back", f"{AT_ONCE} at once, and back: over the control socket", "ms", better="less")
     size = 256 * MIB
     with ExitStack() as stack:
         pool = image_pool(bench, stack, size)
@@ -109,7 +113,8 @@ def start(bench):
             for peer in others:
                 bench.measure([one, back], peer.name, lambda peer=peer: (timed_ms(peer.fresh), timed_ms(peer.drop)))
             bench.measure(new, "plywood", lambda number=number: on_new_device(bench, embedded, number))
-            bench.measure([many, many_back], "plywood", lambda number=number: at_once(bench, pool, number))
+            bench.measure([many, many_back], "plywood", lambda number=number: commands_at_once(bench, pool, number))
+            bench.measure([many_socket, many_socket_back], "plywood", lambda: embedded_at_once(bench, pool))
 
 
 def middle(values):
@@ -136,36 +141,54 @@ def free_loops():
     return sum(not os.path.exists(f"/sys/block/{name}/loop") for name in devices)
 
 
-def at_once(bench, pool, number):
+def commands_at_once(bench, pool, number):
     """100 commands at once: until the last is mounted; and back."""
     places = [make_directory(bench.scratch, "hundred", str(index)) for index in range(AT_ONCE)]
-
-    def all_of(function):
-        failures = []
-
-        def guarded(place):
-            try:
-                function(place)
-            except NotRun as error:
-                failures.append(error)
-
-        threads = [threading.Thread(target=guarded, args=(place,)) for place in places]
-        began = time.perf_counter()
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join()
-        took = (time.perf_counter() - began) * 1000
-        if failures:
-            raise NotRun(f"{len(failures)} of {AT_ONCE} failed: {failures[0]}")
-        return took
-
     bench.progress(f"{AT_ONCE} at once", (number + 0.8) / bench.rounds)
     try:
-        there = all_of(lambda place: pool.command("mount", "origin", place))
+        there = all_at_once(places, lambda place: pool.command("mount", "origin", place))
     finally:
-        back = all_of(lambda place: os.path.ismount(place) and pool.command("unmount", place))
+        back = all_at_once(places, lambda place: os.path.ismount(place) and pool.command("unmount", place))
     return there, back
+
+
+def embedded_at_once(bench, pool):
+    """The same by a program that embeds plywood: a thread and a connection for each."""
+    scratch = make_directory(bench.scratch, "hundred-embedded")
+    uuid = pool.info()["uuid"]
+    with ExitStack() as stack:
+        roots = []
+        for index in range(AT_ONCE):
+            connection = Connection(uuid)
+            stack.callback(connection.close)
+            roots.append((Embedded(pool, scratch, connection), f"h{index}"))
+        try:
+            there = all_at_once(roots, lambda root: root[0].make(root[1]))
+        finally:
+            back = all_at_once(roots, lambda root: os.path.ismount(os.path.join(scratch, root[1])) and root[0].unmake(root[1]))
+    return there, back
+
+
+def all_at_once(things, function):
+    """How long it takes until the function has been called for each thing, by a thread of its own."""
+    failures = []
+
+    def guarded(thing):
+        try:
+            function(thing)
+        except (NotRun, OSError) as error:
+            failures.append(error)
+
+    threads = [threading.Thread(target=guarded, args=(thing,)) for thing in things]
+    began = time.perf_counter()
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    took = (time.perf_counter() - began) * 1000
+    if failures:
+        raise NotRun(f"{len(failures)} of {AT_ONCE} failed: {failures[0]}")
+    return took
 
 
 @case("life", "snapshot", "Snapshot of a volume with many scattered blocks, under load", 6, 10 * GIB)

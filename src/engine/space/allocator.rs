@@ -5,15 +5,22 @@
 //! its journal names (replay then fits in what it finds). *Held*: in a window, under a write that has not changed its
 //! mapping yet, freed but not yet reusable, or being punched; a checkpoint that finds the count 0 leaves such a block alone.
 //!
-//! Two more are about the host. *Prepared*: known to be allocated there, since it was extended or written in this session
+//! Three more are about the host. *Prepared*: known to be allocated there, since it was extended or written in this session
 //! or was in use when the pool was opened; metadata goes nowhere else, so that no checkpoint meets a full host. *Backed*:
-//! the host may have allocated it and it is worth punching.
+//! the host may have allocated it and it is worth punching. *Given back*: punched, and nobody's; it is prepared before it is
+//! free again, as what no one has used yet is, because a first write to a hole costs the host several times as much.
 
 use std::collections::BTreeMap;
 
 use super::bitmap::Bitmap;
 use crate::format::{GROUP_BLOCKS, Geometry};
 use crate::units::PoolBlock;
+
+/// Blocks known to the host that are kept for metadata (8 MiB): never punched.
+pub(crate) const PREPARED_BLOCKS: u64 = 2048;
+
+/// Fewer blocks beyond what is kept for metadata are not worth punching (1 MiB).
+const SPARE_LEAST: u32 = 256;
 
 /// Consecutive blocks of one group.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -29,7 +36,10 @@ pub(crate) struct GroupSpace {
     held: Bitmap,
     prepared: Bitmap,
     backed: Bitmap,
+    /// Most groups have none.
+    given_back: Option<Bitmap>,
     free_count: u32,
+    given_back_count: u32,
     /// Blocks from the group's start that may be handed out; those behind have never been.
     ready: u32,
     blocks: u32,
@@ -44,7 +54,9 @@ impl GroupSpace {
             held: Bitmap::new(),
             prepared: Bitmap::new(),
             backed: Bitmap::new(),
+            given_back: None,
             free_count: 0,
+            given_back_count: 0,
             ready,
             blocks,
         }
@@ -58,10 +70,26 @@ impl GroupSpace {
         self.free_count += u32::from(self.free.insert(index));
     }
 
+    /// While a group is read: such a block that the host does not have.
+    pub(crate) fn set_given_back(&mut self, index: u32) {
+        self.fresh.insert(index);
+        self.given_back_count += u32::from(self.given_back.get_or_insert_with(Bitmap::new).insert(index));
+    }
+
     /// While a group is read: a block in use, so that the host has it.
     pub(crate) fn set_used(&mut self, index: u32) {
         self.prepared.insert(index);
         self.backed.insert(index);
+    }
+
+    fn is_given_back(&self, index: u32) -> bool {
+        self.given_back.as_ref().is_some_and(|blocks| blocks.contains(index))
+    }
+
+    fn no_longer_given_back(&mut self, index: u32) {
+        if let Some(blocks) = &mut self.given_back {
+            blocks.remove(index);
+        }
     }
 
     /// Whether the block may become metadata.
@@ -123,7 +151,7 @@ impl Allocator {
         self.fresh
     }
 
-    /// Blocks of the groups in memory that have to be prepared before they are free.
+    /// Blocks of the groups in memory that have to be prepared before they are free: never used, or given back.
     pub(crate) fn unready(&self) -> u64 {
         self.unready
     }
@@ -134,7 +162,7 @@ impl Allocator {
 
     pub(crate) fn add_group(&mut self, group: u64, space: GroupSpace) {
         self.free += u64::from(space.free_count);
-        self.unready += u64::from(space.blocks - space.ready);
+        self.unready += u64::from(space.blocks - space.ready + space.given_back_count);
         self.fresh += (0..space.blocks).filter(|index| space.is_for_metadata(*index)).count() as u64;
         self.groups.insert(group, space);
     }
@@ -156,8 +184,8 @@ impl Allocator {
         self.groups.get(&group).map(|space| (space.ready, space.blocks))
     }
 
-    /// The blocks of `group` up to `ready` have been prepared on the host and may be handed out.
-    pub(crate) fn make_ready(&mut self, group: u64, ready: u32) {
+    /// The blocks of `group` up to `ready` may be handed out; `prepared` when the host has written them.
+    pub(crate) fn make_ready(&mut self, group: u64, ready: u32, prepared: bool) {
         let Some(space) = self.groups.get_mut(&group) else { return };
         let ready = ready.min(space.blocks);
         let new = space.ready..ready;
@@ -166,7 +194,11 @@ impl Allocator {
         let start = self.geometry.group_start(group);
         for index in new {
             self.with(start.plus(u64::from(index)), |space, index| {
-                space.prepared.insert(index);
+                if prepared {
+                    space.prepared.insert(index);
+                } else {
+                    space.backed.insert(index);
+                }
                 space.fresh.insert(index);
                 space.free.insert(index);
             });
@@ -175,20 +207,27 @@ impl Allocator {
 
     /// Takes up to `want` consecutive blocks for data and holds them, leaving at least `reserve` blocks for metadata.
     pub(crate) fn take_data(&mut self, want: u64, reserve: u64) -> Option<Run> {
-        let spare = self.fresh.saturating_sub(reserve);
         if self.free == 0 || want == 0 {
             return None;
         }
         // First a run worth having, then whatever there is.
         let fair = want.clamp(1, 16) as u32;
-        let run = self.find_data(fair, want, spare).or_else(|| self.find_data(1, want, spare))?;
+        let run = self.find_sparing(fair, want, reserve).or_else(|| self.find_sparing(1, want, reserve))?;
         self.hold_data(run)
     }
 
     /// Takes `least` to `want` consecutive blocks for data and holds them, leaving at least `reserve` blocks for metadata.
     pub(crate) fn take_run(&mut self, least: u64, want: u64, reserve: u64) -> Option<Run> {
-        let run = self.find_data(u32::try_from(least).ok()?, want, self.fresh.saturating_sub(reserve))?;
+        let run = self.find_sparing(u32::try_from(least).ok()?, want, reserve)?;
         self.hold_data(run)
+    }
+
+    /// A run for data: where there is enough that metadata cannot use, what has been prepared for it stays.
+    fn find_sparing(&self, least: u32, want: u64, reserve: u64) -> Option<Run> {
+        let spare = |reserve| self.fresh.saturating_sub(reserve);
+        let is_enough = self.free - self.fresh >= want && reserve < PREPARED_BLOCKS;
+        let sparing = if is_enough { self.find_data(least, want, spare(PREPARED_BLOCKS)) } else { None };
+        sparing.or_else(|| self.find_data(least, want, spare(reserve)))
     }
 
     fn hold_data(&mut self, run: Run) -> Option<Run> {
@@ -233,10 +272,10 @@ impl Allocator {
                 if count >= u64::from(least) {
                     return Some(Run { start: self.geometry.group_start(group).plus(u64::from(start)), count });
                 }
-                from = start + (count as u32).max(1);
+                from = start + count as u32;
                 if count == 0 {
-                    // A fresh block that cannot be spared: go on behind it.
-                    continue;
+                    // Fresh blocks that cannot be spared: go on behind them.
+                    from = (start..end).find(|index| !space.is_for_metadata(*index)).unwrap_or(end);
                 }
             }
         }
@@ -287,6 +326,7 @@ impl Allocator {
         self.with(block, |space, index| {
             space.free.remove(index);
             space.fresh.remove(index);
+            space.no_longer_given_back(index);
             space.prepared.insert(index);
             space.backed.insert(index);
         });
@@ -316,10 +356,11 @@ impl Allocator {
         self.geometry.group_of(block).is_some_and(|(group, _)| self.has_group(group))
     }
 
-    /// Whether nobody has the block: it may be handed out.
+    /// Whether nobody has the block: it may be handed out, or prepared for that.
     pub(crate) fn is_unused(&self, block: PoolBlock) -> bool {
         let Some((group, index)) = self.geometry.group_of(block) else { return false };
-        self.groups.get(&group).is_some_and(|space| space.free.contains(index))
+        let space = self.groups.get(&group);
+        space.is_some_and(|space| space.free.contains(index) || space.is_given_back(index))
     }
 
     /// Holds a block that a checkpoint has freed. Answers false when it is held for something else, or not in memory.
@@ -342,23 +383,58 @@ impl Allocator {
         self.with(block, |space, index| {
             if !space.held.contains(index) && index < space.ready {
                 space.fresh.insert(index);
-                space.free.insert(index);
+                if !space.is_given_back(index) {
+                    space.free.insert(index);
+                }
             }
         });
     }
 
     /// Takes a run of at least `least` free blocks that the host may have allocated, to be punched; they are held
-    /// meanwhile. Blocks for metadata are left when no more than `keep` of them are there.
-    pub(crate) fn take_punchable(&mut self, least: u32, most: u32, keep: u64) -> Option<Run> {
+    /// meanwhile. Blocks for metadata are left when no more than `keep` of them are there, and `keep_free` blocks whatever
+    /// they are for.
+    pub(crate) fn take_punchable(&mut self, least: u32, most: u32, keep: u64, keep_free: u64) -> Option<Run> {
+        let most = u64::from(most).min(self.free.saturating_sub(keep_free)) as u32;
+        if most < least {
+            return None;
+        }
         let spare = self.fresh.saturating_sub(keep);
-        let found = self.find_run(least, most, |space, index| {
-            space.backed.contains(index) && (spare >= u64::from(most) || !space.is_for_metadata(index))
-        })?;
+        let backed = |space: &GroupSpace, index| space.backed.contains(index);
+        let of_no_use = |space: &GroupSpace, index| backed(space, index) && !space.is_for_metadata(index);
+        let found = if spare >= u64::from(most) {
+            self.find_run(least, most, backed)
+        } else {
+            let rest = spare as u32;
+            let few = || if rest >= least.max(SPARE_LEAST) { self.find_run(least, rest, backed) } else { None };
+            self.find_run(least, most, of_no_use).or_else(few)
+        }?;
         self.hold_run(found, |space, index| {
             space.backed.remove(index);
             space.prepared.remove(index);
         });
         Some(found)
+    }
+
+    /// A held run has been punched.
+    pub(crate) fn give_back(&mut self, run: Run) {
+        for offset in 0..run.count {
+            self.with(run.start.plus(offset), |space, index| {
+                space.held.remove(index);
+                space.given_back.get_or_insert_with(Bitmap::new).insert(index);
+            });
+        }
+    }
+
+    /// Takes up to `most` consecutive blocks that were given back, to be prepared; they are held meanwhile.
+    pub(crate) fn take_given_back(&mut self, most: u32) -> Option<Run> {
+        let (group, space) = self.groups.iter().find(|(_, space)| space.given_back_count > 0)?;
+        let blocks = space.given_back.as_ref()?;
+        let start = blocks.next_set(0)?;
+        let end = blocks.next_clear(start).min(start + most);
+        let run =
+            Run { start: self.geometry.group_start(*group).plus(u64::from(start)), count: u64::from(end - start) };
+        self.hold_run(run, GroupSpace::no_longer_given_back);
+        Some(run)
     }
 
     /// Takes a run of up to `most` fresh blocks of which it is not known whether the host has them, at or after `from`,
@@ -395,6 +471,15 @@ impl Allocator {
         for offset in 0..run.count {
             self.with(run.start.plus(offset), |space, index| {
                 space.prepared.insert(index);
+                space.backed.insert(index);
+            });
+        }
+    }
+
+    /// The host has the space of a run that was given back, and has not written it.
+    pub(crate) fn reserved(&mut self, run: Run) {
+        for offset in 0..run.count {
+            self.with(run.start.plus(offset), |space, index| {
                 space.backed.insert(index);
             });
         }
@@ -439,10 +524,12 @@ impl Allocator {
         let Some((group, index)) = self.geometry.group_of(block) else { return };
         let Some(space) = self.groups.get_mut(&group) else { return };
         debug_assert!(u64::from(index) < GROUP_BLOCKS);
-        let before = (space.free.contains(index), space.is_for_metadata(index));
+        let before = (space.free.contains(index), space.is_for_metadata(index), space.is_given_back(index));
         change(space, index);
-        let after = (space.free.contains(index), space.is_for_metadata(index));
+        let after = (space.free.contains(index), space.is_for_metadata(index), space.is_given_back(index));
         space.free_count = space.free_count + u32::from(after.0) - u32::from(before.0);
+        space.given_back_count = space.given_back_count + u32::from(after.2) - u32::from(before.2);
+        self.unready = self.unready + u64::from(after.2) - u64::from(before.2);
         self.free = self.free + u64::from(after.0) - u64::from(before.0);
         self.fresh = self.fresh + u64::from(after.1) - u64::from(before.1);
     }

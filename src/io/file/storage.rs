@@ -9,6 +9,9 @@ use std::path::{Path, PathBuf};
 use std::rc::Rc;
 use std::time::Duration;
 
+use rustix::fs::{SeekFrom, seek};
+use rustix::io::Errno;
+
 use super::host_claim::HostClaim;
 use super::lock::release;
 use super::pool_file::{OpenOptions, PoolFile};
@@ -20,6 +23,8 @@ use crate::io::ring::{Operation, Punch, PunchPace, PunchStatistics, Reactor, Req
 /// Zeros that an extension writes at a time: large, so that the host makes large extents; bounded, so that it does not
 /// fill the disk's queue before everybody else.
 const EXTENSION_BYTES: usize = 1 << 20;
+/// Holes that are looked for at a time; of what comes behind them nothing is said.
+const HOLES_MAX: usize = 4096;
 /// Time between two looks at what is still in flight.
 const LOOK: Duration = Duration::from_millis(1);
 
@@ -102,8 +107,7 @@ impl FileStorage {
     pub fn grow(&self, size_bytes: u64) -> Result<()> {
         let shared = &*self.shared;
         let failed = |error| Error::io(format!("growing {} to {size_bytes} bytes", shared.path.display()), error);
-        let present =
-            rustix::fs::seek(shared.file.fd(), rustix::fs::SeekFrom::End(0)).map_err(|error| failed(error.into()))?;
+        let present = seek(shared.file.fd(), SeekFrom::End(0)).map_err(|error| failed(error.into()))?;
         if size_bytes < shared.size_bytes.get() || (shared.block_device && size_bytes > present) {
             return Err(Error::InvalidInput(format!(
                 "{} cannot grow from {} to {size_bytes} bytes",
@@ -190,6 +194,7 @@ impl FileStorage {
         if let Err(error) = fit.and_then(|()| if write { self.check_host() } else { Ok(()) }) {
             return Operation::ended(Err(error));
         }
+        shared.pace.note_other();
         shared.reactor.issue(Request::Transfer(Transfer {
             file: Rc::clone(&shared.file),
             offset,
@@ -223,6 +228,18 @@ impl FileStorage {
             Err(error) => Operation::ended(Err(error)),
         }
     }
+
+    /// Allocates a range and writes zeros to what of it is at or after `zeros_from`.
+    fn make_ready(&self, range: &Range<u64>, zeros_from: u64) -> Operation {
+        let shared = &*self.shared;
+        self.on_range(range, || Request::Extend {
+            file: Rc::clone(&shared.file),
+            range: range.clone(),
+            position: zeros_from,
+            allocate: !shared.block_device,
+            zeros: shared.zeros.get_or_init(|| IoMemory::zeroed(EXTENSION_BYTES)).clone(),
+        })
+    }
 }
 
 impl Storage for FileStorage {
@@ -253,24 +270,42 @@ impl Storage for FileStorage {
     }
 
     fn flush(&self) -> impl Future<Output = io::Result<()>> + 'static {
+        self.shared.pace.note_other();
         self.shared.reactor.issue(Request::Sync(Rc::clone(&self.shared.file)))
     }
 
     fn extend(&self, range: Range<u64>) -> impl Future<Output = io::Result<()>> + 'static {
-        let shared = &*self.shared;
-        self.on_range(&range, || Request::Extend {
-            file: Rc::clone(&shared.file),
-            range: range.clone(),
-            position: range.start,
-            // A device has nothing to allocate; writing makes a thinly provisioned one do so.
-            allocate: !shared.block_device,
-            zeros: shared.zeros.get_or_init(|| IoMemory::zeroed(EXTENSION_BYTES)).clone(),
-        })
+        self.make_ready(&range, range.start)
+    }
+
+    fn reserve(&self, range: Range<u64>) -> impl Future<Output = io::Result<()>> + 'static {
+        // A device has nothing to allocate; writing makes a thinly provisioned one do so.
+        self.make_ready(&range, if self.shared.block_device { range.start } else { range.end })
     }
 
     fn punch(&self, range: Range<u64>) -> impl Future<Output = io::Result<()>> + 'static {
         self.on_range(&range, || {
             Request::Punch(Punch::new(Rc::clone(&self.shared.file), range.clone(), Rc::clone(&self.shared.pace)))
         })
+    }
+
+    fn holes(&self, range: Range<u64>) -> Vec<Range<u64>> {
+        let shared = &*self.shared;
+        let mut holes = Vec::new();
+        let mut at = range.start;
+        // A host that cannot tell says that all is data.
+        while !shared.block_device && at < range.end && holes.len() < HOLES_MAX {
+            let Ok(hole) = seek(shared.file.fd(), SeekFrom::Hole(at)) else { break };
+            if hole >= range.end {
+                break;
+            }
+            at = match seek(shared.file.fd(), SeekFrom::Data(hole)) {
+                Ok(data) => data.min(range.end),
+                Err(Errno::NXIO) => range.end,
+                Err(_) => break,
+            };
+            holes.push(hole..at);
+        }
+        holes
     }
 }

@@ -92,7 +92,8 @@ pub(in crate::io) enum Request {
     Sync(Rc<RingFile>),
     /// fallocate with FALLOC_FL_PUNCH_HOLE.
     Punch(Punch),
-    /// fallocate of the whole range if `allocate`, then zeros from `position` on, a buffer at a time.
+    /// fallocate of the whole range if `allocate`, then zeros from `position` on, a buffer at a time; none when `position` is
+    /// the end, unless the host cannot allocate ahead.
     Extend {
         file: Rc<RingFile>,
         range: Range<u64>,
@@ -170,10 +171,15 @@ impl Request {
             Self::Timeout(_) if result == -libc::ETIME => Step::Finished(Ok(())),
             Self::Punch(punch) => punch.complete(result),
             Self::Sync(_) | Self::Timeout(_) | Self::Ready(..) => Step::Finished(check(result)),
-            Self::Extend { allocate: allocate @ true, range, .. } => match -result {
-                // Where the host cannot allocate ahead, writing the zeros does it.
-                0 | libc::EOPNOTSUPP if !range.is_empty() => {
+            Self::Extend { allocate: allocate @ true, range, position, .. } => match -result {
+                0 if *position < range.end => {
                     *allocate = false;
+                    Step::Again
+                }
+                // Where the host cannot allocate ahead, writing the zeros does it.
+                libc::EOPNOTSUPP if !range.is_empty() => {
+                    *allocate = false;
+                    *position = range.start;
                     Step::Again
                 }
                 _ => Step::Finished(check(result)),
