@@ -1,6 +1,7 @@
 //! The front allocates nothing once it serves, and the engine nothing for a request: counted beneath the real program, by a
-//! library that is preloaded into it.
+//! library that is preloaded into it. And neither waits for anything but its ring: seen by strace.
 
+use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
@@ -150,5 +151,63 @@ pub fn engine_allocates_nothing_for_requests() {
     pool.done("stop");
     let status = counted.daemon.wait().expect("the daemon's end");
     assert!(status.success(), "{status}");
+    pool.check();
+}
+
+/// While requests come, the threads that serve them enter their ring, where they sleep, and ring the other side's eventfd. No
+/// lock is waited for (futex), nothing is read or written by a call that waits; what an engine does each second (how full the
+/// host is) is counted and bounded.
+pub fn queue_threads_wait_for_their_ring_only() {
+    const SECONDS: u64 = 3;
+    let pool = TestPool::create("4G", Transport::Uring);
+    pool.done("volume create raw --size 64M --sector-size 4096");
+    let raw = pool.attach("raw");
+    let job = |rw: &str, more: &[&str]| {
+        let words = ["--name=trace", "--ioengine=libaio", "--iodepth=32", "--direct=1", "--bs=4k", "--size=64M"];
+        let mut command = Command::new("fio");
+        command.args(words).arg(format!("--filename={raw}")).arg(format!("--rw={rw}")).args(more).stdout(Stdio::null());
+        command
+    };
+    assert!(job("write", &["--end_fsync=1"]).status().expect("fio").success());
+    let process = |key| pool.process(key).expect("a process");
+    let (front, engine) = (process("front_pid"), process("engine_pid"));
+    let rings = fs::read_dir(format!("/proc/{front}/task")).expect("its threads").filter_map(|thread| {
+        let thread = thread.expect("a thread").path();
+        let name = fs::read_to_string(thread.join("comm")).expect("its name");
+        name.starts_with("front-ring").then(|| thread.file_name().expect("a number").to_string_lossy().into_owned())
+    });
+    let threads: Vec<String> = rings.chain([engine.to_string()]).collect();
+    assert!(threads.len() > 1, "no thread is called front-ring");
+
+    let mut load = job("randrw", &["--time_based", &format!("--runtime={}", SECONDS + 2), "--fdatasync=16"]).spawn().expect("fio");
+    std::thread::sleep(Duration::from_secs(1));
+    let trace = pool.folder().join("trace");
+    // Ends by timeout's signal, and lets its threads go.
+    let limit = ["--signal=INT".to_owned(), SECONDS.to_string(), "strace".to_owned(), "-f".to_owned(), "-qq".to_owned()];
+    let of = [front, engine].into_iter().flat_map(|process| ["-p".to_owned(), process.to_string()]);
+    run("timeout", limit.into_iter().chain(["-o".to_owned(), trace.to_string_lossy().into_owned()]).chain(of));
+    assert!(load.wait().expect("fio").success());
+
+    let text = fs::read_to_string(&trace).expect("what strace wrote");
+    let mut calls: BTreeMap<&str, u64> = BTreeMap::new();
+    for line in text.lines() {
+        let Some((thread, call)) = line.split_once(char::is_whitespace) else { continue };
+        let Some((name, _)) = call.trim_start().split_once('(') else { continue };
+        if threads.iter().any(|of| of == thread) && name.chars().all(|sign| sign.is_ascii_alphanumeric() || sign == '_') {
+            *calls.entry(name).or_default() += 1;
+        }
+    }
+    println!("system calls of {} threads: {calls:?}", threads.len());
+    let entered = calls.remove("io_uring_enter").unwrap_or(0);
+    assert!(entered > 100, "{entered} entries of a ring were seen");
+    calls.remove("write");
+    for each_second in ["fstat", "fstatfs", "statfs"] {
+        let count = calls.remove(each_second).unwrap_or(0);
+        assert!(count <= 2 * (SECONDS + 2), "{count} calls of {each_second}");
+    }
+    assert!(calls.is_empty(), "a thread that serves requests made other calls: {calls:?}");
+
+    pool.done("detach --all");
+    pool.done("stop");
     pool.check();
 }

@@ -45,6 +45,7 @@ const EXT4: &[Need] = &[Need::FileSystem("ext4"), Need::Program("fio"), Need::Pr
 const EXT4_URING: &[Need] = &[Need::FuseUring, Need::FileSystem("ext4"), Need::Program("fio"), Need::Program("e2fsck")];
 const COUNTED: &[Need] = &[Need::FileSystem("ext4"), Need::Program("fio"), Need::Program("cc")];
 const COUNTED_URING: &[Need] = &[Need::FuseUring, Need::FileSystem("ext4"), Need::Program("fio"), Need::Program("cc")];
+const TRACED: &[Need] = &[Need::FuseUring, Need::Program("fio"), Need::Program("strace")];
 const XFS: &[Need] = &[Need::FileSystem("xfs"), Need::Program("fio"), Need::Program("xfs_repair")];
 const BTRFS: &[Need] = &[Need::FileSystem("btrfs"), Need::Program("fio"), Need::Program("btrfs")];
 const RECORDED: &[Need] = &[
@@ -113,6 +114,7 @@ fn main() {
             frugal::front_allocates_nothing(Transport::Classic);
         }),
         trial("engine_allocates_nothing_for_requests", COUNTED_URING, frugal::engine_allocates_nothing_for_requests),
+        trial("queue_threads_wait_for_their_ring_only", TRACED, frugal::queue_threads_wait_for_their_ring_only),
         trial("daemon_keeps_to_its_budget_over_io_uring", EXT4_URING, || {
             memory::daemon_keeps_to_its_budget(Transport::Uring);
         }),

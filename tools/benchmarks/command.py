@@ -99,6 +99,8 @@ def main():
         def keep():
             """After each case, so that what is stopped leaves what it has measured."""
             about["settings"] = {**settings, **bench.settings}
+            for row in bench.rows:
+                row.measured = row.measured or f"{machine.now()}, {about['plywood']}"
             write_results(given.out, raw, merged(former, bench.rows), about)
 
         bench.run(cases, keep)

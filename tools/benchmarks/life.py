@@ -153,19 +153,23 @@ def commands_at_once(bench, pool, number):
 
 
 def embedded_at_once(bench, pool):
-    """The same by a program that embeds plywood: a thread and a connection for each."""
+    """The same by a program that embeds plywood: a thread for each, which connects and hangs up (the daemon serves 64 at a time)."""
     scratch = make_directory(bench.scratch, "hundred-embedded")
     uuid = pool.info()["uuid"]
-    with ExitStack() as stack:
-        roots = []
-        for index in range(AT_ONCE):
-            connection = Connection(uuid)
-            stack.callback(connection.close)
-            roots.append((Embedded(pool, scratch, connection), f"h{index}"))
+
+    def over_connection(act):
+        connection = Connection(uuid)
         try:
-            there = all_at_once(roots, lambda root: root[0].make(root[1]))
+            return act(Embedded(pool, scratch, connection))
         finally:
-            back = all_at_once(roots, lambda root: os.path.ismount(os.path.join(scratch, root[1])) and root[0].unmake(root[1]))
+            connection.close()
+
+    names = [f"h{index}" for index in range(AT_ONCE)]
+    try:
+        there = all_at_once(names, lambda name: over_connection(lambda embedded: embedded.make(name)))
+    finally:
+        back = all_at_once(names, lambda name: os.path.ismount(os.path.join(scratch, name))
+                           and over_connection(lambda embedded: embedded.unmake(name)))
     return there, back
 
 

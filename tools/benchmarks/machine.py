@@ -27,6 +27,11 @@ def text_of(path):
         return ""
 
 
+def now():
+    """The time, as the page shows it."""
+    return datetime.datetime.now(datetime.timezone.utc).strftime("%Y-%m-%d %H:%M UTC")
+
+
 def about(root, program, directory, rounds, quick):
     """Everything that a reader needs to know of the machine and the versions."""
     cpus = re.findall(r"^model name\s*:\s*(.*)$", text_of("/proc/cpuinfo"), re.M)
@@ -37,7 +42,7 @@ def about(root, program, directory, rounds, quick):
     commit = said("git", "-C", root, "rev-parse", "--short", "HEAD")
     dirty = said("git", "-C", root, "status", "--porcelain", "--untracked-files=no")
     return {
-        "when": datetime.datetime.now(datetime.timezone.utc).strftime("%Y-%m-%d %H:%M UTC"),
+        "when": now(),
         "processors": len(cpus),
         "processor": cpus[0] if cpus else "?",
         "memory_gib": round(int(memory.group(1)) / (1 << 20), 1) if memory else None,

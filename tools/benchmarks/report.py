@@ -86,6 +86,9 @@ def case_table(rows):
         parts.append(f"In brackets: how many times as good as {', '.join(sorted(references))}.")
     for reason, titles in not_run(rows).items():
         parts.append(f"Not run: {reason[0]} ({', '.join(titles) if len(titles) < len(rows) else 'all of these'}): {reason[1]}")
+    measured = dict.fromkeys(row.measured for row in rows if row.measured)
+    if measured:
+        parts.append(f"Measured {'; '.join(measured)}.")
     for note in dict.fromkeys(row.note for row in rows if row.note):
         parts.append(note[0].upper() + note[1:] + ".")
     return "\n\n".join(parts)
@@ -105,8 +108,8 @@ def machine_lines(about):
     host = about["host"]
     versions = ", ".join(f"{name} {version}" for name, version in about["versions"].items())
     return "\n".join([
-        f"* {about['when']}; {about['rounds']} rounds; load before: {about['load_before']:.2f}",
-        f"* {about['plywood']}",
+        f"* last case: {about['when']}; {about['rounds']} rounds; load before: {about['load_before']:.2f}; each case says when it was "
+        "measured, and on which build",
         f"* {about['processors']} x {about['processor']}, {about['memory_gib']} GiB; {about['system']}, Linux {about['kernel']}"
         + (f", governor {about['governor']}" if about["governor"] else ""),
         f"* host file system: {host['file_system']} ({host['options']}) on {host['device']}"

@@ -39,6 +39,8 @@ class Row:
     # Quick or noisy figures are told from those that count.
     quick: bool = False
     table: str = ""
+    # When, and on which build.
+    measured: str = ""
 
     def add(self, label, value):
         """Another sample of one side."""
