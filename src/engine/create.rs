@@ -6,7 +6,8 @@ use super::pool::to_memory;
 use super::{Memory, Pool, Storage};
 use crate::error::{Error, Result};
 use crate::format::{
-    Entry, Geometry, JOURNAL_FIRST, POOL_NAME_BYTES_MAX, Root, SUPERBLOCK_COPIES, ScrubState, Superblock, check_name,
+    Entry, Geometry, HOST_CLAIM, JOURNAL_FIRST, POOL_NAME_BYTES_MAX, Root, SUPERBLOCK_COPIES, ScrubState, Superblock,
+    check_name,
 };
 use crate::units::{BLOCK_BYTES, Clock, Generation, Lsn, VolumeId};
 
@@ -48,15 +49,19 @@ impl<S: Storage> Pool<S> {
         }
         let start = JOURNAL_FIRST.offset_bytes();
         let end = start + geometry.journal_blocks * BLOCK_BYTES;
-        storage.extend(0..end).await.map_err(|error| Error::io("allocation of the journal", error))?;
-        // Zeros, written: a leftover of an earlier pool must not be taken for a batch or a superblock.
         let zeros = storage.allocate(ZERO_BYTES as usize);
-        let mut at = 0;
-        while at < end {
-            let length = ZERO_BYTES.min(end - at);
-            let written = storage.write(at, &zeros.slice(0..length as usize)).await;
-            written.map_err(|error| Error::io(format!("write of the journal at byte {at}"), error))?;
-            at += length;
+        // This host's claim of a device stands between: without it the host would take itself for driven out.
+        for range in [0..HOST_CLAIM.offset_bytes(), HOST_CLAIM.plus(1).offset_bytes()..end] {
+            let extended = storage.extend(range.clone()).await;
+            extended.map_err(|error| Error::io("allocation of the journal", error))?;
+            // Zeros, written: a leftover of an earlier pool must not be taken for a batch or a superblock.
+            let mut at = range.start;
+            while at < range.end {
+                let length = ZERO_BYTES.min(range.end - at);
+                let written = storage.write(at, &zeros.slice(0..length as usize)).await;
+                written.map_err(|error| Error::io(format!("write of the journal at byte {at}"), error))?;
+                at += length;
+            }
         }
         storage.flush().await.map_err(|error| Error::io("flush of a new pool", error))?;
         let hole = Root { entry: Entry::hole(Clock(0)), level: 0 };
@@ -93,5 +98,36 @@ impl<S: Storage> Pool<S> {
             written.map_err(|error| Error::io("write of the superblock", error))?;
         }
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use futures_lite::future::block_on;
+
+    use super::*;
+    use crate::io::{IoMemory, MemoryStorage};
+    use crate::units::BLOCK_SIZE;
+
+    #[test]
+    fn creation_leaves_the_claim_of_the_host_and_zeroes_all_else_that_is_looked_at() {
+        const SIZE: u64 = 256 << 20;
+        let storage = MemoryStorage::new(SIZE);
+        let leftover = IoMemory::from_bytes(&vec![7; 16 << 20]);
+        let options =
+            CreateOptions { uuid: Uuid::from_u128(1), name: "pool".into(), size_bytes: SIZE, journal_bytes: 8 << 20 };
+        block_on(async {
+            storage.write(0, &leftover).await.expect("written");
+            Pool::create(&storage, &options).await.expect("created");
+        });
+        let image = storage.snapshot_image();
+        let journal_end = JOURNAL_FIRST.0 + options.journal_bytes / BLOCK_BYTES;
+        for block in 0..journal_end {
+            let mut bytes = [1; BLOCK_SIZE];
+            image.read(block * BLOCK_BYTES, &mut bytes);
+            let is_superblock = SUPERBLOCK_COPIES[0].iter().any(|copy| copy.0 == block);
+            let expected = if block == HOST_CLAIM.0 { 7 } else { 0 };
+            assert!(is_superblock || bytes.iter().all(|byte| *byte == expected), "block {block}");
+        }
     }
 }

@@ -446,11 +446,12 @@ impl<S: Storage> Pool<S> {
     pub(super) async fn run_space(&self) {
         let inner = &self.inner;
         let mut seen = inner.ticks.get();
-        let mut grew = true;
+        let (mut grew, mut is_filling) = (true, true);
         loop {
             until(&inner.signals.work, || {
                 let state = inner.state.borrow();
-                let wants_more = || inner.growth_wanted.get() && state.is_low();
+                let wants_more =
+                    || inner.growth_wanted.get() && if is_filling { !state.is_full() } else { state.is_low() };
                 inner.stopped.get()
                     || state.poisoned.is_some()
                     || inner.ticks.get() != seen
@@ -477,6 +478,7 @@ impl<S: Storage> Pool<S> {
                     tracing::error!("background work on space: {error}");
                 }
             }
+            is_filling = !inner.state.borrow().is_full();
         }
     }
 
@@ -576,9 +578,15 @@ impl State {
         READY_BLOCKS.min(self.geometry.pool_blocks / READY_PART)
     }
 
-    /// Whether more blocks should be made ready.
+    /// Whether as many blocks are ready as are kept.
+    fn is_full(&self) -> bool {
+        self.allocator.free() >= self.ready_blocks()
+    }
+
+    /// Whether more blocks should be made ready. Not at once: zeros that are written because of one small write would be in the
+    /// way of the flush after it.
     pub(super) fn is_low(&self) -> bool {
-        self.allocator.free() < self.ready_blocks()
+        self.allocator.free() < self.ready_blocks() / 2
     }
 
     /// Whether `blocks` metadata blocks may be promised for a change.

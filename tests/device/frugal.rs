@@ -179,11 +179,13 @@ pub fn queue_threads_wait_for_their_ring_only() {
     let threads: Vec<String> = rings.chain([engine.to_string()]).collect();
     assert!(threads.len() > 1, "no thread is called front-ring");
 
-    let mut load = job("randrw", &["--time_based", &format!("--runtime={}", SECONDS + 2), "--fdatasync=16"]).spawn().expect("fio");
+    let mut load =
+        job("randrw", &["--time_based", &format!("--runtime={}", SECONDS + 2), "--fdatasync=16"]).spawn().expect("fio");
     std::thread::sleep(Duration::from_secs(1));
     let trace = pool.folder().join("trace");
     // Ends by timeout's signal, and lets its threads go.
-    let limit = ["--signal=INT".to_owned(), SECONDS.to_string(), "strace".to_owned(), "-f".to_owned(), "-qq".to_owned()];
+    let limit =
+        ["--signal=INT".to_owned(), SECONDS.to_string(), "strace".to_owned(), "-f".to_owned(), "-qq".to_owned()];
     let of = [front, engine].into_iter().flat_map(|process| ["-p".to_owned(), process.to_string()]);
     run("timeout", limit.into_iter().chain(["-o".to_owned(), trace.to_string_lossy().into_owned()]).chain(of));
     assert!(load.wait().expect("fio").success());
@@ -193,7 +195,8 @@ pub fn queue_threads_wait_for_their_ring_only() {
     for line in text.lines() {
         let Some((thread, call)) = line.split_once(char::is_whitespace) else { continue };
         let Some((name, _)) = call.trim_start().split_once('(') else { continue };
-        if threads.iter().any(|of| of == thread) && name.chars().all(|sign| sign.is_ascii_alphanumeric() || sign == '_') {
+        if threads.iter().any(|of| of == thread) && name.chars().all(|sign| sign.is_ascii_alphanumeric() || sign == '_')
+        {
             *calls.entry(name).or_default() += 1;
         }
     }
