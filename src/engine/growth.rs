@@ -313,6 +313,11 @@ impl<S: Storage> Pool<S> {
             Ok(Readiness::Reserved) => state.allocator.reserved(run),
             Err(error) => {
                 state.allocator.give_back(run);
+                // A full host may have parts of it, or of others: they are tried one by one, as what is not known.
+                if matches!(error, Error::NoSpace(_)) {
+                    state.allocator.release_given_back();
+                    return Ok(true);
+                }
                 return Err(error);
             }
         }
@@ -326,7 +331,13 @@ impl<S: Storage> Pool<S> {
     /// short first write to a block that the host has not written costs several times as much; and only reserved where
     /// they have been long lately, which would have everything written twice.
     async fn make_ready(&self, range: std::ops::Range<u64>) -> Result<Readiness> {
-        if !self.inner.state.borrow_mut().demand.is_long() {
+        let must_be_written = {
+            let mut state = self.inner.state.borrow_mut();
+            // What is only reserved cannot become metadata.
+            let needed = state.administration_blocks() + state.metadata_promised + RELEASE_BLOCKS + PREPARED_BLOCKS / 2;
+            !state.demand.is_long() || state.allocator.fresh() < needed
+        };
+        if must_be_written {
             self.extend(range).await?;
             return Ok(Readiness::Written);
         }
@@ -523,9 +534,10 @@ impl<S: Storage> Pool<S> {
                 self.load_group(group).await?;
             }
         }
-        // It stays with the host until somebody writes.
+        // It stays with the host until somebody writes; who writes meanwhile does not have it taken back as fast as it is given.
         self.inner.growth_wanted.set(false);
         while self.punch_some(64, TRIM_BLOCKS, 0).await == 64 {
+            self.inner.growth_wanted.set(false);
             futures_lite::future::yield_now().await;
         }
         self.inner.storage.flush().await.map_err(|error| self.poison(&Error::io("flush after punching", error)))

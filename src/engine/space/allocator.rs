@@ -425,6 +425,18 @@ impl Allocator {
         }
     }
 
+    /// What was given back is free again as it is: whether the host has it is not known.
+    pub(crate) fn release_given_back(&mut self) {
+        while let Some(run) = self.take_given_back(GROUP_BLOCKS as u32) {
+            for offset in 0..run.count {
+                self.with(run.start.plus(offset), |space, index| {
+                    space.backed.insert(index);
+                });
+                self.release(run.start.plus(offset));
+            }
+        }
+    }
+
     /// Takes up to `most` consecutive blocks that were given back, to be prepared; they are held meanwhile.
     pub(crate) fn take_given_back(&mut self, most: u32) -> Option<Run> {
         let (group, space) = self.groups.iter().find(|(_, space)| space.given_back_count > 0)?;
