@@ -607,9 +607,7 @@ impl State {
     pub(super) fn give_back_windows(&mut self) {
         for volume in self.volumes.values_mut() {
             if let Some(run) = volume.window.give_back() {
-                for offset in 0..run.count {
-                    self.allocator.release(run.start.plus(offset));
-                }
+                self.allocator.release_run(run);
             }
         }
     }

@@ -444,9 +444,7 @@ impl State {
         self.owed_blocks -= volume.owed_blocks;
         self.dirty_volumes -= u64::from(volume.dirty);
         if let Some(run) = volume.window.give_back() {
-            for offset in 0..run.count {
-                self.allocator.release(run.start.plus(offset));
-            }
+            self.allocator.release_run(run);
         }
         self.names.remove(&volume.record.name);
         let root = volume.record.root;

@@ -32,7 +32,10 @@ mod exclusive;
 mod gather;
 #[cfg(test)]
 mod gather_tests;
+mod groups;
 mod growth;
+#[cfg(test)]
+mod growth_tests;
 mod info;
 mod inspect;
 mod journal;
@@ -45,6 +48,7 @@ mod patience_tests;
 mod pending_log;
 mod pool;
 mod promise;
+mod punch;
 mod ranges;
 mod rebuild;
 mod repair;

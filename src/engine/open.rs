@@ -19,7 +19,7 @@ use super::exclusive::Families;
 use super::growth::Demand;
 use super::journal::{Journal, JournalPosition};
 use super::pool::{Pool, read_bytes, to_memory};
-use super::space::{Allocator, Deltas};
+use super::space::{Allocator, Deltas, Run, Unprepared};
 use super::state::{CarcassKey, State, Volume, Waiting};
 use super::tail::{Tail, read_tail};
 use super::tree::entry_span;
@@ -28,8 +28,8 @@ use super::{Counters, PendingLog, Storage};
 use crate::canary::{Canary, is_broken};
 use crate::error::{Check, Corrupt, Error, Result, Structure};
 use crate::format::{
-    self, ChosenSuperblock, ENTRIES_PER_NODE, Entry, EntryKind, Node, Place, Record, Root, SUPERBLOCK_COPIES, Slot,
-    Superblock, VolumeRecord,
+    self, ChosenSuperblock, ENTRIES_PER_NODE, Entry, EntryKind, JOURNAL_FIRST, Node, Place, Record, Root,
+    SUPERBLOCK_COPIES, Slot, Superblock, VolumeRecord,
 };
 use crate::units::{BLOCK_SIZE, Lsn, PoolBlock, VolumeId};
 
@@ -93,6 +93,7 @@ impl<S: Storage> Pool<S> {
             // which makes zeros of what is free in it; the one before it, which a power cut may bring back, still leads there.
             pool.inner.storage.flush().await.map_err(|error| Error::io("flush of what was found", error))?;
         }
+        pool.hold_places().await?;
         drop(opening);
         let replay = pool.at(Work::Replay);
         pool.replay(tail, &published).await?;
@@ -109,6 +110,24 @@ impl<S: Storage> Pool<S> {
             pool.checkpoint_once().await?;
         }
         Ok(pool)
+    }
+
+    /// Makes sure that the host has the ring and every group's places, which it may have lost since they were taken: a copy
+    /// of the pool keeps zeros as holes perhaps (`cp --sparse=always`). No commit and no checkpoint fails for host space.
+    async fn hold_places(&self) -> Result<()> {
+        let (geometry, groups) = {
+            let state = self.inner.state.borrow();
+            (state.geometry, state.groups_in_use)
+        };
+        let ring = Run { start: JOURNAL_FIRST, count: geometry.journal_blocks };
+        let places = (0..groups)
+            .map(|group| Run { start: geometry.group_start(group), count: geometry.layout_blocks_unsealed(group) });
+        for place in std::iter::once(ring).chain(places) {
+            for hole in self.inner.storage.holes(place.bytes()) {
+                self.extend(hole).await?;
+            }
+        }
+        Ok(())
     }
 
     async fn load_indexes(&self, superblock: &Superblock) -> Result<()> {
@@ -307,17 +326,23 @@ impl<S: Storage> Pool<S> {
 
     /// Prepares blocks for metadata, and reads groups, until there are `least` of them or nothing is left to be had.
     pub(super) async fn ensure_metadata(&self, least: u64) -> Result<()> {
+        let mut refusal = None;
         while self.inner.state.borrow().allocator.fresh() < least {
-            if self.prepare().await? || self.take_back().await? {
+            let mut is_more = false;
+            for which in [Unprepared::Unknown, Unprepared::Unready(1)] {
+                match self.prepare(which, true).await {
+                    Err(error @ Error::NoSpace(_)) => refusal = Some(error),
+                    prepared => is_more |= prepared?,
+                }
+                if is_more {
+                    break;
+                }
+            }
+            if is_more {
                 continue;
             }
-            let group = {
-                let state = self.inner.state.borrow();
-                (0..state.groups_in_use)
-                    .find(|group| !state.allocator.has_group(*group) && state.index_entry(*group).free_blocks > 0)
-            };
             // What a replayed record names in a group that comes in later is not taken for free: it has deltas.
-            let Some(group) = group else { return Ok(()) };
+            let Some(group) = self.group_to_load() else { return refusal.map_or(Ok(()), Err) };
             self.load_group(group).await?;
         }
         Ok(())

@@ -66,6 +66,8 @@ pub(super) struct Inner<S: Storage> {
     pub(super) growing: Cell<bool>,
     pub(super) preparing_checksum_pages: Cell<bool>,
     pub(super) host_full: Cell<bool>,
+    /// The host has said so: nothing is given back to it in this session.
+    pub(super) cannot_punch: Cell<bool>,
     /// Blocks are to be kept ready: somebody has written since everything was given back.
     pub(super) growth_wanted: Cell<bool>,
     pub(super) ticks: Cell<u64>,
@@ -136,6 +138,7 @@ impl<S: Storage> Pool<S> {
                 growing: Cell::new(false),
                 preparing_checksum_pages: Cell::new(false),
                 host_full: Cell::new(false),
+                cannot_punch: Cell::new(false),
                 growth_wanted: Cell::new(true),
                 ticks: Cell::new(0),
                 requests: Cell::new(0),

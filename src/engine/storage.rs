@@ -94,7 +94,8 @@ pub trait Storage: 'static {
         self.extend(range)
     }
 
-    /// Gives `range` (bytes) back to the host. It reads as zeros afterwards, or as before where the host cannot punch.
+    /// Gives `range` (bytes) back to the host. It reads as zeros afterwards. `EOPNOTSUPP` where the host
+    /// cannot do that: it reads as before.
     fn punch(&self, range: Range<u64>) -> impl Future<Output = io::Result<()>> + 'static;
 
     /// Parts of `range` (bytes) that the host has not written yet or that were punched, in ascending order; no more than are

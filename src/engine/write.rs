@@ -556,9 +556,7 @@ impl State {
     /// Lets go of blocks that were taken and are not written.
     pub(super) fn release_runs(&mut self, runs: &[Run]) {
         for run in runs {
-            for offset in 0..run.count {
-                self.allocator.release(run.start.plus(offset));
-            }
+            self.allocator.release_run(*run);
         }
     }
 

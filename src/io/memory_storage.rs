@@ -53,6 +53,11 @@ impl MemoryImage {
         self.size_bytes
     }
 
+    /// Parts of `range` (bytes) that take no room, by whole blocks.
+    fn holes(&self, range: &Range<u64>) -> Vec<Range<u64>> {
+        holes_between(range, |block| self.blocks.contains_key(&block))
+    }
+
     /// Numbers of the blocks that take room, in ascending order.
     pub fn written_blocks(&self) -> Vec<u64> {
         let mut blocks: Vec<u64> = self.blocks.keys().copied().collect();
@@ -407,6 +412,25 @@ impl Storage for MemoryStorage {
     fn punch(&self, range: Range<u64>) -> impl Future<Output = io::Result<()>> + 'static {
         self.issue(Action::Punch(range))
     }
+
+    fn holes(&self, range: Range<u64>) -> Vec<Range<u64>> {
+        self.state.borrow().image.holes(&range)
+    }
+}
+
+/// Parts of `range` (bytes) whose blocks are not there, for storages that exist for tests.
+#[doc(hidden)]
+pub fn holes_between(range: &Range<u64>, is_there: impl Fn(u64) -> bool) -> Vec<Range<u64>> {
+    let mut holes: Vec<Range<u64>> = Vec::new();
+    for block in range.start.div_ceil(BLOCK_BYTES)..range.end / BLOCK_BYTES {
+        let bytes = block * BLOCK_BYTES..(block + 1) * BLOCK_BYTES;
+        match holes.last_mut() {
+            _ if is_there(block) => {}
+            Some(last) if last.end == bytes.start => last.end = bytes.end,
+            _ => holes.push(bytes),
+        }
+    }
+    holes
 }
 
 /// Cuts a range of offsets at the borders of blocks.

@@ -33,6 +33,8 @@ pub use freeze::Frozen;
 pub use mapped::MappedStorage;
 pub use mapping::{Mapping, shared_memory};
 pub use memory::{IoMemory, MEMORY_ALIGNMENT, PayloadArea};
+#[doc(hidden)]
+pub use memory_storage::holes_between;
 pub use memory_storage::{MemoryCompletion, MemoryImage, MemoryStatistics, MemoryStorage};
 pub use ring::{
     Driver, Operation, PUNCH_BOUNDS_US, Poller, PunchStatistics, Reactor, ReactorOptions, Sleep, Wakeup, block_on,

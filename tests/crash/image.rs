@@ -38,6 +38,12 @@ impl Image {
         }
     }
 
+    /// Whether anything but zeros may stand in a block.
+    pub fn has_block(&self, block: u64) -> bool {
+        let block = block as usize;
+        self.chunks[block / CHUNK].as_ref().is_some_and(|chunk| chunk[block % CHUNK].is_some())
+    }
+
     pub fn write(&mut self, offset: u64, from: &[u8]) {
         for (block, skip, range) in parts(offset, from.len()) {
             let chunk = self.chunks[block / CHUNK].get_or_insert_with(|| Rc::new([const { None }; CHUNK]));

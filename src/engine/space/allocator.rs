@@ -7,10 +7,12 @@
 //!
 //! Three more are about the host. *Prepared*: known to be allocated there, since it was extended or written in this session
 //! or was in use when the pool was opened; metadata goes nowhere else, so that no checkpoint meets a full host. *Backed*:
-//! the host may have allocated it and it is worth punching. *Given back*: punched, and nobody's; it is prepared before it is
-//! free again, as what no one has used yet is, because a first write to a hole costs the host several times as much.
+//! the host may have allocated it and it is worth punching. *Unready*: nobody's, and a hole on the host, since it was never
+//! used or was punched; it is made ready before it is free, because a first write to a hole costs the host several times as
+//! much. While that goes on it is held, and unready still.
 
 use std::collections::BTreeMap;
+use std::ops::Range;
 
 use super::bitmap::Bitmap;
 use crate::format::{GROUP_BLOCKS, Geometry};
@@ -29,6 +31,13 @@ pub(crate) struct Run {
     pub(crate) count: u64,
 }
 
+impl Run {
+    /// Where it stands, in bytes of the pool.
+    pub(crate) fn bytes(self) -> Range<u64> {
+        self.start.offset_bytes()..self.start.plus(self.count).offset_bytes()
+    }
+}
+
 /// The sets of one group.
 pub(crate) struct GroupSpace {
     free: Bitmap,
@@ -37,29 +46,42 @@ pub(crate) struct GroupSpace {
     prepared: Bitmap,
     backed: Bitmap,
     /// Most groups have none.
-    given_back: Option<Bitmap>,
+    unready: Option<Bitmap>,
     free_count: u32,
-    given_back_count: u32,
-    /// Blocks from the group's start that may be handed out; those behind have never been.
-    ready: u32,
+    unready_count: u32,
     blocks: u32,
 }
 
+/// Blocks that are nobody's and have to be prepared.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Unprepared {
+    /// Free and fresh, and it is not known whether the host has them.
+    Unknown,
+    /// Unready, in runs of this length and more.
+    Unready(u32),
+}
+
 impl GroupSpace {
-    /// A group of `blocks` blocks, none free yet, the first `ready` of which may be handed out when they are.
-    pub(crate) fn new(blocks: u32, ready: u32) -> Self {
+    /// A group of `blocks` blocks of which nothing is known yet.
+    pub(crate) fn new(blocks: u32) -> Self {
         Self {
             free: Bitmap::new(),
             fresh: Bitmap::new(),
             held: Bitmap::new(),
             prepared: Bitmap::new(),
             backed: Bitmap::new(),
-            given_back: None,
+            unready: None,
             free_count: 0,
-            given_back_count: 0,
-            ready,
+            unready_count: 0,
             blocks,
         }
+    }
+
+    /// A group that comes into use: all blocks behind its layout are nobody's.
+    pub(crate) fn untouched(blocks: u32, layout: u32) -> Self {
+        let mut space = Self::new(blocks);
+        (layout..blocks).for_each(|index| space.set_unready(index));
+        space
     }
 
     /// While a group is read: a block that is free in the last durable checkpoint and now. Whether the host has it is not
@@ -70,10 +92,10 @@ impl GroupSpace {
         self.free_count += u32::from(self.free.insert(index));
     }
 
-    /// While a group is read: such a block that the host does not have.
-    pub(crate) fn set_given_back(&mut self, index: u32) {
+    /// The same of a block that the host does not have.
+    pub(crate) fn set_unready(&mut self, index: u32) {
         self.fresh.insert(index);
-        self.given_back_count += u32::from(self.given_back.get_or_insert_with(Bitmap::new).insert(index));
+        self.unready_count += u32::from(self.unready.get_or_insert_with(Bitmap::new).insert(index));
     }
 
     /// While a group is read: a block in use, so that the host has it.
@@ -82,12 +104,12 @@ impl GroupSpace {
         self.backed.insert(index);
     }
 
-    fn is_given_back(&self, index: u32) -> bool {
-        self.given_back.as_ref().is_some_and(|blocks| blocks.contains(index))
+    fn is_unready(&self, index: u32) -> bool {
+        self.unready.as_ref().is_some_and(|blocks| blocks.contains(index))
     }
 
-    fn no_longer_given_back(&mut self, index: u32) {
-        if let Some(blocks) = &mut self.given_back {
+    fn set_ready(&mut self, index: u32) {
+        if let Some(blocks) = &mut self.unready {
             blocks.remove(index);
         }
     }
@@ -125,6 +147,24 @@ fn find_meta<'a>(
     None
 }
 
+/// The first run at or after `from` of `least` to `most` indexes that are in the set and all `wanted`: start and count.
+fn find_in(set: &Bitmap, from: u32, least: u32, most: u32, wanted: impl Fn(u32) -> bool) -> Option<(u32, u32)> {
+    let mut from = from;
+    while let Some(start) = set.next_set(from) {
+        let end = set.next_clear(start);
+        let mut at = start;
+        while at < end {
+            let count = (at..end.min(at + most)).take_while(|index| wanted(*index)).count() as u32;
+            if count >= least {
+                return Some((at, count));
+            }
+            at += count + 1;
+        }
+        from = end;
+    }
+    None
+}
+
 /// The groups in memory and where the next blocks come from.
 pub(crate) struct Allocator {
     geometry: Geometry,
@@ -151,7 +191,7 @@ impl Allocator {
         self.fresh
     }
 
-    /// Blocks of the groups in memory that have to be prepared before they are free: never used, or given back.
+    /// Blocks of the groups in memory that have to be made ready before they are free.
     pub(crate) fn unready(&self) -> u64 {
         self.unready
     }
@@ -162,46 +202,21 @@ impl Allocator {
 
     pub(crate) fn add_group(&mut self, group: u64, space: GroupSpace) {
         self.free += u64::from(space.free_count);
-        self.unready += u64::from(space.blocks - space.ready + space.given_back_count);
+        self.unready += u64::from(space.unready_count);
         self.fresh += (0..space.blocks).filter(|index| space.is_for_metadata(*index)).count() as u64;
         self.groups.insert(group, space);
     }
 
-    /// The pool has become larger, and a durable checkpoint says so. Of a group that was short, what is new has to be
-    /// prepared on the host before it may be handed out.
+    /// The pool has become larger, and a durable checkpoint says so. Of a group that was short, what is new is nobody's.
     pub(crate) fn enlarge(&mut self, geometry: Geometry) {
         let last = self.geometry.group_count() - 1;
         self.geometry = geometry;
         if let Some(space) = self.groups.get_mut(&last) {
-            let before = space.blocks;
-            space.blocks = geometry.group_blocks(last) as u32;
-            self.unready += u64::from(space.blocks - before);
-        }
-    }
-
-    /// How far the group has been prepared: blocks ready, blocks in all.
-    pub(crate) fn readiness(&self, group: u64) -> Option<(u32, u32)> {
-        self.groups.get(&group).map(|space| (space.ready, space.blocks))
-    }
-
-    /// The blocks of `group` up to `ready` may be handed out; `prepared` when the host has written them.
-    pub(crate) fn make_ready(&mut self, group: u64, ready: u32, prepared: bool) {
-        let Some(space) = self.groups.get_mut(&group) else { return };
-        let ready = ready.min(space.blocks);
-        let new = space.ready..ready;
-        space.ready = ready;
-        self.unready -= u64::from(new.end.saturating_sub(new.start));
-        let start = self.geometry.group_start(group);
-        for index in new {
-            self.with(start.plus(u64::from(index)), |space, index| {
-                if prepared {
-                    space.prepared.insert(index);
-                } else {
-                    space.backed.insert(index);
-                }
-                space.fresh.insert(index);
-                space.free.insert(index);
-            });
+            let before = space.unready_count;
+            let blocks = geometry.group_blocks(last) as u32;
+            (space.blocks..blocks).for_each(|index| space.set_unready(index));
+            space.blocks = blocks;
+            self.unready += u64::from(space.unready_count - before);
         }
     }
 
@@ -326,20 +341,28 @@ impl Allocator {
         self.with(block, |space, index| {
             space.free.remove(index);
             space.fresh.remove(index);
-            space.no_longer_given_back(index);
+            space.set_ready(index);
             space.prepared.insert(index);
             space.backed.insert(index);
         });
     }
 
-    /// A held block may be handed out again. It is fresh when it was before it was taken and was never used.
+    /// A held block may be handed out again, unless it is not ready. It is fresh when it was before it was taken and was never
+    /// used.
     pub(crate) fn release(&mut self, block: PoolBlock) {
         self.with(block, |space, index| {
             space.held.remove(index);
-            if index < space.ready {
+            if !space.is_unready(index) {
                 space.free.insert(index);
             }
         });
+    }
+
+    /// The same for all blocks of a run.
+    pub(crate) fn release_run(&mut self, run: Run) {
+        for offset in 0..run.count {
+            self.release(run.start.plus(offset));
+        }
     }
 
     /// A held block was written to, perhaps in vain, and will not be mapped: it is no longer fresh. A host that refused the
@@ -360,13 +383,13 @@ impl Allocator {
     pub(crate) fn is_unused(&self, block: PoolBlock) -> bool {
         let Some((group, index)) = self.geometry.group_of(block) else { return false };
         let space = self.groups.get(&group);
-        space.is_some_and(|space| space.free.contains(index) || space.is_given_back(index))
+        space.is_some_and(|space| space.free.contains(index) || space.is_unready(index))
     }
 
     /// Holds a block that a checkpoint has freed. Answers false when it is held for something else, or not in memory.
     pub(crate) fn hold_freed(&mut self, block: PoolBlock) -> bool {
         let mut held = false;
-        self.with(block, |space, index| held = index < space.ready && space.held.insert(index));
+        self.with(block, |space, index| held = space.held.insert(index));
         held
     }
 
@@ -381,11 +404,11 @@ impl Allocator {
     /// A durable checkpoint says that the count is 0, and nothing has happened to the block since.
     pub(crate) fn freed_by_checkpoint(&mut self, block: PoolBlock) {
         self.with(block, |space, index| {
-            if !space.held.contains(index) && index < space.ready {
+            if space.is_unready(index) {
                 space.fresh.insert(index);
-                if !space.is_given_back(index) {
-                    space.free.insert(index);
-                }
+            } else if !space.held.contains(index) {
+                space.fresh.insert(index);
+                space.free.insert(index);
             }
         });
     }
@@ -417,117 +440,72 @@ impl Allocator {
 
     /// A held run has been punched.
     pub(crate) fn give_back(&mut self, run: Run) {
-        for offset in 0..run.count {
-            self.with(run.start.plus(offset), |space, index| {
-                space.held.remove(index);
-                space.given_back.get_or_insert_with(Bitmap::new).insert(index);
-            });
-        }
+        self.with_each(run, |space, index| {
+            space.held.remove(index);
+            space.unready.get_or_insert_with(Bitmap::new).insert(index);
+        });
     }
 
-    /// What was given back is free again as it is: whether the host has it is not known.
-    pub(crate) fn release_given_back(&mut self) {
-        while let Some(run) = self.take_given_back(GROUP_BLOCKS as u32) {
-            for offset in 0..run.count {
-                self.with(run.start.plus(offset), |space, index| {
-                    space.backed.insert(index);
-                });
-                self.release(run.start.plus(offset));
-            }
-        }
-    }
-
-    /// Takes up to `most` consecutive blocks that were given back, to be prepared; they are held meanwhile.
-    pub(crate) fn take_given_back(&mut self, most: u32) -> Option<Run> {
-        let (group, space) = self.groups.iter().find(|(_, space)| space.given_back_count > 0)?;
-        let blocks = space.given_back.as_ref()?;
-        let start = blocks.next_set(0)?;
-        let end = blocks.next_clear(start).min(start + most);
-        let run =
-            Run { start: self.geometry.group_start(*group).plus(u64::from(start)), count: u64::from(end - start) };
-        self.hold_run(run, GroupSpace::no_longer_given_back);
-        Some(run)
-    }
-
-    /// Takes a run of up to `most` fresh blocks of which it is not known whether the host has them, at or after `from`,
-    /// to be prepared; they are held meanwhile.
-    pub(crate) fn take_unprepared(&mut self, most: u32, from: PoolBlock) -> Option<Run> {
-        let found = self.find_unprepared(most, from)?;
+    /// Takes a run of up to `most` unprepared blocks at or after `from`; they are held meanwhile.
+    pub(crate) fn take_unprepared(&mut self, which: Unprepared, most: u32, from: PoolBlock) -> Option<Run> {
+        let found = self.find_unprepared(which, most, from)?;
         self.hold_run(found, |_, _| {});
         Some(found)
     }
 
-    fn find_unprepared(&self, most: u32, from: PoolBlock) -> Option<Run> {
+    fn find_unprepared(&self, which: Unprepared, most: u32, from: PoolBlock) -> Option<Run> {
         let (first_group, first_index) = self.geometry.group_of(from)?;
         for (group, space) in self.groups.range(first_group..) {
             let begin = if *group == first_group { first_index } else { 0 };
-            if space.free_count == 0 {
-                continue;
-            }
-            let wanted = |index| index < space.blocks && space.fresh.contains(index) && !space.prepared.contains(index);
-            let mut from = begin;
-            while let Some(start) = space.free.next_set(from) {
-                let end = space.free.next_clear(start);
-                if let Some(start) = (start..end).find(|index| wanted(*index)) {
-                    let count = (start..end.min(start + most)).take_while(|index| wanted(*index)).count() as u64;
-                    return Some(Run { start: self.geometry.group_start(*group).plus(u64::from(start)), count });
+            let run = match (which, &space.unready) {
+                (Unprepared::Unknown, _) if space.free_count > 0 => find_in(&space.free, begin, 1, most, |index| {
+                    index < space.blocks && space.fresh.contains(index) && !space.prepared.contains(index)
+                }),
+                (Unprepared::Unready(least), Some(unready)) if space.unready_count >= least => {
+                    find_in(unready, begin, least, most, |index| !space.held.contains(index))
                 }
-                from = end;
+                _ => None,
+            };
+            if let Some((start, count)) = run {
+                return Some(Run {
+                    start: self.geometry.group_start(*group).plus(u64::from(start)),
+                    count: u64::from(count),
+                });
             }
         }
         None
     }
 
-    /// A run that was being prepared is known to the host now.
-    pub(crate) fn prepared(&mut self, run: Run) {
-        for offset in 0..run.count {
-            self.with(run.start.plus(offset), |space, index| {
+    /// The host has the space of a held run, and has `written` it or not. It is free when it is released.
+    pub(crate) fn made_ready(&mut self, run: Run, written: bool) {
+        self.with_each(run, |space, index| {
+            space.set_ready(index);
+            space.backed.insert(index);
+            if written {
                 space.prepared.insert(index);
-                space.backed.insert(index);
-            });
-        }
-    }
-
-    /// The host has the space of a run that was given back, and has not written it.
-    pub(crate) fn reserved(&mut self, run: Run) {
-        for offset in 0..run.count {
-            self.with(run.start.plus(offset), |space, index| {
-                space.backed.insert(index);
-            });
-        }
+            }
+        });
     }
 
     /// The first run of `least` to `most` free blocks that are all `wanted`.
     fn find_run(&self, least: u32, most: u32, wanted: impl Fn(&GroupSpace, u32) -> bool) -> Option<Run> {
-        for (group, space) in &self.groups {
-            if space.free_count < least {
-                continue;
-            }
-            let mut from = 0;
-            while let Some(start) = space.free.next_set(from) {
-                let end = space.free.next_clear(start);
-                let mut at = start;
-                while at < end {
-                    let count = (at..end.min(at + most)).take_while(|index| wanted(space, *index)).count() as u32;
-                    if count >= least {
-                        let start = self.geometry.group_start(*group).plus(u64::from(at));
-                        return Some(Run { start, count: u64::from(count) });
-                    }
-                    at += count + 1;
-                }
-                from = end;
-            }
-        }
-        None
+        self.groups.iter().filter(|(_, space)| space.free_count >= least).find_map(|(group, space)| {
+            let (start, count) = find_in(&space.free, 0, least, most, |index| wanted(space, index))?;
+            Some(Run { start: self.geometry.group_start(*group).plus(u64::from(start)), count: u64::from(count) })
+        })
     }
 
     fn hold_run(&mut self, run: Run, change: impl Fn(&mut GroupSpace, u32)) {
+        self.with_each(run, |space, index| {
+            space.free.remove(index);
+            space.held.insert(index);
+            change(space, index);
+        });
+    }
+
+    fn with_each(&mut self, run: Run, change: impl Fn(&mut GroupSpace, u32)) {
         for offset in 0..run.count {
-            self.with(run.start.plus(offset), |space, index| {
-                space.free.remove(index);
-                space.held.insert(index);
-                change(space, index);
-            });
+            self.with(run.start.plus(offset), &change);
         }
     }
 
@@ -536,11 +514,14 @@ impl Allocator {
         let Some((group, index)) = self.geometry.group_of(block) else { return };
         let Some(space) = self.groups.get_mut(&group) else { return };
         debug_assert!(u64::from(index) < GROUP_BLOCKS);
-        let before = (space.free.contains(index), space.is_for_metadata(index), space.is_given_back(index));
+        let before = (space.free.contains(index), space.is_for_metadata(index), space.is_unready(index));
         change(space, index);
-        let after = (space.free.contains(index), space.is_for_metadata(index), space.is_given_back(index));
+        let after = (space.free.contains(index), space.is_for_metadata(index), space.is_unready(index));
         space.free_count = space.free_count + u32::from(after.0) - u32::from(before.0);
-        space.given_back_count = space.given_back_count + u32::from(after.2) - u32::from(before.2);
+        space.unready_count = space.unready_count + u32::from(after.2) - u32::from(before.2);
+        if space.unready_count == 0 {
+            space.unready = None;
+        }
         self.unready = self.unready + u64::from(after.2) - u64::from(before.2);
         self.free = self.free + u64::from(after.0) - u64::from(before.0);
         self.fresh = self.fresh + u64::from(after.1) - u64::from(before.1);

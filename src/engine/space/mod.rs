@@ -5,6 +5,6 @@ mod bitmap;
 mod deltas;
 mod window;
 
-pub(super) use allocator::{Allocator, GroupSpace, PREPARED_BLOCKS, Run};
+pub(super) use allocator::{Allocator, GroupSpace, PREPARED_BLOCKS, Run, Unprepared};
 pub(super) use deltas::{Deltas, PageKey};
 pub(super) use window::Window;

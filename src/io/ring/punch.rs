@@ -138,8 +138,6 @@ impl Punch {
                 self.left.start += self.piece_bytes;
                 if self.left.is_empty() { Step::Finished(Ok(())) } else { Step::Again }
             }
-            // A host that cannot punch keeps the blocks; the range reads as before.
-            result if -result == libc::EOPNOTSUPP => Step::Finished(Ok(())),
             result => Step::Finished(Err(io::Error::from_raw_os_error(-result))),
         }
     }
