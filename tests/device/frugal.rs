@@ -115,6 +115,17 @@ pub fn front_allocates_nothing(transport: Transport) {
     pool.check();
 }
 
+/// A job of 4 KiB requests, 32 at a time, over the whole of a volume of 64 MiB.
+fn job(device: &str, rw: &str, more: &[&str]) -> Command {
+    let mut command = Command::new("fio");
+    command.args(["--name=job", "--ioengine=libaio", "--iodepth=32", "--direct=1", "--bs=4k", "--size=64M"]);
+    command
+        .args(["--randrepeat=0", &format!("--filename={device}"), &format!("--rw={rw}")])
+        .args(more)
+        .stdout(Stdio::null());
+    command
+}
+
 /// Reads, writes to blocks of the volume's own and flushes take no memory in the engine: what it allocates meanwhile is what
 /// it does each second, and for commands, in whatever number requests come.
 pub fn engine_allocates_nothing_for_requests() {
@@ -123,15 +134,7 @@ pub fn engine_allocates_nothing_for_requests() {
     pool.done("volume create raw --size 64M --sector-size 4096");
     let mut counted = Counted::start(&pool, Transport::Uring);
     let raw = pool.attach("raw");
-    let fio = |rw: &str, more: &[&str]| {
-        let mut words =
-            ["--name=count", "--ioengine=libaio", "--iodepth=32", "--direct=1", "--bs=4k", "--randrepeat=0"]
-                .map(str::to_owned)
-                .to_vec();
-        words.extend([format!("--filename={raw}"), format!("--rw={rw}"), format!("--size={SIZE_MIB}M")]);
-        words.extend(more.iter().map(|&word| word.to_owned()));
-        run("fio", words).expect();
-    };
+    let fio = |rw: &str, more: &[&str]| assert!(job(&raw, rw, more).status().expect("fio").success());
     // Provisioned, and every queue as long as it gets.
     fio("write", &["--end_fsync=1"]);
     fio("randrw", &[]);
@@ -162,13 +165,7 @@ pub fn queue_threads_wait_for_their_ring_only() {
     let pool = TestPool::create("4G", Transport::Uring);
     pool.done("volume create raw --size 64M --sector-size 4096");
     let raw = pool.attach("raw");
-    let job = |rw: &str, more: &[&str]| {
-        let words = ["--name=trace", "--ioengine=libaio", "--iodepth=32", "--direct=1", "--bs=4k", "--size=64M"];
-        let mut command = Command::new("fio");
-        command.args(words).arg(format!("--filename={raw}")).arg(format!("--rw={rw}")).args(more).stdout(Stdio::null());
-        command
-    };
-    assert!(job("write", &["--end_fsync=1"]).status().expect("fio").success());
+    assert!(job(&raw, "write", &["--end_fsync=1"]).status().expect("fio").success());
     let process = |key| pool.process(key).expect("a process");
     let (front, engine) = (process("front_pid"), process("engine_pid"));
     let rings = fs::read_dir(format!("/proc/{front}/task")).expect("its threads").filter_map(|thread| {
@@ -179,8 +176,9 @@ pub fn queue_threads_wait_for_their_ring_only() {
     let threads: Vec<String> = rings.chain([engine.to_string()]).collect();
     assert!(threads.len() > 1, "no thread is called front-ring");
 
-    let mut load =
-        job("randrw", &["--time_based", &format!("--runtime={}", SECONDS + 2), "--fdatasync=16"]).spawn().expect("fio");
+    let mut load = job(&raw, "randrw", &["--time_based", &format!("--runtime={}", SECONDS + 2), "--fdatasync=16"])
+        .spawn()
+        .expect("fio");
     std::thread::sleep(Duration::from_secs(1));
     let trace = pool.folder().join("trace");
     // Ends by timeout's signal, and lets its threads go.
