@@ -6,6 +6,7 @@
 
 mod attach;
 mod clone;
+mod commit;
 mod containerd;
 mod context;
 mod demo;
@@ -23,6 +24,7 @@ mod name;
 pub mod output;
 mod pool;
 mod prune;
+mod ps;
 pub mod run;
 mod scrub;
 mod serve;
@@ -85,6 +87,10 @@ enum Command {
     Image(image::ImageCommand),
     /// Run a command in a container on a clone of an image
     Run(run::RunArguments),
+    /// List the containers that run has made
+    Ps(ps::PsArguments),
+    /// Make an image of a container, running or not
+    Commit(commit::CommitArguments),
     /// Serve volumes to Docker and Podman: their volume plugin
     DockerPlugin(docker::DockerArguments),
     /// Show the whole story on one screen, with overlayfs beside it
@@ -177,6 +183,8 @@ fn run(context: &Context, command: Command) -> Result<ExitCode> {
         Command::Unmount(arguments) => mount::unmount(context, &arguments),
         Command::Image(command) => image::run(context, command),
         Command::Run(arguments) => return run::run(context, &arguments),
+        Command::Ps(arguments) => ps::ps(context, &arguments),
+        Command::Commit(arguments) => commit::commit(context, &arguments),
         Command::DockerPlugin(arguments) => docker::serve(context, &arguments),
         Command::Demo(arguments) => return demo::demo(context, &arguments),
         Command::Diff(arguments) => diff::run(context, &arguments),

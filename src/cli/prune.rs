@@ -8,16 +8,16 @@ use std::collections::BTreeSet;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context as _, Result, bail};
+use anyhow::{Result, bail};
 use clap::Args;
 use serde::Serialize;
 use uuid::Uuid;
 
-use super::image::{chain_id, labels};
+use super::image::layers::{self, Known, known};
 use super::output::{self, Waiting, confirm};
 use super::{Context, size};
 use crate::daemon::attributes::{DOCKER_MOUNTS, EPHEMERAL};
-use crate::daemon::protocol::{Attributes, Command, Failure, Kind, Pool, Reply, Volume};
+use crate::daemon::protocol::{Command, Failure, Kind, Pool, Reply, Volume};
 use crate::daemon::{Client, making};
 
 /// How long the space of what was deleted is waited for.
@@ -51,13 +51,6 @@ struct Loose {
     reason: &'static str,
     /// What deleting it alone would free, where it is known.
     exclusive_bytes: Option<u64>,
-}
-
-/// A volume and its attributes.
-#[derive(Clone, Debug)]
-struct Known {
-    volume: Volume,
-    attributes: Attributes,
 }
 
 /// Does it.
@@ -101,58 +94,23 @@ pub fn prune(context: &Context, arguments: &PruneArguments) -> Result<()> {
     told(context, &deleted, "deleted", "freed_bytes", freed)
 }
 
-fn known(client: &Client) -> Result<Vec<Known>> {
-    let mut found = Vec::new();
-    for volume in client.volumes()? {
-        match client.attributes(&volume.name) {
-            Ok(attributes) => found.push(Known { volume, attributes }),
-            Err(failure) if failure.kind == Kind::NotFound => {}
-            Err(failure) => return Err(failure.into()),
-        }
-    }
-    Ok(found)
-}
-
 /// What nothing refers to among all there is.
 fn find(all: &[Known]) -> Result<Vec<Loose>> {
     let mut loose = Vec::new();
     let mut gone: BTreeSet<Uuid> = BTreeSet::new();
-    for known in all.iter().filter(|known| is_free(&known.volume)) {
+    for known in all.iter().filter(|known| known.is_free()) {
         if let Some(reason) = ended(known) {
             gone.insert(known.volume.uuid);
             loose.push(loose_of(&known.volume, reason));
         }
     }
-    let mut needed = BTreeSet::new();
-    for image in all.iter().filter(|known| known.attributes.contains_key(labels::CONFIGURATION)) {
-        needed.extend(layers_of(image)?);
-    }
-    let origins: BTreeSet<Uuid> = all
-        .iter()
-        .filter(|known| !gone.contains(&known.volume.uuid))
-        .filter_map(|known| known.volume.origin_uuid)
-        .collect();
-    for known in all.iter().filter(|known| is_free(&known.volume) && known.volume.snapshot) {
-        let attributes = &known.attributes;
-        let Some(chain) = labels::text(attributes, labels::CHAIN_ID) else { continue };
-        if attributes.contains_key(labels::CONFIGURATION)
-            || !attributes.contains_key(labels::LAYER)
-            || origins.contains(&known.volume.uuid)
-            || needed.contains(&layer(known, chain))
-        {
-            continue;
-        }
-        loose.push(loose_of(&known.volume, "a layer of no image"));
-    }
+    let unneeded = layers::unneeded(all, &gone)?;
+    loose.extend(unneeded.into_iter().map(|known| loose_of(&known.volume, "a layer of no image")));
     Ok(loose)
 }
 
 fn loose_of(volume: &Volume, reason: &'static str) -> Loose {
     Loose { name: volume.name.clone(), reason, exclusive_bytes: volume.exclusive_bytes }
-}
-
-fn is_free(volume: &Volume) -> bool {
-    volume.device.is_none() && !volume.open && !volume.protected
 }
 
 /// Why a volume has had its use. None: it has not, or that is not known here.
@@ -170,28 +128,6 @@ fn ended(known: &Known) -> Option<&'static str> {
         b"docker" if known.attributes.contains_key(DOCKER_MOUNTS) => Some("ephemeral, and has had its use"),
         _ => None,
     }
-}
-
-/// What tells one layer from others: the same content on another file system or of another size is another layer.
-type Layer = (String, Option<String>, u64, u32);
-
-fn layer(known: &Known, chain: String) -> Layer {
-    let Volume { size_bytes, sector_size, .. } = known.volume;
-    (chain, labels::text(&known.attributes, labels::FILESYSTEM), size_bytes, sector_size)
-}
-
-/// The layers of an image, by its configuration.
-fn layers_of(image: &Known) -> Result<Vec<Layer>> {
-    let configuration = labels::configuration(&image.attributes, &image.volume.name)
-        .context("which layers are needed cannot be known; delete that image, or import it again")?;
-    let mut chain: Option<String> = None;
-    let mut layers = Vec::new();
-    for diff_id in configuration.rootfs().diff_ids() {
-        let id = chain_id(chain.as_deref(), diff_id);
-        layers.push(layer(image, id.clone()));
-        chain = Some(id);
-    }
-    Ok(layers)
 }
 
 fn pool_of(client: &Client) -> Result<Pool> {

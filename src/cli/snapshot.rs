@@ -69,7 +69,7 @@ pub fn run(context: &Context, command: SnapshotCommand) -> Result<()> {
     match command {
         SnapshotCommand::Create { volume, name, freeze } => {
             let (volume, name) = (volume.text()?, name.text()?);
-            let frozen = if freeze { hold_still(&client.volume(&volume)?)? } else { None };
+            let frozen = if freeze { hold_still(&client.volume(&volume)?, "or leave --freeze out")? } else { None };
             let taken = client.create_snapshot(&volume, &name, Default::default());
             // Thawed first, whatever came of it: a file system that stays frozen stops its users.
             if let Some(frozen) = frozen {
@@ -148,14 +148,15 @@ fn list(context: &Context, snapshots: Vec<Volume>) -> Result<()> {
 }
 
 /// Freezes the file system of an attached volume where it is mounted in this namespace. None when it is not attached.
-fn hold_still(volume: &Volume) -> Result<Option<Frozen>> {
+/// `instead` is what to do where it is mounted elsewhere only.
+pub(super) fn hold_still(volume: &Volume, instead: &str) -> Result<Option<Frozen>> {
     let Some(device) = &volume.device else { return Ok(None) };
     let number = device_number(device).with_context(|| device.display().to_string())?;
     let mounts = own_mounts().context("/proc/self/mountinfo")?;
     let Some(mount) = mounts.into_iter().find(|mount| mount.is_of(device, number)) else {
         let device: PathBuf = device.clone();
         anyhow::bail!(
-            "{} is not mounted in this mount namespace; run this where it is mounted, or leave --freeze out",
+            "{} is not mounted in this mount namespace; run this where it is mounted, {instead}",
             device.display()
         );
     };

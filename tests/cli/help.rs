@@ -5,7 +5,7 @@ use std::path::PathBuf;
 
 use crate::scratch::Scratch;
 
-const COMMANDS: [&str; 61] = [
+const COMMANDS: [&str; 65] = [
     "",
     "pool",
     "pool create",
@@ -45,8 +45,12 @@ const COMMANDS: [&str; 61] = [
     "unmount",
     "image",
     "image import",
+    "image export",
     "image list",
+    "image delete",
     "run",
+    "ps",
+    "commit",
     "docker-plugin",
     "demo",
     "diff",

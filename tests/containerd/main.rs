@@ -41,6 +41,7 @@ fn main() {
         trial("every_step_outlives_every_death", CALLS, deaths::every_step),
         trial("deaths_at_random_moments_lose_nothing_acknowledged", CALLS, deaths::random_moments),
         trial("real_containerd_runs_containers", REAL, real::runs_containers),
+        trial("real_containerd_runs_an_exported_image", REAL, real::runs_an_exported_image),
     ];
     libtest_mimic::run(&arguments, tests).exit();
 }

@@ -128,3 +128,34 @@ pub fn runs_containers() {
     drop(snapshotter);
     pool.check();
 }
+
+/// What plywood exports is an image like others: containerd unpacks and runs it.
+pub fn runs_an_exported_image() {
+    let pool = TestPool::create("10G", Transport::Auto);
+    archive(&pool);
+    let folder = pool.folder().join("image");
+    pool.done(&format!("image import oci:{}:test small", folder.join("layout").display()));
+    pool.done("clone create small box");
+    let point = pool.mount("box");
+    fs::write(point.join("greeting"), "changed\n").expect("a file");
+    fs::remove_file(point.join("etc/debian_version")).expect("a file of the image");
+    pool.unmount(&point);
+    pool.done("commit box changed");
+    let exported = folder.join("exported").display().to_string();
+    pool.done(&format!("image export changed oci:{exported}:test"));
+    let archive = folder.join("exported.tar").display().to_string();
+    run("tar", ["-C", &exported, "-cf", &archive, "."]).expect();
+
+    let snapshotter = Snapshotter::start(&pool, &["--size", "3GiB"]);
+    let containerd = Engine::start(&pool, snapshotter.socket());
+    containerd.ctr_with(IMPORT, &[&archive]).expect();
+    let script = "cat /greeting; test -e /etc/debian_version || echo gone";
+    let said = containerd
+        .ctr_with(&format!("run --rm --snapshotter plywood {IMAGE} exported"), &["/bin/sh", "-c", script])
+        .expect();
+    assert_eq!(said, "changed\ngone");
+    containerd.ctr(&format!("image rm --sync {IMAGE}")).expect();
+    drop(containerd);
+    drop(snapshotter);
+    pool.check();
+}

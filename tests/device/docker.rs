@@ -1,4 +1,4 @@
-//! Volumes for a real dockerd and a real podman, each in a folder of its own, with a plugin that is killed in between.
+//! Volumes and images for a real dockerd and a real podman, each in a folder of its own, with a plugin that is killed in between.
 
 use std::fs;
 use std::io::{Read, Write};
@@ -276,6 +276,22 @@ fn shell(engine: &impl Engine, volume: &str, script: &str) -> String {
     engine.run(&["run", "--rm", "--network=none", "-v", volume, "tiny", "/bin/sh", "-c", script]).expect()
 }
 
+/// What a container of ours wrote, as an image of theirs.
+fn committed_container_is_loaded(engine: &impl Engine, pool: &TestPool, folder: &Path) {
+    pool.done(&format!("image import tar:{} tiny", folder.join("tiny.tar").display()));
+    let script = "echo added > /added && rm /data/from-image";
+    pool.plywood(["run", "tiny", "--name", "box", "--network", "none", "--", "/bin/sh", "-c", script]).expect();
+    let command = "CMD [\"/bin/sh\", \"-c\", \"cat /added; ls /data\"]";
+    pool.plywood(["commit", "box", "committed", "--change", command]).expect();
+    let archive = folder.join("committed.tar").display().to_string();
+    pool.done(&format!("image export committed docker-archive:{archive}:localhost/committed:1"));
+    engine.done(&format!("load --input {archive}"));
+    assert_eq!(engine.done("run --rm --network=none localhost/committed:1"), "added");
+    engine.done("rmi localhost/committed:1");
+    pool.done("image delete committed tiny --yes");
+    pool.done("volume delete box --yes");
+}
+
 /// What Docker and Podman have in common: create, fill from the image, write, share, refuse, back up, remove.
 fn life_of_a_volume(engine: &impl Engine, plugin: &mut Plugin<'_>, folder: &Path) {
     let driver = plugin.driver.clone();
@@ -335,6 +351,7 @@ pub fn volumes_of_docker() {
     {
         let mut docker = Docker::new(pool.folder());
         life_of_a_volume(&docker, &mut plugin, pool.folder());
+        committed_container_is_loaded(&docker, &pool, pool.folder());
 
         // It outlives dockerd, and is used again after it.
         docker.done(&format!("volume create --driver {driver} later"));
@@ -372,6 +389,7 @@ pub fn volumes_of_podman() {
     {
         let podman = Podman::new(pool.folder(), &plugin);
         life_of_a_volume(&podman, &mut plugin, pool.folder());
+        committed_container_is_loaded(&podman, &pool, pool.folder());
     }
     drop(plugin);
     pool.stop();

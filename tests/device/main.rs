@@ -15,6 +15,7 @@ mod fstab;
 mod full;
 mod growth;
 mod hosts;
+mod images;
 mod kill;
 mod memory;
 mod moments;
@@ -58,6 +59,9 @@ const RECORDED: &[Need] = &[
 const FSTAB: &[Need] = &[Need::FileSystem("ext4"), Need::FileSystem("overlay")];
 const TERMINAL: &[Need] = &[Need::FileSystem("ext4"), Need::Program("script"), Need::Program("stty")];
 const CONTAINERS: &[Need] = &[Need::FileSystem("ext4"), Need::Program("runc")];
+
+const IMAGES: &[Need] = &[Need::FileSystem("ext4"), Need::Program("runc"), Need::Program("skopeo")];
+const IMAGES_XFS: &[Need] = &[Need::FileSystem("xfs"), Need::Program("runc"), Need::Program("skopeo")];
 
 const TRANSFER: &[Need] = &[];
 const DISKS: &[Need] = &[Need::Program("qemu-img")];
@@ -135,6 +139,11 @@ fn main() {
         trial("random_writes_fill_the_host", EXT4, filling::random_writes_fill_the_host),
         trial("full_host_lets_writes_wait_for_space", EXT4, filling::writes_wait_for_the_host),
         trial("reserved_volume_is_written_on_a_full_pool", EXT4, reserved::reserved_volume_is_written_on_a_full_pool),
+        trial("options_of_run_mean_what_they_mean_to_docker", CONTAINERS, containers::options_are_dockers),
+        trial("exported_image_is_the_same_tree", IMAGES, || images::layers_say_what_changed("ext4")),
+        trial("exported_image_on_xfs_is_the_same_tree", IMAGES_XFS, || images::layers_say_what_changed("xfs")),
+        trial("export_costs_what_changed", EXT4, images::export_costs_what_changed),
+        trial("images_share_what_they_have_in_common", IMAGES, images::images_share_what_they_have_in_common),
         trial("deleted_files_give_space_back", EXT4, space::deleted_files_give_space_back),
         trial("fstrim_gives_space_back", EXT4, space::fstrim_gives_space_back),
         trial("deleted_volume_gives_space_back", EXT4, space::deleted_volume_gives_space_back),

@@ -352,7 +352,7 @@ fn start_process(bundle: &Path, id: &str) -> Result<u32> {
         command: vec![format!("/{}", sleep.unwrap_or_default()), "86400".into()],
         hostname: "demo".into(),
         network: Network::None,
-        terminal: false,
+        ..Settings::default()
     };
     write_bundle(bundle, &oci_spec::image::ImageConfiguration::default(), &settings)?;
     run_in_background(bundle, id)

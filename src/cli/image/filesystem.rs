@@ -83,6 +83,14 @@ impl Filesystem {
     ///
     /// The kernel refuses; then with its own words.
     pub fn mount(self, device: &Path) -> Result<Detached> {
+        self.mount_with(device, &[])
+    }
+
+    /// As [`mount`](Self::mount), with further options.
+    ///
+    /// # Errors
+    /// As [`mount`](Self::mount).
+    pub fn mount_with(self, device: &Path, options: &[(&str, &str)]) -> Result<Detached> {
         let name = self.to_string();
         let context = rustix::mount::fsopen(name.as_str(), FsOpenFlags::FSOPEN_CLOEXEC)
             .with_context(|| format!("this kernel does not know {self}"))?;
@@ -96,6 +104,9 @@ impl Filesystem {
                     rustix::mount::fsconfig_set_flag(context.as_fd(), "nouuid")?;
                 }
                 Self::Btrfs => {}
+            }
+            for (option, value) in options {
+                rustix::mount::fsconfig_set_string(context.as_fd(), *option, *value)?;
             }
             rustix::mount::fsconfig_create(context.as_fd())?;
             let attributes = MountAttrFlags::MOUNT_ATTR_NOATIME

@@ -135,7 +135,7 @@ pub(crate) fn watch_signals() -> Result<Interrupt> {
     Ok(interrupt)
 }
 
-fn progress_bar() -> ProgressBar {
+pub(super) fn progress_bar() -> ProgressBar {
     if !std::io::stderr().is_terminal() {
         return ProgressBar::hidden();
     }
@@ -150,7 +150,7 @@ pub(crate) fn progress_over(what: &str, length_bytes: u64) -> ProgressBar {
     progress
 }
 
-fn start_progress(progress: &ProgressBar, length_bytes: Option<u64>) {
+pub(super) fn start_progress(progress: &ProgressBar, length_bytes: Option<u64>) {
     let template = match length_bytes {
         Some(length_bytes) => {
             progress.set_length(length_bytes);
@@ -230,16 +230,20 @@ fn import_layers(work: &mut Workshop<'_>, order: &Order, image: &Image, progress
             None => Found::Free(String::new()),
         };
         let (volume, diff_id, name) = match found {
-            Found::Same(name) => {
+            Found::Same { name, is_image } => {
                 progress.inc(layer.stored_bytes().unwrap_or(0));
                 reused += 1;
-                chain = known;
+                let diff_id = layer.diff_id();
                 if !is_top {
-                    below = Some(name);
+                    let keep = || attributes_of_layer(&step, diff_id.as_deref(), known.as_deref());
+                    // The image may be deleted while this one needs its layer.
+                    below = Some(if is_image { work.keep_layer(name, &step, keep())? } else { name });
+                    chain = known;
                     continue;
                 }
+                chain = known;
                 // The same content under one more name.
-                (work.begin(&Step { below: Some(name), ..step.clone() })?, layer.diff_id(), order.name.clone())
+                (work.begin(&Step { below: Some(name), ..step.clone() })?, diff_id, order.name.clone())
             }
             Found::Free(name) => {
                 let volume = work.begin(&step)?;
@@ -342,8 +346,8 @@ struct Step {
 }
 
 enum Found {
-    /// A snapshot with this layer, on the same file system and of the same size.
-    Same(String),
+    /// A snapshot with this layer, on the same file system and of the same size; it may be an image of its own.
+    Same { name: String, is_image: bool },
     /// A name to make it under.
     Free(String),
 }
@@ -366,6 +370,7 @@ impl Workshop<'_> {
     /// Looks for a layer among the snapshots, whatever they are called, and for a name to make it under.
     fn find_layer(&self, chain: &str, step: &Step) -> Result<Found> {
         let snapshots = self.client.volumes()?;
+        let mut image = None;
         for volume in snapshots.iter().filter(|volume| volume.snapshot) {
             if volume.size_bytes != step.size_bytes || volume.sector_size != step.sector_size {
                 continue;
@@ -377,16 +382,36 @@ impl Workshop<'_> {
             };
             let same = |key, value: &str| labels::text(&attributes, key).as_deref() == Some(value);
             if same(labels::CHAIN_ID, chain) && same(labels::FILESYSTEM, &step.filesystem.to_string()) {
-                return Ok(Found::Same(volume.name.clone()));
+                if !attributes.contains_key(labels::CONFIGURATION) {
+                    return Ok(Found::Same { name: volume.name.clone(), is_image: false });
+                }
+                image = Some(volume.name.clone());
             }
         }
+        if let Some(name) = image {
+            return Ok(Found::Same { name, is_image: true });
+        }
+        Self::name_for(chain, step, &snapshots).map(Found::Free)
+    }
+
+    /// A name that is free for a layer.
+    fn name_for(chain: &str, step: &Step, snapshots: &[Volume]) -> Result<String> {
         // The same layer on another file system, or of another size, is another snapshot.
         let special = format!("{chain}.{}.{}.{}", step.filesystem, step.size_bytes, step.sector_size);
         let is_free = |name: &&str| !snapshots.iter().any(|volume| volume.name == *name);
         match [chain, special.as_str()].into_iter().find(is_free) {
-            Some(name) => Ok(Found::Free(name.to_owned())),
+            Some(name) => Ok(name.to_owned()),
             None => bail!("{special} exists already, and is not the layer of that name; rename it"),
         }
+    }
+
+    /// Makes a layer of what is known as an image only, and answers its name. It takes no space.
+    fn keep_layer(&mut self, image: String, step: &Step, attributes: Attributes) -> Result<String> {
+        let chain = labels::text(&attributes, labels::CHAIN_ID).context("a layer without a chain id")?;
+        let name = Self::name_for(&chain, step, &self.client.volumes()?)?;
+        let volume = self.begin(&Step { below: Some(image), ..step.clone() })?;
+        self.commit(&volume, &name, attributes)?;
+        Ok(name)
     }
 
     /// A working volume that holds what is below this layer.

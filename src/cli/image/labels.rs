@@ -16,6 +16,8 @@ pub const SOURCE: &str = "plywood.image.source";
 pub const DIFF_ID: &str = "plywood.image.diff-id";
 /// The layer's number, the lowest is 1; at an image, its number of layers.
 pub const LAYER: &str = "plywood.image.layer";
+/// On an image made of a container: uuid of the image that the container was started from.
+pub const BELOW: &str = "plywood.image.below";
 /// On a container: the image that it was started from.
 pub const CONTAINER_IMAGE: &str = "plywood.container.image";
 /// On a container: the command, a JSON list.

@@ -18,6 +18,8 @@ pub struct ImageInfo {
     pub own_bytes: u64,
     /// Bytes of all layers together, each of which other images may share.
     pub mapped_bytes: u64,
+    /// Of these, what others in the pool hold, too; none while that has not been found.
+    pub shared_bytes: Option<u64>,
     /// The size that its containers see.
     pub size_bytes: u64,
     /// File system; none at a disk image.
@@ -50,6 +52,7 @@ pub fn images(client: &Client) -> Result<Vec<ImageInfo>> {
             name: volume.name,
             own_bytes: volume.own_bytes,
             mapped_bytes: volume.mapped_bytes,
+            shared_bytes: volume.shared_bytes,
             size_bytes: volume.size_bytes,
             created_ns: volume.created_ns,
         });
@@ -74,13 +77,14 @@ pub fn list(context: &Context) -> Result<()> {
             image.layers.to_string(),
             size::show(image.own_bytes),
             size::show(image.mapped_bytes),
+            image.shared_bytes.map_or_else(|| "-".into(), size::show),
             size::show(image.size_bytes),
             image.filesystem.clone().unwrap_or_else(|| "disk".into()),
             created(image.created_ns),
         ]
     });
-    let headings = ["NAME", "LAYERS", "TOP LAYER", "SIZE", "VIRTUAL", "FS", "CREATED"];
-    Ok(output::table(&headings, &["LAYERS", "TOP LAYER", "SIZE", "VIRTUAL"], rows.collect())?)
+    let headings = ["NAME", "LAYERS", "TOP LAYER", "SIZE", "SHARED", "VIRTUAL", "FS", "CREATED"];
+    Ok(output::table(&headings, &["LAYERS", "TOP LAYER", "SIZE", "SHARED", "VIRTUAL"], rows.collect())?)
 }
 
 fn created(nanoseconds: u64) -> String {

@@ -207,7 +207,7 @@ fn remove_directory(parent: BorrowedFd<'_>, frame: &Frame) -> Result<()> {
     Ok(())
 }
 
-fn enter(directory: BorrowedFd<'_>, name: &[u8]) -> Result<OwnedFd> {
+pub(super) fn enter(directory: BorrowedFd<'_>, name: &[u8]) -> Result<OwnedFd> {
     let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
     rustix::fs::openat(directory, name, flags, Mode::empty()).with_context(|| show(name))
 }
@@ -222,6 +222,17 @@ pub fn names(directory: BorrowedFd<'_>) -> Result<Vec<Vec<u8>>> {
         }
     }
     Ok(names)
+}
+
+/// Opens the directory that an absolute path leads to inside a tree. None where there is none.
+///
+/// # Errors
+/// A link leads nowhere or climbs out of the tree, or the host refuses.
+pub fn tree_at(root: OwnedFd, path: &std::path::Path) -> Result<Option<OwnedFd>> {
+    let path = components(path.as_os_str().as_encoded_bytes())?;
+    let Some(found) = Tree::new(root).open_directory(&path, Missing::Leave).ok().flatten() else { return Ok(None) };
+    // To be read: what is opened as a place only cannot be.
+    Ok(Some(enter(found.as_fd(), b".")?))
 }
 
 /// Opens a directory of the host, following links, as the root of a tree.

@@ -41,6 +41,16 @@ pub struct Settings {
     pub network: Network,
     /// Whether it gets a terminal of its own.
     pub terminal: bool,
+    /// Variables beside the image's, which they replace: `NAME=VALUE`.
+    pub environment: Vec<String>,
+    /// Its working directory, when not the image's.
+    pub directory: Option<String>,
+    /// Its user, when not the image's.
+    pub user: Option<String>,
+    /// Whether its root is mounted read-only.
+    pub read_only: bool,
+    /// What it sees beside its root.
+    pub mounts: Vec<Mount>,
 }
 
 /// Writes the bundle of a container into `directory`, whose `rootfs` is mounted already. Answers the command.
@@ -52,6 +62,10 @@ pub fn write(directory: &Path, image: &ImageConfiguration, settings: &Settings) 
     let root = fs::File::open(directory.join("rootfs"))?;
     let arguments = command(image, &settings.command)?;
     let mut mounts = get_default_mounts();
+    // What is further up comes first, and our own files stand over all of it.
+    let mut shown = settings.mounts.clone();
+    shown.sort_by_key(|mount| mount.destination().components().count());
+    mounts.extend(shown);
     for (name, content) in [
         ("resolv.conf", fs::read("/etc/resolv.conf").unwrap_or_default()),
         ("hosts", hosts(settings)),
@@ -107,10 +121,12 @@ fn spec(
     root: &OwnedFd,
 ) -> Result<Spec> {
     let config = image.config().clone().unwrap_or_default();
-    let user = user::find(root, config.user().as_deref().unwrap_or(""))?;
+    let user = settings.user.as_deref().or(config.user().as_deref()).unwrap_or("");
+    let user = user::find(root, user)?;
     let home = user.home.clone();
     let user = UserBuilder::default().uid(user.uid).gid(user.gid).additional_gids(user.groups).build()?;
-    let directory = config.working_dir().clone().filter(|directory| directory.starts_with('/'));
+    let directory = settings.directory.clone().or(config.working_dir().clone());
+    let directory = directory.filter(|directory| directory.starts_with('/'));
     let process = ProcessBuilder::default()
         .terminal(settings.terminal)
         .user(user)
@@ -135,7 +151,7 @@ fn spec(
         .build()?;
     let spec = SpecBuilder::default()
         .version("1.0.2")
-        .root(RootBuilder::default().path("rootfs").readonly(false).build()?)
+        .root(RootBuilder::default().path("rootfs").readonly(settings.read_only).build()?)
         .hostname(settings.hostname.clone())
         .mounts(mounts)
         .process(process)
@@ -145,6 +161,11 @@ fn spec(
 
 /// The image's variables, and those that a process expects without being told.
 fn environment(mut variables: Vec<String>, settings: &Settings, home: &str) -> Vec<String> {
+    for entry in &settings.environment {
+        let name = entry.split_inclusive('=').next().unwrap_or_default();
+        variables.retain(|variable| !variable.starts_with(name));
+        variables.push(entry.clone());
+    }
     let mut default = |entry: String| {
         let name = entry.split_inclusive('=').next().unwrap_or_default().to_owned();
         if !variables.iter().any(|variable| variable.starts_with(&name)) {
@@ -225,6 +246,26 @@ mod tests {
         assert_eq!(fs::read_to_string(place.path().join("hostname")).unwrap(), "box\n");
         // Nothing was put into the image.
         assert_eq!(fs::read_dir(place.path().join("rootfs/etc")).unwrap().count(), 1);
+    }
+
+    #[test]
+    fn what_is_chosen_replaces_what_the_image_says() {
+        let place = place();
+        let config = serde_json::json!({"User": "web", "Env": ["A=b", "B=c"], "WorkingDir": "/srv", "Cmd": ["x"]});
+        let settings = Settings {
+            environment: vec!["A=d=e".into(), "NEW=".into()],
+            directory: Some("/tmp".into()),
+            user: Some("0:7".into()),
+            read_only: true,
+            ..Settings::default()
+        };
+        write(place.path(), &image(&config), &settings).unwrap();
+        let spec = Spec::load(place.path().join("config.json")).unwrap();
+        let process = spec.process().as_ref().unwrap();
+        assert_eq!((process.user().uid(), process.user().gid()), (0, 7));
+        assert_eq!(process.env().as_ref().unwrap()[..3], ["B=c", "A=d=e", "NEW="]);
+        assert_eq!(process.cwd(), Path::new("/tmp"));
+        assert_eq!(spec.root().as_ref().unwrap().readonly(), Some(true));
     }
 
     #[test]

@@ -2,6 +2,7 @@
 
 mod bundle;
 mod container;
+mod mounts;
 mod runtime;
 mod user;
 
@@ -15,6 +16,8 @@ use clap::Args;
 pub use bundle::{Network, Settings, write as write_bundle};
 pub use container::{CONTAINERS, Container};
 pub use runtime::{check as check_runtime, remove as remove_container, run_in_background};
+
+use mounts::{Volumes, Wanted};
 
 use super::image::labels;
 use super::{Context, Name};
@@ -30,6 +33,27 @@ pub struct RunArguments {
     /// Name of the container's volume [default: IMAGE.ID]
     #[arg(long)]
     name: Option<Name>,
+    /// Set a variable; NAME alone takes the caller's
+    #[arg(long, short, value_name = "NAME[=VALUE]")]
+    env: Vec<String>,
+    /// Working directory of the command
+    #[arg(long, short, value_name = "DIRECTORY", value_parser = absolute)]
+    workdir: Option<String>,
+    /// Who runs the command, by name or number
+    #[arg(long, short, value_name = "USER[:GROUP]")]
+    user: Option<String>,
+    /// Mount the container's root read-only
+    #[arg(long)]
+    read_only: bool,
+    /// Show a volume, or a path of the host, in the container; what is missing is made
+    #[arg(long, short, value_name = "SOURCE:DIRECTORY[:ro]", value_parser = Wanted::volume)]
+    volume: Vec<Wanted>,
+    /// The same; what is missing is refused: type=bind|volume|tmpfs,source=...,target=...[,readonly]
+    #[arg(long, value_name = "OPTIONS", value_parser = Wanted::mount)]
+    mount: Vec<Wanted>,
+    /// Memory for files at a directory
+    #[arg(long, value_name = "DIRECTORY[:size=SIZE]", value_parser = Wanted::tmpfs)]
+    tmpfs: Vec<Wanted>,
     /// What the container sees of the network
     #[arg(long, value_enum, default_value_t)]
     network: Network,
@@ -60,11 +84,18 @@ pub fn run(context: &Context, arguments: &RunArguments) -> Result<ExitCode> {
     let command = &arguments.command;
     let mut container =
         Container::open(&client, &image, name.as_deref(), container::attributes(&image, command, arguments.rm))?;
+    let wanted = [&arguments.volume[..], &arguments.mount, &arguments.tmpfs].concat();
+    let (volumes, mounts) = Volumes::mount(&client, &container.id, &container.root(), &wanted, &interrupt)?;
     let settings = Settings {
         command: command.clone(),
         hostname: hostname(name.as_deref()).unwrap_or_else(|| container.id.clone()),
         network: arguments.network,
         terminal: std::io::stdin().is_terminal() && std::io::stdout().is_terminal(),
+        environment: arguments.env.iter().filter_map(|typed| variable(typed)).collect(),
+        directory: arguments.workdir.clone(),
+        user: arguments.user.clone(),
+        read_only: arguments.read_only,
+        mounts,
     };
     bundle::write(&container.bundle, &configuration, &settings).with_context(|| image.clone())?;
     ensure!(!interrupt.load(std::sync::atomic::Ordering::Relaxed), "interrupted by a signal");
@@ -72,10 +103,23 @@ pub fn run(context: &Context, arguments: &RunArguments) -> Result<ExitCode> {
     runtime::remove(&container.id);
     // From here on it is a container that has run: it stays unless it was said otherwise.
     container.keep(!arguments.rm);
-    let closed = container.close();
+    let closed = volumes.close().and(container.close());
     let status = status?;
     closed?;
     Ok(exit_code(status))
+}
+
+/// `NAME=VALUE`. A name alone stands for what the caller has, and for nothing where it has nothing.
+fn variable(typed: &str) -> Option<String> {
+    if typed.contains('=') {
+        return Some(typed.to_owned());
+    }
+    std::env::var(typed).ok().map(|value| format!("{typed}={value}"))
+}
+
+fn absolute(typed: &str) -> Result<String> {
+    ensure!(typed.starts_with('/'), "{typed}: give an absolute path");
+    Ok(typed.to_owned())
 }
 
 fn exit_code(status: ExitStatus) -> ExitCode {

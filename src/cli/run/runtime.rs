@@ -175,7 +175,7 @@ mod tests {
             command: ["/bin/sh", "-c", command].map(String::from).to_vec(),
             hostname: "inside".into(),
             network,
-            terminal: false,
+            ..Settings::default()
         };
         write_bundle(place.path(), &ImageConfiguration::default(), &settings).unwrap();
         Some(place)

@@ -12,5 +12,6 @@ mod send;
 pub mod stream;
 
 pub use disk::{Target, export, import};
+pub use file::NewFile;
 pub use receive::{ReceiveArguments, receive};
 pub use send::{SendArguments, send};

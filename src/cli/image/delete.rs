@@ -1,0 +1,77 @@
+//! `plywood image delete`: images, and the layers that were theirs alone.
+
+use std::collections::BTreeSet;
+
+use anyhow::{Result, bail};
+use clap::Args;
+
+use super::layers::{self, Known, known};
+use crate::cli::output::{self, confirm};
+use crate::cli::{Context, Name, volume};
+use crate::daemon::making;
+use crate::daemon::protocol::{Command, Kind};
+
+/// Deletes images.
+#[derive(Debug, Args)]
+pub struct DeleteArguments {
+    /// The images
+    #[arg(required = true)]
+    names: Vec<Name>,
+    /// Do not ask
+    #[arg(long, short)]
+    yes: bool,
+}
+
+/// Does it. Containers and other images keep what they have of them.
+///
+/// # Errors
+/// A name is no image's, and what the pool answers.
+pub fn delete(context: &Context, arguments: &DeleteArguments) -> Result<()> {
+    let client = context.client()?;
+    for name in &arguments.names {
+        let name = name.text()?;
+        let all = known(&client)?;
+        let Some(image) = all.iter().find(|known| known.volume.name == name) else {
+            // In the pool's own words.
+            client.volume(&name)?;
+            bail!("{name}: not found");
+        };
+        if !image.is_image() {
+            bail!("{name} is no image; delete it with plywood volume delete");
+        }
+        confirm(&format!("delete image {name}{}?", volume::frees(&image.volume)), arguments.yes)?;
+        client.call(Command::SnapshotDelete { name: name.clone() })?;
+        let mut deleted = vec![name.clone()];
+        // A layer may be about to be used by who imports; it is pruned later.
+        let alone = if client.is_daemon() { making::alone(client.pool_uuid()?)? } else { None };
+        if alone.is_some() || !client.is_daemon() {
+            for layer in layers_of_it(&all, image)? {
+                match client.delete(&layer) {
+                    Ok(()) => deleted.push(layer),
+                    Err(failure) if matches!(failure.kind, Kind::Busy | Kind::NotFound) => {}
+                    Err(failure) => return Err(failure.into()),
+                }
+            }
+        }
+        if context.json {
+            output::json("deleted", &deleted)?;
+        } else {
+            let layers = match deleted.len() - 1 {
+                0 => String::new(),
+                1 => " and a layer that was its alone".to_owned(),
+                count => format!(" and {count} layers that were its alone"),
+            };
+            output::line(&format!("deleted {name}{layers}"))?;
+        }
+    }
+    Ok(())
+}
+
+/// Names of the layers of an image that nobody needs when it has gone.
+fn layers_of_it(all: &[Known], image: &Known) -> Result<Vec<String>> {
+    let named: BTreeSet<_> = layers::named(image)?.into_iter().collect();
+    let gone = BTreeSet::from([image.volume.uuid]);
+    let unneeded = layers::unneeded(all, &gone)?;
+    let is_its = |known: &&&Known| layers::layer(known).is_some_and(|layer| named.contains(&layer));
+    Ok(unneeded.iter().filter(is_its).map(|known| known.volume.name.clone()).collect())
+}

@@ -1,0 +1,330 @@
+//! What a container sees beside its own root: volumes of the pool, parts of the host, and memory. With Docker's meaning.
+//!
+//! `-v` makes a source that is missing, `--mount` refuses it. An empty volume is filled with what the image has at that place,
+//! with owners, modes and attributes; one that holds something hides what the image has.
+
+use std::fs;
+use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::unix::fs::DirBuilderExt;
+use std::path::{Component, Path, PathBuf};
+
+use anyhow::{Context as _, Result, bail, ensure};
+use indicatif::ProgressBar;
+use oci_spec::runtime::{Mount, MountBuilder};
+use rustix::fs::{Gid, Mode, Uid};
+
+use crate::cli::image::{Filesystem, Interrupt, copy_directory, detach, open_root, tree_at};
+use crate::cli::mount::{Mounted, mount_volume, unmount_volume};
+use crate::cli::size;
+use crate::cli::working::ephemeral;
+use crate::daemon::attributes::EPHEMERAL;
+use crate::daemon::protocol::Kind;
+use crate::daemon::{Client, making};
+
+/// Where volumes of containers are mounted. Not in their bundles, which are removed with all that is in them.
+const VOLUMES: &str = "/run/plywood/volumes";
+/// Virtual size and sector size of a volume that `-v` makes.
+const SIZE_BYTES: u64 = 10 << 30;
+const SECTOR_SIZE: u32 = 4096;
+
+/// Something that a container is to see.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Wanted {
+    source: Source,
+    /// Where: an absolute path in the container.
+    destination: PathBuf,
+    read_only: bool,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+enum Source {
+    /// A file or directory of the host; `make` a directory where there is nothing.
+    Host { path: PathBuf, make: bool },
+    /// A volume; `make` it where there is none.
+    Volume { name: String, make: bool },
+    /// Memory, of so many bytes at most.
+    Memory { size_bytes: Option<u64> },
+}
+
+impl Wanted {
+    /// `SOURCE:DIRECTORY[:ro]`, as `-v` takes it: SOURCE is a path of the host or the name of a volume.
+    ///
+    /// # Errors
+    /// It is something else.
+    pub fn volume(typed: &str) -> Result<Self> {
+        let mut parts = typed.split(':');
+        let (Some(source), Some(destination)) = (parts.next(), parts.next()) else {
+            bail!("{typed}: give SOURCE:DIRECTORY[:ro]");
+        };
+        let read_only = match parts.next() {
+            None | Some("rw") => false,
+            Some("ro") => true,
+            Some(other) => bail!("{typed}: {other} is not known; ro and rw are"),
+        };
+        ensure!(parts.next().is_none() && !source.is_empty(), "{typed}: give SOURCE:DIRECTORY[:ro]");
+        let source = if source.starts_with(['/', '.']) {
+            Source::Host { path: std::path::absolute(source)?, make: true }
+        } else {
+            Source::Volume { name: source.to_owned(), make: true }
+        };
+        Ok(Self { source, destination: inside(destination, typed)?, read_only })
+    }
+
+    /// `type=bind|volume|tmpfs,source=...,target=...[,readonly][,tmpfs-size=...]`, as `--mount` takes it.
+    ///
+    /// # Errors
+    /// It is something else.
+    pub fn mount(typed: &str) -> Result<Self> {
+        let (mut kind, mut from, mut to, mut read_only, mut size_bytes) = ("volume", None, None, false, None);
+        for pair in typed.split(',') {
+            let (key, value) = pair.split_once('=').unwrap_or((pair, ""));
+            match (key, value) {
+                ("type", "bind" | "volume" | "tmpfs") => kind = value,
+                ("source" | "src", _) if !value.is_empty() => from = Some(value),
+                ("target" | "destination" | "dst", _) if !value.is_empty() => to = Some(value),
+                ("readonly" | "ro", "" | "true" | "1") => read_only = true,
+                ("readonly" | "ro", "false" | "0") => read_only = false,
+                ("tmpfs-size", _) => size_bytes = Some(size::parse(value).map_err(anyhow::Error::msg)?),
+                _ => bail!("{typed}: {pair} is not understood"),
+            }
+        }
+        let destination = inside(to.with_context(|| format!("{typed}: give target=DIRECTORY"))?, typed)?;
+        let named = || from.with_context(|| format!("{typed}: give source=..."));
+        let source = match kind {
+            "bind" => Source::Host { path: std::path::absolute(named()?)?, make: false },
+            "volume" => Source::Volume { name: named()?.to_owned(), make: false },
+            _ => {
+                ensure!(from.is_none(), "{typed}: memory has no source");
+                Source::Memory { size_bytes }
+            }
+        };
+        ensure!(size_bytes.is_none() || kind == "tmpfs", "{typed}: tmpfs-size goes with type=tmpfs");
+        Ok(Self { source, destination, read_only })
+    }
+
+    /// `DIRECTORY[:size=SIZE]`, as `--tmpfs` takes it.
+    ///
+    /// # Errors
+    /// It is something else.
+    pub fn tmpfs(typed: &str) -> Result<Self> {
+        let (destination, options) = typed.split_once(':').unwrap_or((typed, ""));
+        let size_bytes = match options.split_once('=') {
+            None if options.is_empty() => None,
+            Some(("size", size)) => Some(size::parse(size).map_err(anyhow::Error::msg)?),
+            _ => bail!("{typed}: give DIRECTORY[:size=SIZE]"),
+        };
+        Ok(Self { source: Source::Memory { size_bytes }, destination: inside(destination, typed)?, read_only: false })
+    }
+}
+
+/// A path in the container: absolute, and nowhere upwards.
+fn inside(path: &str, typed: &str) -> Result<PathBuf> {
+    let path = PathBuf::from(path);
+    let is_plain = path.components().all(|part| matches!(part, Component::RootDir | Component::Normal(_)));
+    ensure!(
+        path.is_absolute() && is_plain && path != Path::new("/"),
+        "{typed}: give an absolute path in the container"
+    );
+    Ok(path)
+}
+
+/// The volumes that are mounted for a container. They are unmounted when it ends, whatever happens in between.
+pub struct Volumes<'a> {
+    client: &'a Client,
+    directory: PathBuf,
+    mounted: Vec<Mounted>,
+}
+
+impl<'a> Volumes<'a> {
+    /// Mounts what is wanted, for the container `id` with the root file system `root`. Answers what its runtime is told.
+    ///
+    /// # Errors
+    /// A source is missing and not to be made, or cannot be mounted. Nothing stays mounted then.
+    pub fn mount(
+        client: &'a Client,
+        id: &str,
+        root: &Path,
+        wanted: &[Wanted],
+        interrupt: &Interrupt,
+    ) -> Result<(Self, Vec<Mount>)> {
+        let mut volumes = Self { client, directory: Path::new(VOLUMES).join(id), mounted: Vec::new() };
+        let mut mounts = Vec::new();
+        for Wanted { source, destination, read_only } in wanted {
+            let shown = || format!("{}", destination.display());
+            let mount = match source {
+                Source::Host { path, make } => {
+                    if *make && !path.exists() {
+                        fs::create_dir_all(path).with_context(|| path.display().to_string())?;
+                    }
+                    ensure!(path.exists(), "{}: does not exist", path.display());
+                    bind(path, destination, *read_only)?
+                }
+                Source::Volume { name, make } => {
+                    let at = volumes.mount_one(name, *make).with_context(shown)?;
+                    volumes.fill(&at, root, destination, interrupt).with_context(shown)?;
+                    bind(&at, destination, *read_only)?
+                }
+                Source::Memory { size_bytes } => memory(destination, *read_only, *size_bytes)?,
+            };
+            mounts.push(mount);
+        }
+        Ok((volumes, mounts))
+    }
+
+    fn mount_one(&mut self, name: &str, make: bool) -> Result<PathBuf> {
+        match self.client.volume(name) {
+            Err(failure) if failure.kind == Kind::NotFound && make => self.make(name)?,
+            other => drop(other?),
+        }
+        let at = self.directory.join(self.mounted.len().to_string());
+        fs::DirBuilder::new().recursive(true).mode(0o700).create(&at).with_context(|| at.display().to_string())?;
+        let mounted = mount_volume(self.client, name, &at, false)?;
+        // A copy of it in another mount namespace would keep the device busy for as long as that one lives.
+        let private = rustix::mount::mount_change(&at, rustix::mount::MountPropagationFlags::PRIVATE);
+        self.mounted.push(mounted);
+        private?;
+        Ok(at)
+    }
+
+    /// A volume with an empty file system. It has no mark that it is being made when all of it is there.
+    fn make(&self, name: &str) -> Result<()> {
+        let _making = making::begin(self.client.pool_uuid()?)?;
+        self.client.create_volume(name, SIZE_BYTES, SECTOR_SIZE, ephemeral("import"))?;
+        let make = || -> Result<()> {
+            let filesystem = Filesystem::default();
+            let device = self.client.attach(name, false)?.device;
+            filesystem.make(&device)?;
+            let mounted = filesystem.mount(&device)?;
+            mounted.remove_lost_and_found()?;
+            mounted.unmount()?;
+            detach(self.client, name)?;
+            self.client.set_attributes(name, [(EPHEMERAL.to_owned(), None)].into())?;
+            Ok(())
+        };
+        let made = make();
+        if made.is_err() {
+            crate::cli::working::take_away(self.client, name);
+        }
+        made
+    }
+
+    /// Gives an empty volume what the image has at its place.
+    fn fill(&self, at: &Path, root: &Path, destination: &Path, interrupt: &Interrupt) -> Result<()> {
+        let is_empty = fs::read_dir(at)?.all(|entry| entry.is_ok_and(|entry| entry.file_name() == "lost+found"));
+        if !is_empty {
+            return Ok(());
+        }
+        // Through the image's own links, and never out of it.
+        let Some(from) = tree_at(open_root(root)?, destination)? else { return Ok(()) };
+        let to = open_root(at)?;
+        copy_directory(open_root(at)?, &place_of(&from), &ProgressBar::hidden(), interrupt)?;
+        let like = rustix::fs::fstat(&from)?;
+        let (uid, gid) = (Uid::from_raw(like.st_uid), Gid::from_raw(like.st_gid));
+        rustix::fs::fchown(&to, Some(uid), Some(gid))?;
+        rustix::fs::fchmod(&to, Mode::from_raw_mode(like.st_mode & 0o7777))?;
+        Ok(())
+    }
+
+    /// Unmounts them.
+    ///
+    /// # Errors
+    /// One is in use; the others are unmounted.
+    pub fn close(mut self) -> Result<()> {
+        self.take_down()
+    }
+
+    fn take_down(&mut self) -> Result<()> {
+        let mut failed = Ok(());
+        for mounted in self.mounted.drain(..).rev() {
+            match unmount_volume(self.client, &mounted) {
+                // Only an empty directory is removed.
+                Ok(()) => drop(fs::remove_dir(&mounted.directory)),
+                Err(error) => failed = Err(error),
+            }
+        }
+        let _ = fs::remove_dir(&self.directory);
+        failed
+    }
+}
+
+impl Drop for Volumes<'_> {
+    fn drop(&mut self) {
+        if let Err(error) = self.take_down() {
+            tracing::warn!("a volume of a container stays mounted: {error:#}");
+        }
+    }
+}
+
+fn place_of(directory: &OwnedFd) -> PathBuf {
+    PathBuf::from(format!("/proc/self/fd/{}/.", directory.as_raw_fd()))
+}
+
+fn bind(from: &Path, to: &Path, read_only: bool) -> Result<Mount> {
+    let mut options = vec!["rbind".to_owned(), "rprivate".to_owned()];
+    if read_only {
+        options.push("ro".to_owned());
+    }
+    Ok(MountBuilder::default().typ("bind").source(from).destination(to).options(options).build()?)
+}
+
+fn memory(to: &Path, read_only: bool, size_bytes: Option<u64>) -> Result<Mount> {
+    let mut options: Vec<String> = ["nosuid", "nodev", "noexec", "mode=1777"].map(str::to_owned).to_vec();
+    options.extend(size_bytes.map(|size| format!("size={size}")));
+    if read_only {
+        options.push("ro".to_owned());
+    }
+    Ok(MountBuilder::default().typ("tmpfs").source("tmpfs").destination(to).options(options).build()?)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn host(path: &str, make: bool) -> Source {
+        Source::Host { path: path.into(), make }
+    }
+
+    #[test]
+    fn notations_mean_what_they_mean_to_docker() {
+        let wanted =
+            |source, destination: &str, read_only| Wanted { source, destination: destination.into(), read_only };
+        let volume = |name: &str, make| Source::Volume { name: name.into(), make };
+        for (typed, expected) in [
+            ("/srv/x:/data", wanted(host("/srv/x", true), "/data", false)),
+            ("data:/var/lib:ro", wanted(volume("data", true), "/var/lib", true)),
+            ("data:/d:rw", wanted(volume("data", true), "/d", false)),
+        ] {
+            assert_eq!(Wanted::volume(typed).unwrap(), expected);
+        }
+        for (typed, expected) in [
+            ("type=bind,source=/a,target=/b", wanted(host("/a", false), "/b", false)),
+            ("source=v,dst=/b,readonly", wanted(volume("v", false), "/b", true)),
+            ("type=tmpfs,target=/t,tmpfs-size=1M", wanted(Source::Memory { size_bytes: Some(1 << 20) }, "/t", false)),
+        ] {
+            assert_eq!(Wanted::mount(typed).unwrap(), expected);
+        }
+        let expected = wanted(Source::Memory { size_bytes: Some(64 << 20) }, "/run", false);
+        assert_eq!(Wanted::tmpfs("/run:size=64m").unwrap(), expected);
+        assert_eq!(Wanted::tmpfs("/t").unwrap(), wanted(Source::Memory { size_bytes: None }, "/t", false));
+    }
+
+    #[test]
+    fn what_means_nothing_is_refused() {
+        for typed in ["", "x", "/a", "/a:b", "a:/b:rx", ":/b", "a:/", "a:/../b", "a:/b:ro:x"] {
+            assert!(Wanted::volume(typed).is_err(), "{typed}");
+        }
+        for typed in [
+            "",
+            "type=x,target=/a",
+            "target=/a",
+            "type=bind,source=/a",
+            "type=tmpfs,source=a,target=/t",
+            "source=v,target=/v,tmpfs-size=1",
+        ] {
+            assert!(Wanted::mount(typed).is_err(), "{typed}");
+        }
+        for typed in ["", "t", "/t:size=x", "/t:mode=1"] {
+            assert!(Wanted::tmpfs(typed).is_err(), "{typed}");
+        }
+    }
+}
