@@ -48,7 +48,7 @@ pub struct RunArguments {
     /// Show a volume, or a path of the host, in the container; what is missing is made
     #[arg(long, short, value_name = "SOURCE:DIRECTORY[:ro]", value_parser = Wanted::volume)]
     volume: Vec<Wanted>,
-    /// The same; what is missing is refused: type=bind|volume|tmpfs,source=...,target=...[,readonly]
+    /// The same; what is missing is refused: `type=bind|volume|tmpfs,source=...,target=...[,readonly]`
     #[arg(long, value_name = "OPTIONS", value_parser = Wanted::mount)]
     mount: Vec<Wanted>,
     /// Memory for files at a directory
