@@ -26,7 +26,7 @@ use super::figures::figures;
 use super::protocol::{Attachment, Command, Detached, EventKind, Failure, Figures, Kept, Reply};
 use super::remote::Remote;
 use super::spares::{SPARES, Spares};
-use super::{attributes, metrics, mounts, places, server};
+use super::{attributes, metrics, mounts, places, process, server};
 use crate::engine::{Underway, VolumeInfo, Work};
 use crate::error::{Error, Result};
 use crate::export::link::{EXIT_FINISHED, EXIT_INCOMPATIBLE, EXIT_REPLACE_FRONT, versions};
@@ -550,7 +550,9 @@ impl Daemon {
     }
 
     fn front_lives(&self) -> bool {
-        rustix::process::getppid().is_some_and(|parent| parent.as_raw_nonzero().get().unsigned_abs() == self.front_pid)
+        let parent = rustix::process::getppid();
+        parent.is_some_and(|parent| parent.as_raw_nonzero().get().unsigned_abs() == self.front_pid)
+            && !process::is_ending(self.front_pid)
     }
 
     /// Has this process succeeded, when the program on disk can.

@@ -1,9 +1,13 @@
 //! What the processes of a daemon ask of the kernel for themselves before they do anything else: a daemon under mounted
 //! file systems must not wait for them, be swapped onto them, or be killed for their memory.
 
-use std::fs;
+use std::time::{Duration, Instant};
+use std::{fs, io};
 
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::io::Errno;
 use rustix::mount::{UnmountFlags, unmount};
+use rustix::process::{Pid, PidfdFlags, pidfd_open};
 
 use super::mounts;
 use crate::error::{Error, Result};
@@ -20,7 +24,7 @@ pub fn require_root(what: &str) -> Result<()> {
     if rustix::process::geteuid().is_root() {
         return Ok(());
     }
-    Err(Error::io(format!("{what} needs root; run it with sudo"), rustix::io::Errno::PERM.into()))
+    Err(Error::io(format!("{what} needs root; run it with sudo"), Errno::PERM.into()))
 }
 
 /// Comes first in a process, before it makes threads or rings: the mark is a task's own and inherited from here on. With
@@ -42,6 +46,37 @@ pub fn stay_in_memory() {
 pub fn outlive_others() {
     if let Err(error) = fs::write("/proc/self/oom_score_adj", "-1000") {
         tracing::warn!(%error, "oom_score_adj cannot be set; the daemon may be killed when memory is short");
+    }
+}
+
+/// Waits until every thread of a process has ended. False: one has not, after all that patience. A child of the caller
+/// that nobody has waited for has ended, too.
+///
+/// # Errors
+/// What pidfd_open(2) and poll(2) say.
+pub fn wait_for_end(process: u32, patience: Duration) -> io::Result<bool> {
+    let Some(pid) = i32::try_from(process).ok().and_then(Pid::from_raw) else { return Ok(true) };
+    let descriptor = match pidfd_open(pid, PidfdFlags::empty()) {
+        Err(Errno::SRCH) => return Ok(true),
+        descriptor => descriptor?,
+    };
+    let began = Instant::now();
+    loop {
+        let left = patience.saturating_sub(began.elapsed());
+        let left = Timespec::try_from(left).map_err(|_| io::ErrorKind::InvalidInput)?;
+        match poll(&mut [PollFd::new(&descriptor, PollFlags::IN)], Some(&left)) {
+            Err(Errno::INTR) => {}
+            ended => return Ok(ended? > 0),
+        }
+    }
+}
+
+/// Whether the first thread of a process has ended. Where it never ends by itself, the process has been killed, and the
+/// others follow.
+pub fn is_ending(process: u32) -> bool {
+    match fs::read_to_string(format!("/proc/{process}/stat")) {
+        Ok(stat) => stat.rsplit_once(") ").is_some_and(|(_, rest)| rest.starts_with(['Z', 'X'])),
+        Err(error) => error.kind() == io::ErrorKind::NotFound,
     }
 }
 
@@ -70,4 +105,29 @@ pub fn enter_own_mount_namespace(pool_device: (u32, u32)) -> Result<()> {
 
 fn is_loop(path: &std::path::Path) -> bool {
     path.file_name().is_some_and(|name| name.to_string_lossy().starts_with("loop"))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::process::Command;
+
+    use super::*;
+
+    #[test]
+    fn process_that_lives_has_not_ended() {
+        let patience = Duration::from_millis(10);
+        assert!(!is_ending(std::process::id()));
+        assert!(!wait_for_end(std::process::id(), patience).unwrap());
+        assert!(is_ending(u32::MAX));
+        assert!(wait_for_end(u32::MAX, patience).unwrap());
+    }
+
+    #[test]
+    fn child_that_nobody_has_waited_for_has_ended() {
+        let mut child = Command::new("true").spawn().unwrap();
+        assert!(wait_for_end(child.id(), Duration::from_secs(60)).unwrap());
+        assert!(is_ending(child.id()));
+        child.wait().unwrap();
+        assert!(wait_for_end(child.id(), Duration::ZERO).unwrap());
+    }
 }

@@ -127,20 +127,11 @@ fn last_words(log: &mut File, begin: u64) -> Option<String> {
 /// # Errors
 /// [`Error::Busy`] when it still answers after a minute.
 pub fn wait_until_gone(front_pid: u32) -> Result<()> {
-    let began = Instant::now();
-    while fs::exists(format!("/proc/{front_pid}")).unwrap_or(false) && !is_dead(front_pid) {
-        if began.elapsed() > START {
-            return Err(Error::Busy(format!("daemon (process {front_pid}) is still stopping; see its log")));
-        }
-        thread::sleep(Duration::from_millis(5));
+    let ended = process::wait_for_end(front_pid, START);
+    if ended.map_err(|error| Error::io(format!("waiting for the daemon (process {front_pid})"), error))? {
+        return Ok(());
     }
-    Ok(())
-}
-
-/// A child of the caller that nobody has waited for is gone, too.
-fn is_dead(process: u32) -> bool {
-    let stat = fs::read_to_string(format!("/proc/{process}/stat")).unwrap_or_default();
-    stat.rsplit_once(") ").is_none_or(|(_, rest)| rest.starts_with(['Z', 'X']))
+    Err(Error::Busy(format!("daemon (process {front_pid}) is still stopping; see its log")))
 }
 
 #[cfg(test)]
@@ -158,11 +149,5 @@ mod tests {
         log.seek(SeekFrom::End(0)).unwrap();
         write!(log, "INFO starting\nplywood: pool is truncated\nplywood: the engine did not start\n\n").unwrap();
         assert_eq!(last_words(&mut log, begin).as_deref(), Some("pool is truncated"));
-    }
-
-    #[test]
-    fn process_that_lives_is_not_dead() {
-        assert!(!is_dead(std::process::id()));
-        assert!(is_dead(u32::MAX));
     }
 }

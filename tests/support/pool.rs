@@ -6,6 +6,9 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::io::Errno;
+use rustix::process::{Pid, PidfdFlags, pidfd_open};
 use serde_json::Value;
 
 use super::command::{self, Outcome, binary, prepare, run, run_command, wait_until};
@@ -273,9 +276,16 @@ impl TestPool {
     }
 }
 
-/// Whether a process lives.
+/// Whether a process lives. A zombie has ended; whoever started it has not looked yet. One whose first thread alone has
+/// ended has not: the others still hold what it has open.
 pub fn is_alive(process: u32) -> bool {
-    // A zombie has ended; whoever started it has not looked yet.
-    fs::read_to_string(format!("/proc/{process}/stat"))
-        .is_ok_and(|stat| !stat.rsplit(')').next().unwrap_or_default().trim_start().starts_with('Z'))
+    let process = Pid::from_raw(process.try_into().expect("a process id")).expect("a process id");
+    match pidfd_open(process, PidfdFlags::empty()) {
+        Ok(descriptor) => {
+            let now = Timespec { tv_sec: 0, tv_nsec: 0 };
+            poll(&mut [PollFd::new(&descriptor, PollFlags::IN)], Some(&now)).expect("poll") == 0
+        }
+        Err(error) if error == Errno::SRCH => false,
+        Err(error) => panic!("process {process:?}: {error}"),
+    }
 }
