@@ -145,10 +145,7 @@ fn configuration(
     arguments: &CommitArguments,
     command: Option<&str>,
 ) -> Result<Vec<u8>> {
-    let damaged = || format!("{name}: its configuration is damaged");
-    let json = below.get(labels::CONFIGURATION).with_context(damaged)?;
-    let mut value: Value = serde_json::from_slice(&json.0).with_context(damaged)?;
-    let object = value.as_object_mut().with_context(damaged)?;
+    let mut object = labels::raw_configuration(below, name)?;
     let now = jiff::Timestamp::now().to_string();
     object.insert("created".into(), json!(now));
     if !arguments.change.is_empty() {
@@ -165,7 +162,7 @@ fn configuration(
     if let Some(history) = object.get_mut("history").and_then(Value::as_array_mut) {
         history.push(step);
     }
-    Ok(serde_json::to_vec(&value)?)
+    Ok(serde_json::to_vec(&object)?)
 }
 
 #[cfg(test)]

@@ -31,14 +31,8 @@ pub fn serve(context: &Context, arguments: &ContainerdArguments) -> Result<()> {
     let pool = context.find_pool()?;
     let socket = arguments.socket.clone().unwrap_or_else(|| containerd::default_socket(&pool));
     let filesystem = arguments.filesystem;
-    let make = move |_: &str, device: &std::path::Path| {
-        let made = filesystem.make(device).and_then(|()| {
-            let mounted = filesystem.mount(device)?;
-            mounted.remove_lost_and_found()?;
-            mounted.unmount()
-        });
-        made.map_err(|error| format!("{error:#}"))
-    };
+    let make =
+        move |_: &str, device: &std::path::Path| filesystem.make_empty(device).map_err(|error| format!("{error:#}"));
     let settings =
         containerd::Settings { filesystem: filesystem.to_string(), size_bytes: arguments.size, make: Box::new(make) };
     Ok(containerd::serve(&pool, &socket, settings)?)

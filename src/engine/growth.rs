@@ -235,22 +235,9 @@ impl<S: Storage> Pool<S> {
     async fn grow_step(&self, for_metadata: bool) -> Result<bool> {
         let inner = &self.inner;
         let is_short = for_metadata || inner.state.borrow().allocator.fresh() < PREPARED_BLOCKS;
-        let mut refusal = None;
-        for which in [is_short.then_some(Unprepared::Unknown), Some(Unprepared::Unready(FAIR_BLOCKS))] {
-            let Some(which) = which else { continue };
-            match self.prepare(which, for_metadata).await {
-                Ok(false) => {}
-                Err(error @ Error::NoSpace(_)) => refusal = Some(error),
-                other => return other,
-            }
-        }
-        // What the host refuses here it may have there.
-        if let Some(group) = self.group_to_load() {
-            self.load_group(group).await?;
+        let ways = [Unprepared::Unknown, Unprepared::Unready(FAIR_BLOCKS)];
+        if self.get_ready(if is_short { &ways } else { &ways[1..] }, for_metadata).await? {
             return Ok(true);
-        }
-        if let Some(refusal) = refusal {
-            return Err(refusal);
         }
         let next = {
             let state = inner.state.borrow();
@@ -263,8 +250,26 @@ impl<S: Storage> Pool<S> {
         }
     }
 
+    /// Prepares a run in one of these ways, or reads a group: what the host refuses here it may have there. Answers whether
+    /// there is more now.
+    ///
+    /// # Errors
+    /// `NoSpace` when the host has refused something and there is no more to be had.
+    pub(super) async fn get_ready(&self, ways: &[Unprepared], for_metadata: bool) -> Result<bool> {
+        let mut refusal = None;
+        for which in ways {
+            match self.prepare(*which, for_metadata).await {
+                Ok(false) => {}
+                Err(error @ Error::NoSpace(_)) => refusal = Some(error),
+                other => return other,
+            }
+        }
+        let Some(group) = self.group_to_load() else { return refusal.map_or(Ok(false), Err) };
+        self.load_group(group).await.map(|()| true)
+    }
+
     /// A group that is not in memory and has free blocks.
-    pub(super) fn group_to_load(&self) -> Option<u64> {
+    fn group_to_load(&self) -> Option<u64> {
         let state = self.inner.state.borrow();
         (0..state.groups_in_use)
             .find(|group| !state.allocator.has_group(*group) && state.index_entry(*group).free_blocks > 0)
@@ -278,7 +283,7 @@ impl<S: Storage> Pool<S> {
     ///
     /// # Errors
     /// `NoSpace` when the host has refused all that was tried.
-    pub(super) async fn prepare(&self, which: Unprepared, for_metadata: bool) -> Result<bool> {
+    async fn prepare(&self, which: Unprepared, for_metadata: bool) -> Result<bool> {
         let inner = &self.inner;
         let (mut most, tries, written) = match which {
             Unprepared::Unknown => (256, PREPARE_TRIES, true),

@@ -326,25 +326,9 @@ impl<S: Storage> Pool<S> {
 
     /// Prepares blocks for metadata, and reads groups, until there are `least` of them or nothing is left to be had.
     pub(super) async fn ensure_metadata(&self, least: u64) -> Result<()> {
-        let mut refusal = None;
-        while self.inner.state.borrow().allocator.fresh() < least {
-            let mut is_more = false;
-            for which in [Unprepared::Unknown, Unprepared::Unready(1)] {
-                match self.prepare(which, true).await {
-                    Err(error @ Error::NoSpace(_)) => refusal = Some(error),
-                    prepared => is_more |= prepared?,
-                }
-                if is_more {
-                    break;
-                }
-            }
-            if is_more {
-                continue;
-            }
-            // What a replayed record names in a group that comes in later is not taken for free: it has deltas.
-            let Some(group) = self.group_to_load() else { return refusal.map_or(Ok(()), Err) };
-            self.load_group(group).await?;
-        }
+        // What a replayed record names in a group that comes in later is not taken for free: it has deltas.
+        let ways = [Unprepared::Unknown, Unprepared::Unready(1)];
+        while self.inner.state.borrow().allocator.fresh() < least && self.get_ready(&ways, true).await? {}
         Ok(())
     }
 

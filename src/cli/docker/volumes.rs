@@ -145,14 +145,11 @@ impl Volumes {
                 made.map_err(|failure| taken(name, failure))?;
                 let filesystem = options.filesystem()?;
                 let device = client.attach(name, false)?.device;
-                filesystem.make(&device).with_context(|| {
+                // Docker fills a volume from the image only where it is empty.
+                filesystem.make_empty(&device).with_context(|| {
                     let size = size::echo(size_bytes);
                     format!("no {filesystem} can be made on {size}{}", smallest(filesystem))
                 })?;
-                // Docker fills a volume from the image only where it is empty.
-                let mounted = filesystem.mount(&device)?;
-                mounted.remove_lost_and_found()?;
-                mounted.unmount()?;
                 image::detach(client, name)?;
             }
         }

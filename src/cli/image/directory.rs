@@ -117,10 +117,11 @@ fn describe(path: Vec<u8>, kind: Kind, metadata: &Metadata) -> Entry {
     }
 }
 
-struct Watched<'a> {
-    content: Option<File>,
-    progress: &'a ProgressBar,
-    interrupt: &'a Interrupt,
+/// The content of a file, or of what has none, as it is read for a layer.
+pub(super) struct Watched<'a> {
+    pub(super) content: Option<File>,
+    pub(super) progress: &'a ProgressBar,
+    pub(super) interrupt: &'a Interrupt,
 }
 
 impl Watched<'_> {

@@ -77,6 +77,18 @@ impl Filesystem {
         run(&mut command, package)
     }
 
+    /// Makes it, with nothing in its root.
+    ///
+    /// # Errors
+    ///
+    /// Those of [`make`](Self::make) and [`mount`](Self::mount).
+    pub fn make_empty(self, device: &Path) -> Result<()> {
+        self.make(device)?;
+        let mounted = self.mount(device)?;
+        mounted.remove_lost_and_found()?;
+        mounted.unmount()
+    }
+
     /// Mounts the file system on `device`. It is unmounted when [`Detached`] and all descriptors made from it are gone.
     ///
     /// # Errors

@@ -24,6 +24,7 @@ use super::directory::{content_bytes, copy_directory};
 use super::disk::Disk;
 use super::filesystem::{Detached, Filesystem};
 use super::labels;
+use super::layers::{self, Known};
 use super::source::{Configuration, Image, Layer, Source, platform};
 use super::stream::{Interrupt, interrupted, sha256_of};
 use super::tree::show;
@@ -370,6 +371,7 @@ impl Workshop<'_> {
     /// Looks for a layer among the snapshots, whatever they are called, and for a name to make it under.
     fn find_layer(&self, chain: &str, step: &Step) -> Result<Found> {
         let snapshots = self.client.volumes()?;
+        let wanted = (chain.to_owned(), Some(step.filesystem.to_string()), step.size_bytes, step.sector_size);
         let mut image = None;
         for volume in snapshots.iter().filter(|volume| volume.snapshot) {
             if volume.size_bytes != step.size_bytes || volume.sector_size != step.sector_size {
@@ -380,12 +382,12 @@ impl Workshop<'_> {
                 Err(failure) if failure.kind == Kind::NotFound => continue,
                 other => other?,
             };
-            let same = |key, value: &str| labels::text(&attributes, key).as_deref() == Some(value);
-            if same(labels::CHAIN_ID, chain) && same(labels::FILESYSTEM, &step.filesystem.to_string()) {
-                if !attributes.contains_key(labels::CONFIGURATION) {
-                    return Ok(Found::Same { name: volume.name.clone(), is_image: false });
+            let known = Known { volume: volume.clone(), attributes };
+            if layers::layer(&known).as_ref() == Some(&wanted) {
+                if !known.is_image() {
+                    return Ok(Found::Same { name: known.volume.name, is_image: false });
                 }
-                image = Some(volume.name.clone());
+                image = Some(known.volume.name);
             }
         }
         if let Some(name) = image {

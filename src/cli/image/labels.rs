@@ -2,6 +2,7 @@
 
 use anyhow::{Context as _, Result, ensure};
 use oci_spec::image::ImageConfiguration;
+use serde_json::{Map, Value};
 
 pub use crate::daemon::attributes::{CHAIN_ID, FILESYSTEM};
 use crate::daemon::protocol::Attributes;
@@ -46,6 +47,16 @@ pub fn configuration_to_keep(json: &[u8], parsed: &ImageConfiguration) -> Result
 /// An attribute as text.
 pub fn text(attributes: &Attributes, key: &str) -> Option<String> {
     attributes.get(key).map(|value| String::from_utf8_lossy(&value.0).into_owned())
+}
+
+/// The image's configuration among its attributes, with all that is not known here.
+///
+/// # Errors
+///
+/// There is none, or it is damaged.
+pub fn raw_configuration(attributes: &Attributes, name: &str) -> Result<Map<String, Value>> {
+    let json = attributes.get(CONFIGURATION).with_context(|| format!("{name} is not an image"))?;
+    serde_json::from_slice(&json.0).with_context(|| format!("{name}: its {CONFIGURATION} is damaged"))
 }
 
 /// The image's configuration among its attributes.

@@ -15,7 +15,7 @@ use super::source::{Configuration, DOCUMENT_LIMIT_BYTES, Image, Layer, open_file
 use super::stream::{Expected, digest_of};
 
 /// The annotation that holds an image's name within a layout.
-const REFERENCE: &str = "org.opencontainers.image.ref.name";
+pub(super) const REFERENCE: &str = "org.opencontainers.image.ref.name";
 /// Most indexes within each other.
 const NESTING: usize = 4;
 

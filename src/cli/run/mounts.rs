@@ -191,12 +191,7 @@ impl<'a> Volumes<'a> {
         let _making = making::begin(self.client.pool_uuid()?)?;
         self.client.create_volume(name, SIZE_BYTES, SECTOR_SIZE, ephemeral("import"))?;
         let make = || -> Result<()> {
-            let filesystem = Filesystem::default();
-            let device = self.client.attach(name, false)?.device;
-            filesystem.make(&device)?;
-            let mounted = filesystem.mount(&device)?;
-            mounted.remove_lost_and_found()?;
-            mounted.unmount()?;
+            Filesystem::default().make_empty(&self.client.attach(name, false)?.device)?;
             detach(self.client, name)?;
             self.client.set_attributes(name, [(EPHEMERAL.to_owned(), None)].into())?;
             Ok(())

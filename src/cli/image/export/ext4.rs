@@ -79,6 +79,9 @@ pub(super) struct Ext4 {
     /// Whether its journal is to be replayed, or it is mounted.
     pub(super) is_unclean: bool,
     groups: Vec<Group>,
+    /// Where inode tables begin, and of which groups they are, ascending. Those of neighbouring groups stand together
+    /// (flex_bg), not in the groups' own places.
+    tables: Vec<(u64, usize)>,
 }
 
 struct Group {
@@ -190,6 +193,7 @@ impl Ext4 {
             reserved_descriptor_blocks: u16_at(superblock, 0xce).into(),
             is_unclean: incompat & INCOMPAT_RECOVER != 0,
             groups: Vec::new(),
+            tables: Vec::new(),
         };
         ensure!(
             matches!(descriptor_bytes, 32 | 64)
@@ -232,6 +236,8 @@ impl Ext4 {
             );
             self.groups.push(group);
         }
+        self.tables = self.groups.iter().enumerate().map(|(number, group)| (group.inode_table, number)).collect();
+        self.tables.sort_unstable();
         Ok(())
     }
 
@@ -247,8 +253,7 @@ impl Ext4 {
     /// Whether structures stand at the same places in another.
     pub(super) fn is_laid_out_as(&self, other: &Self) -> bool {
         let of = |one: &Self| (one.blocks, one.blocks_per_group, one.inodes_per_group, one.inode_bytes);
-        let tables = |one: &Self| one.groups.iter().map(|group| group.inode_table).collect::<Vec<_>>();
-        of(self) == of(other) && tables(self) == tables(other)
+        of(self) == of(other) && self.tables == other.tables
     }
 
     /// Blocks read so far.
@@ -316,25 +321,19 @@ impl Ext4 {
 
     /// The inodes that a block of the inode tables holds; none for another block.
     pub(super) fn inodes_at(&self, block: u64) -> Option<Range<u32>> {
-        // Tables of neighbouring groups stand together (flex_bg), not in the groups' own places.
-        let table_blocks = self.table_blocks();
-        let found = self.groups.iter().position(|group| {
-            let table = group.inode_table..group.inode_table + table_blocks;
-            table.contains(&block)
-        })?;
+        let before = self.tables.partition_point(|(start, _)| *start <= block);
+        let (start, group) = *self.tables.get(before.checked_sub(1)?)?;
+        if block - start >= self.table_blocks() {
+            return None;
+        }
         let in_block = self.inodes_per_block();
-        let index = (block - self.groups[found].inode_table) as u32 * in_block;
-        let first = found as u32 * self.inodes_per_group + index + 1;
+        let first = group as u32 * self.inodes_per_group + (block - start) as u32 * in_block + 1;
         Some(first..first + in_block)
     }
 
     /// The inode tables, ascending.
     pub(super) fn tables(&self) -> Vec<Range<u64>> {
-        let blocks = self.table_blocks();
-        let mut tables: Vec<_> =
-            self.groups.iter().map(|group| group.inode_table..group.inode_table + blocks).collect();
-        tables.sort_unstable_by_key(|table| table.start);
-        tables
+        self.tables.iter().map(|(start, _)| *start..start + self.table_blocks()).collect()
     }
 
     /// What says where things are, and what is of no file: superblocks, descriptors, bitmaps, and inode tables.

@@ -140,11 +140,7 @@ fn report(context: &Context, name: &str, to: &Target, digest: &str, layers: &[To
 
 /// The image's configuration with the layers as they were written. All else stays as it is, known here or not.
 fn configuration(image: &Known, layers: &[Blob]) -> Result<Vec<u8>> {
-    let name = &image.volume.name;
-    let json = image.attributes.get(labels::CONFIGURATION).with_context(|| format!("{name} is no image"))?;
-    let damaged = || format!("{name}: its configuration is damaged");
-    let mut value: serde_json::Value = serde_json::from_slice(&json.0).with_context(damaged)?;
-    let object = value.as_object_mut().with_context(damaged)?;
+    let mut object = labels::raw_configuration(&image.attributes, &image.volume.name)?;
     let diff_ids: Vec<&str> = layers.iter().map(|blob| blob.diff_id.as_str()).collect();
     object.insert("rootfs".into(), serde_json::json!({"type": "layers", "diff_ids": diff_ids}));
     let steps = object.get("history").and_then(serde_json::Value::as_array).map(|steps| {
@@ -155,7 +151,7 @@ fn configuration(image: &Known, layers: &[Blob]) -> Result<Vec<u8>> {
     if steps.is_some_and(|steps| steps != layers.len()) {
         object.remove("history");
     }
-    Ok(serde_json::to_vec(&value)?)
+    Ok(serde_json::to_vec(&object)?)
 }
 
 /// What is the same for all layers.
@@ -233,15 +229,13 @@ impl Work<'_> {
             return None;
         }
         let mut found = || -> Result<Changes> {
-            below.settle()?;
-            layer.settle()?;
+            let (old, new) = (below.blocks()?, layer.blocks()?);
             let mut blocks = Vec::new();
             self.client.each_changed_range(Some(&below.clone), &layer.clone, |Range(offset, length, _)| {
                 blocks.push(offset / BLOCK_BYTES..(offset + length).div_ceil(BLOCK_BYTES));
                 Ok::<_, Failure>(())
             })?;
             let blocks: Blocks = blocks.into_iter().collect();
-            let (old, new) = (Ext4::open(&below.device)?, Ext4::open(&layer.device)?);
             let changes = trace::changes(&old, &new, &blocks)?;
             tracing::debug!(layer = layer.clone, old = old.read_blocks(), new = new.read_blocks(), "blocks read");
             Ok(changes)
@@ -294,14 +288,16 @@ impl<'a> Opened<'a> {
         self.mounted.as_ref().context("it is not mounted")?.root()
     }
 
-    /// Has the kernel replay a journal that has something in it, so that all of it is where it belongs.
-    fn settle(&mut self) -> Result<()> {
-        if self.mounted.is_some() || !Ext4::open(&self.device)?.is_unclean {
-            return Ok(());
+    /// Its blocks, with all of them where they belong: the kernel replays a journal that has something in it first.
+    fn blocks(&mut self) -> Result<Ext4> {
+        let ext4 = Ext4::open(&self.device)?;
+        if self.mounted.is_some() || !ext4.is_unclean {
+            return Ok(ext4);
         }
         let root = self.root()?;
         let place = format!("/proc/self/fd/{}", root.as_raw_fd());
-        Frozen::freeze(Path::new(&place)).and_then(Frozen::thaw).context("replaying the journal")
+        Frozen::freeze(Path::new(&place)).and_then(Frozen::thaw).context("replaying the journal")?;
+        Ext4::open(&self.device)
     }
 }
 

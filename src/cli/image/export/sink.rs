@@ -5,7 +5,7 @@
 
 use std::collections::BTreeSet;
 use std::fs::{self, File};
-use std::io::{self, BufWriter, Read as _, Seek, SeekFrom, Write};
+use std::io::{self, BufWriter, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, Result, bail, ensure};
@@ -15,12 +15,11 @@ use sha2::{Digest as _, Sha256};
 use tar::Header;
 use tempfile::NamedTempFile;
 
-use super::super::source::DOCUMENT_LIMIT_BYTES;
+use super::super::layout::{REFERENCE, read_limited};
+use super::super::source::open_file;
 use super::super::stream::sha256_of;
 use crate::cli::transfer::NewFile;
 
-/// The annotation that holds an image's name within a layout.
-const REFERENCE: &str = "org.opencontainers.image.ref.name";
 const INDEX: &str = "index.json";
 const TAR_BLOCK_BYTES: u64 = 512;
 
@@ -142,16 +141,11 @@ impl Layout {
     fn index(&self) -> Result<Value> {
         let path = self.directory.join(INDEX);
         let shown = path.display();
-        let file = match File::open(&path) {
-            Err(error) if error.kind() == io::ErrorKind::NotFound => {
-                return Ok(json!({"schemaVersion": 2, "mediaType": "application/vnd.oci.image.index.v1+json",
-                    "manifests": []}));
-            }
-            other => other.with_context(|| shown.to_string())?,
-        };
-        let mut text = Vec::new();
-        file.take(DOCUMENT_LIMIT_BYTES + 1).read_to_end(&mut text).with_context(|| shown.to_string())?;
-        ensure!(text.len() as u64 <= DOCUMENT_LIMIT_BYTES, "{shown}: is larger than 4 MiB");
+        if !path.exists() {
+            let media_type = "application/vnd.oci.image.index.v1+json";
+            return Ok(json!({"schemaVersion": 2, "mediaType": media_type, "manifests": []}));
+        }
+        let text = read_limited(&open_file(&path)?).with_context(|| shown.to_string())?;
         let index: Value = serde_json::from_slice(&text).with_context(|| format!("{shown} is damaged"))?;
         ensure!(index.get("manifests").is_some_and(Value::is_array), "{shown} is damaged: it lists no manifests");
         Ok(index)

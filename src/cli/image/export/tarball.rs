@@ -15,6 +15,7 @@ use rustix::fs::{FileType, Mode, OFlags, Stat};
 use serde::Serialize;
 use tar::{EntryType, Header};
 
+use super::super::directory::Watched;
 use super::super::stream::{Interrupt, interrupted};
 use super::super::tree::show;
 use super::changes::Met;
@@ -144,8 +145,8 @@ impl<'a, W: Write> Tarball<'a, W> {
         self.written.entries += 1;
         let Some((file, size_bytes)) = content else { return head.write(&mut self.builder, io::empty()) };
         self.written.content_bytes += size_bytes;
-        let content = Content { file, left_bytes: size_bytes, progress: self.progress, interrupt: self.interrupt };
-        head.write(&mut self.builder, content)
+        let content = Watched { content: Some(file), progress: self.progress, interrupt: self.interrupt };
+        head.write(&mut self.builder, content.take(size_bytes))
     }
 
     fn whiteout(&mut self, path: &[u8]) -> Result<()> {
@@ -250,33 +251,6 @@ fn time(seconds: i64, nanoseconds: u64) -> String {
     match fraction.trim_end_matches('0') {
         "" => format!("{sign}{seconds}"),
         digits => format!("{sign}{seconds}.{digits}"),
-    }
-}
-
-/// The content of a file, all of it.
-struct Content<'a> {
-    file: File,
-    left_bytes: u64,
-    progress: &'a ProgressBar,
-    interrupt: &'a Interrupt,
-}
-
-impl Read for Content<'_> {
-    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        if self.interrupt.load(Ordering::Relaxed) {
-            return Err(interrupted());
-        }
-        let want = usize::try_from(self.left_bytes).unwrap_or(usize::MAX).min(buffer.len());
-        if want == 0 {
-            return Ok(0);
-        }
-        let count = self.file.read(&mut buffer[..want])?;
-        if count == 0 {
-            return Err(io::Error::new(io::ErrorKind::UnexpectedEof, "became shorter while it was read"));
-        }
-        self.left_bytes -= count as u64;
-        self.progress.inc(count as u64);
-        Ok(count)
     }
 }
 
