@@ -24,7 +24,7 @@ IN_NAMESPACE = "PLYWOOD_BENCH_NAMESPACE"
 
 def load_cases():
     """Imports every module that registers cases."""
-    from . import block, durability, engine, files, life, memory, space  # noqa: F401  pylint: disable=unused-import
+    from . import block, containerd, durability, engine, files, life, memory, space  # noqa: F401  pylint: disable=unused-import
     return sorted(running.CASES, key=lambda case: list(GROUPS).index(case.group))
 
 

@@ -7,7 +7,7 @@ import subprocess
 
 from .peers import NOT_COMPARED
 
-PACKAGES = ["fio", "xfsprogs", "btrfs-progs", "qemu-utils", "fuse-overlayfs", "runc", "sqlite3", "postgresql", "e2fsprogs", "util-linux"]
+PACKAGES = ["fio", "xfsprogs", "btrfs-progs", "qemu-utils", "fuse-overlayfs", "runc", "containerd", "sqlite3", "postgresql", "e2fsprogs", "util-linux"]
 
 
 def said(*words):

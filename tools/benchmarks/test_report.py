@@ -10,7 +10,7 @@ import unittest
 from unittest import mock
 from xml.etree import ElementTree
 
-from benchmarks import bench, figures, peers, plots, report
+from benchmarks import bench, containerd_engine, figures, peers, plots, report
 from benchmarks.results import Row, Target, from_document, merged, to_document
 from benchmarks.shell import NotRun
 
@@ -222,6 +222,26 @@ class Running(unittest.TestCase):
 
         self.run_case(tried)
         self.assertEqual("".join(order), "ababab")
+
+
+class Wire(unittest.TestCase):
+    """What is said to containerd."""
+
+    def test_messages_are_as_protobuf_has_them(self):
+        # The example of protobuf's own description of the encoding, and text.
+        self.assertEqual(containerd_engine.encoded({1: 150, 2: "testing"}), b"\x08\x96\x01\x12\x07testing")
+
+    def test_messages_come_back(self):
+        message = containerd_engine.encoded({1: "key", 2: 300, 4: {"a": "1", "b": "2"}})
+        fields = containerd_engine.decoded(message)
+        self.assertEqual((fields[1], fields[2]), ([b"key"], [300]))
+        self.assertEqual([containerd_engine.decoded(entry) for entry in fields[4]], [{1: [b"a"], 2: [b"1"]}, {1: [b"b"], 2: [b"2"]}])
+
+    def test_mount_of_an_answer_is_read(self):
+        mount = containerd_engine.encoded({1: "ext4", 2: "/dev/loop7"}) + containerd_engine.encoded({4: "discard"}) \
+            + containerd_engine.encoded({4: "noatime"})
+        answer = containerd_engine.decoded(containerd_engine.encoded({1: mount}))
+        self.assertEqual(containerd_engine.Mount.only(answer), containerd_engine.Mount("ext4", "/dev/loop7", ["discard", "noatime"]))
 
 
 if __name__ == "__main__":
