@@ -6,7 +6,7 @@
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;
-use plywood::daemon::protocol::{self, Command, REQUEST_BYTES, Request, Response, VERSION};
+use plywood::daemon::protocol::{self, Command, REQUEST_BYTES, Request, Response, SnapshotOf, VERSION};
 use plywood_fuzz::memory::{Bound, bounded};
 use plywood_fuzz::seeds;
 use uuid::Uuid;
@@ -58,6 +58,9 @@ fn commands() -> Vec<Command> {
             volume: name(),
             snapshot: name(),
             keep: Some(protocol::Keep { uuid, name: name() }),
+        },
+        Command::SnapshotCreateAll {
+            snapshots: vec![SnapshotOf { volume: name(), uuid, name: name(), attributes: attributes.clone() }],
         },
         Command::CloneCreate { snapshot: name(), uuid, name: name(), size_bytes: Some(1 << 31), attributes },
         Command::Attach { name: name(), read_only: true },

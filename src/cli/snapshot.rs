@@ -6,8 +6,10 @@ use anyhow::{Context as _, Result};
 use clap::Subcommand;
 use uuid::Uuid;
 
+use super::image::labels;
 use super::output::{self, Waiting, confirm};
 use super::{Context, Name, size, volume};
+use crate::daemon::Client;
 use crate::daemon::mounts::{device_number, own_mounts};
 use crate::daemon::protocol::{Command, Keep, Volume};
 use crate::io::Frozen;
@@ -21,7 +23,13 @@ pub enum SnapshotCommand {
         volume: Name,
         /// Name of the snapshot
         name: Name,
-        /// Hold the mounted file system still meanwhile, so that the snapshot needs no journal replay
+        /// Another volume of which one is taken at the same instant
+        #[arg(long, value_name = "VOLUME=NAME")]
+        with: Vec<Name>,
+        /// The volume is a container's root: take one of each of its volumes too, at the same instant, as NAME.VOLUME
+        #[arg(long)]
+        volumes: bool,
+        /// Hold the mounted file systems still meanwhile, so that the snapshots need no journal replay
         #[arg(long)]
         freeze: bool,
     },
@@ -67,15 +75,24 @@ pub enum SnapshotCommand {
 pub fn run(context: &Context, command: SnapshotCommand) -> Result<()> {
     let client = context.client()?;
     match command {
-        SnapshotCommand::Create { volume, name, freeze } => {
+        SnapshotCommand::Create { volume, name, with, volumes, freeze } => {
             let (volume, name) = (volume.text()?, name.text()?);
-            let frozen = if freeze { hold_still(&client.volume(&volume)?, "or leave --freeze out")? } else { None };
-            let taken = client.create_snapshot(&volume, &name, Default::default());
-            // Thawed first, whatever came of it: a file system that stays frozen stops its users.
-            if let Some(frozen) = frozen {
-                frozen.thaw().context("file system stays frozen; thaw it with fsfreeze -u")?;
+            let mut wanted = vec![(volume.clone(), name.clone())];
+            for pair in with {
+                let pair = pair.text()?;
+                let (volume, name) = pair.split_once('=').with_context(|| format!("{pair}: give VOLUME=NAME"))?;
+                wanted.push((volume.to_owned(), name.to_owned()));
             }
-            volume::changed(context, &taken?)
+            if volumes {
+                for of_it in volumes_of(&client, &volume)? {
+                    let with = format!("{name}.{of_it}");
+                    wanted.push((of_it, with));
+                }
+            }
+            for taken in create(&client, &wanted, freeze)? {
+                volume::changed(context, &taken)?;
+            }
+            Ok(())
         }
         SnapshotCommand::List { volume } => {
             let mut snapshots: Vec<Volume> = client.volumes()?.into_iter().filter(|volume| volume.snapshot).collect();
@@ -118,6 +135,36 @@ pub fn run(context: &Context, command: SnapshotCommand) -> Result<()> {
             volume::changed(context, &volume)
         }
     }
+}
+
+/// Takes snapshots at one instant: pairs of volume and name. With `freeze` all file systems are held still first.
+fn create(client: &Client, wanted: &[(String, String)], freeze: bool) -> Result<Vec<Volume>> {
+    let mut frozen = Vec::new();
+    if freeze {
+        for (volume, _) in wanted {
+            frozen.extend(hold_still(&client.volume(volume)?, "or leave --freeze out")?);
+        }
+    }
+    let taken = match wanted {
+        [(volume, name)] => client.create_snapshot(volume, name, Default::default()).map(|taken| vec![taken]),
+        several => client.create_snapshots(several),
+    };
+    // Thawed first, whatever came of it: a file system that stays frozen stops its users.
+    let thawed: Vec<_> = frozen.into_iter().rev().map(Frozen::thaw).collect();
+    for thawed in thawed {
+        thawed.context("file system stays frozen; thaw it with fsfreeze -u")?;
+    }
+    Ok(taken?)
+}
+
+/// Names of the volumes that a container has mounted.
+fn volumes_of(client: &Client, container: &str) -> Result<Vec<String>> {
+    let held = client.attributes(container)?;
+    let listed = labels::text(&held, labels::CONTAINER_VOLUMES)
+        .with_context(|| format!("{container} is no container with volumes; leave --volumes out"))?;
+    let listed: Vec<Uuid> = serde_json::from_str(&listed).with_context(|| format!("{container}: its volumes"))?;
+    let all = client.volumes()?;
+    Ok(all.into_iter().filter(|volume| listed.contains(&volume.uuid)).map(|volume| volume.name).collect())
 }
 
 /// Snapshots, with what is known of their content. The whole digest is in the JSON.

@@ -14,7 +14,7 @@ use super::lookup::FoundPool;
 use super::offline::Offline;
 use super::protocol::{
     self, Attachment, Attributes, Bytes, Command, Failure, Hello, Kind, Outcome, REQUEST_BYTES, RESPONSE_BYTES, Range,
-    Reply, Request, Response, VERSION, Volume,
+    Reply, Request, Response, SnapshotOf, VERSION, Volume,
 };
 use super::start::running;
 use crate::error::Error;
@@ -173,6 +173,20 @@ impl Client {
     pub fn create_snapshot(&self, volume: &str, name: &str, attributes: Attributes) -> Result<Volume, Failure> {
         let (volume, name) = (volume.into(), name.into());
         self.for_volume(Command::SnapshotCreate { volume, uuid: Uuid::new_v4(), name, attributes })
+    }
+
+    /// Takes snapshots of several volumes at one instant, in the order of `wanted`: volume and name.
+    ///
+    /// # Errors
+    /// As [`call`](Client::call).
+    pub fn create_snapshots(&self, wanted: &[(String, String)]) -> Result<Vec<Volume>, Failure> {
+        let each = |(volume, name): &(String, String)| SnapshotOf {
+            volume: volume.clone(),
+            uuid: Uuid::new_v4(),
+            name: name.clone(),
+            attributes: Attributes::new(),
+        };
+        self.call(Command::SnapshotCreateAll { snapshots: wanted.iter().map(each).collect() })?.volumes()
     }
 
     /// Makes a clone of a snapshot.

@@ -8,7 +8,7 @@ use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use super::execute::now_ns;
-use super::protocol::{Check, Command, Event, EventKind, Events, Reply};
+use super::protocol::{Check, Command, Event, EventKind, Events, Reply, SnapshotOf};
 use super::size_words;
 use crate::error::{Error, Result};
 
@@ -140,6 +140,13 @@ pub(super) fn done(command: &Command, reply: &Reply) -> Vec<Draft> {
         }
         (Command::SnapshotCreate { volume, name, .. }, _) => {
             Draft::about(Kind::Snapshotted, name, format!("snapshot of {volume}"))
+        }
+        (Command::SnapshotCreateAll { snapshots }, _) => {
+            let told = |taken: &SnapshotOf| {
+                let (origin, others) = (&taken.volume, snapshots.len() - 1);
+                Draft::about(Kind::Snapshotted, &taken.name, format!("snapshot of {origin}, with {others} others"))
+            };
+            return snapshots.iter().map(told).collect();
         }
         (Command::VolumeDelete { name } | Command::SnapshotDelete { name }, _) => {
             Draft::about(Kind::Deleted, name, "its blocks are given back in the background")

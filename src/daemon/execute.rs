@@ -8,7 +8,9 @@ use std::time::SystemTime;
 
 use super::figures::{self, pool_info};
 use super::filesystem::{self, FileSystem};
-use super::protocol::{self, Attachment, Attributes, Bytes, Command, DIFF_RANGES, Diff, Hello, Keep, Range, Reply};
+use super::protocol::{
+    self, Attachment, Attributes, Bytes, Command, DIFF_RANGES, Diff, Hello, Keep, Range, Reply, SnapshotOf,
+};
 use super::watch::Told;
 use super::{metrics, scrub, size_words};
 use crate::engine::{
@@ -197,6 +199,16 @@ pub async fn execute<S: Medium>(control: &Control<S>, command: Command) -> Resul
             let origin = control.find(&volume)?;
             let new = NewSnapshot { uuid, name, created: now_ns(), attributes: bounded(attributes)? };
             Ok(control.reply(pool.create_snapshot(origin.id, new).await?))
+        }
+        Command::SnapshotCreateAll { snapshots } => {
+            let mut wanted = Vec::new();
+            for SnapshotOf { volume, uuid, name, attributes } in snapshots {
+                check_name(&name)?;
+                let new = NewSnapshot { uuid, name, created: now_ns(), attributes: bounded(attributes)? };
+                wanted.push((control.find(&volume)?.id, new));
+            }
+            let taken = pool.create_snapshots(wanted).await?;
+            Ok(Reply::Volumes(taken.into_iter().map(|volume| control.describe(volume)).collect()))
         }
         Command::SnapshotDelete { name } => {
             let snapshot = control.find(&name)?;

@@ -16,9 +16,11 @@ use crate::error::Error;
 
 mod figures;
 mod told;
+mod volume;
 
 pub use figures::{Check, Damaged, Fault, Pool, Recovered, Scrub, ScrubStatus, Threshold, Work};
 pub use told::{Event, EventKind, Events, Figures, VolumeFigures};
+pub use volume::{Attachment, Detached, Kept, Volume};
 
 /// Version of the messages.
 pub const VERSION: u32 = 1;
@@ -245,6 +247,11 @@ pub enum Command {
         #[serde(default)]
         attributes: Attributes,
     },
+    /// Takes snapshots of several volumes at one instant, all or none. Answer: [`Reply::Volumes`].
+    SnapshotCreateAll {
+        /// One of each volume.
+        snapshots: Vec<SnapshotOf>,
+    },
     /// Records a checksum for each block of a snapshot, and the digest of its content. Answer: [`Reply::Volume`].
     SnapshotSeal {
         /// The snapshot.
@@ -373,6 +380,11 @@ impl Command {
             Self::VolumeReserve { name, .. } => pair("volume reserve", name),
             Self::SnapshotSeal { name } => pair("snapshot seal", name),
             Self::SnapshotCreate { volume, name, .. } => format!("snapshot create {volume} {name}"),
+            Self::SnapshotCreateAll { snapshots } => {
+                let pairs: Vec<String> =
+                    snapshots.iter().map(|each| format!("{} {}", each.volume, each.name)).collect();
+                format!("snapshot create {}", pairs.join(", "))
+            }
             Self::SnapshotDelete { name } => pair("snapshot delete", name),
             Self::SnapshotRollback { volume, snapshot, .. } => format!("snapshot rollback {volume} {snapshot}"),
             Self::CloneCreate { snapshot, name, .. } => format!("clone create {snapshot} {name}"),
@@ -414,6 +426,21 @@ impl Command {
     }
 }
 
+/// A snapshot to be taken with others.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct SnapshotOf {
+    /// The volume to take it of, in use or not.
+    pub volume: String,
+    /// Made by the client.
+    pub uuid: Uuid,
+    /// Name of the new snapshot.
+    pub name: String,
+    /// Attributes from the start.
+    #[serde(default)]
+    pub attributes: Attributes,
+}
+
 /// The snapshot that keeps a volume's content when it is rolled back.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Keep {
@@ -449,7 +476,7 @@ pub enum Reply {
     Faults(Vec<Fault>),
     /// One volume, as it is now.
     Volume(Box<Volume>),
-    /// All volumes, by id.
+    /// All volumes, by id; or those that were asked for, in that order.
     Volumes(Vec<Volume>),
     /// Devices.
     Attached(Vec<Attachment>),
@@ -476,107 +503,6 @@ pub struct Hello {
     pub front_pid: u32,
     /// Process id of the engine process.
     pub engine_pid: u32,
-}
-
-/// A volume, clone or snapshot.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Volume {
-    /// Identity within the pool; never reused.
-    pub id: u64,
-    /// Identity.
-    pub uuid: Uuid,
-    /// Name.
-    pub name: String,
-    /// Virtual size.
-    pub size_bytes: u64,
-    /// Sector size of the device.
-    pub sector_size: u32,
-    /// Whether it is a snapshot.
-    pub snapshot: bool,
-    /// Whether deleting it is refused.
-    pub protected: bool,
-    /// Whether each of its blocks has a recorded checksum.
-    #[serde(default)]
-    pub sealed: bool,
-    /// BLAKE3 over its content in hexadecimal, of a sealed snapshot.
-    #[serde(default)]
-    pub digest: Option<String>,
-    /// Whether its writes wait for space when the pool is full; else they fail at once.
-    #[serde(default)]
-    pub waits_when_full: bool,
-    /// Whether sealed blocks are verified when they are read through it.
-    #[serde(default)]
-    pub verify_on_read: bool,
-    /// Whether blocks that are written as zeros are unmapped instead of stored.
-    #[serde(default)]
-    pub detect_zeroes: bool,
-    /// Name of the volume or snapshot it was made from; none when it was made empty, or its origin is deleted.
-    pub origin: Option<String>,
-    /// Identity of its origin, deleted or not.
-    pub origin_uuid: Option<Uuid>,
-    /// Length of its chain of origins.
-    pub depth: u32,
-    /// Bytes written since its creation and still mapped.
-    pub own_bytes: u64,
-    /// Bytes mapped, shared or not.
-    pub mapped_bytes: u64,
-    /// What deleting it would free, with its map, record and attributes; none while that has not been found.
-    #[serde(default)]
-    pub exclusive_bytes: Option<u64>,
-    /// Seconds ago that this was so; 0: it is.
-    #[serde(default)]
-    pub exclusive_age_seconds: Option<u64>,
-    /// Where it is: seconds for which it has been this.
-    #[serde(default)]
-    pub exclusive_unchanged_seconds: Option<u64>,
-    /// Of what is mapped, what others hold too: deleting it would not free this. As old as what it would.
-    #[serde(default)]
-    pub shared_bytes: Option<u64>,
-    /// Most own bytes; 0: no quota.
-    pub quota_bytes: u64,
-    /// Bytes of its own that are always there for it; 0: none.
-    #[serde(default)]
-    pub reservation_bytes: u64,
-    /// Of these, bytes that are not its own yet.
-    #[serde(default)]
-    pub reservation_left_bytes: u64,
-    /// Creation, in nanoseconds since 1970 UTC.
-    pub created_ns: u64,
-    /// Whether it is in use.
-    pub open: bool,
-    /// Its block device, when attached.
-    pub device: Option<PathBuf>,
-}
-
-/// A volume that is a block device.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Attachment {
-    /// Volume or snapshot.
-    pub name: String,
-    /// The device, `/dev/loopN`.
-    pub device: PathBuf,
-    /// Whether writes are refused.
-    pub read_only: bool,
-}
-
-/// What became of `detach --all`.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Detached {
-    /// Names of what is not a device any more.
-    pub detached: Vec<String>,
-    /// What still is, with the reason.
-    pub kept: Vec<Kept>,
-}
-
-/// A volume that could not be detached.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Kept {
-    /// Volume or snapshot.
-    pub name: String,
-    /// Its device.
-    pub device: PathBuf,
-    /// Where it is mounted, or who has it open.
-    pub reason: String,
 }
 
 /// A page of the ranges that differ between two volumes.

@@ -101,8 +101,8 @@ impl State {
     }
 
     /// Refuses to make a volume when all ids have been given.
-    pub(super) fn check_ids_left(&self) -> Result<()> {
-        if self.next_volume.0 < VOLUME_BLOCKS_MAX {
+    pub(super) fn check_ids_left(&self, wanted: u64) -> Result<()> {
+        if self.next_volume.0.saturating_add(wanted) <= VOLUME_BLOCKS_MAX {
             return Ok(());
         }
         Err(Error::NoSpace("the pool has given all ids that volumes can have".into()))

@@ -287,7 +287,7 @@ impl<S: Storage> Pool<S> {
             state.check_writable()?;
             let Some((id, volume)) = state.volumes.iter().find(|(_, volume)| volume.record.uuid == uuid) else {
                 state.check_name_free(name)?;
-                state.check_ids_left()?;
+                state.check_ids_left(1)?;
                 return Ok(None);
             };
             if volume.unready {

@@ -241,12 +241,17 @@ impl State {
 
     /// Blocks that are missing for the pool to owe what the record of a volume, a new one without `id`, says.
     fn missing_to_owe(&self, id: Option<VolumeId>, wanted: &VolumeRecord) -> u64 {
-        let owed = owed(wanted, self.planned_of(id));
         let present = id.and_then(|id| self.volumes.get(&id)).map_or(0, |volume| volume.owed_blocks);
-        if owed <= present {
+        self.missing(owed(wanted, self.planned_of(id)), present)
+    }
+
+    /// Blocks that are missing for the pool to owe some volumes `wanted`, who are owed `present` now.
+    fn missing(&self, wanted: u64, present: u64) -> u64 {
+        if wanted <= present {
             return 0;
         }
-        (owed + self.owed_to_others(id) + self.data_reserve_blocks()).saturating_sub(self.obtainable_blocks())
+        let others = self.owed_blocks - present;
+        (wanted + others + self.data_reserve_blocks()).saturating_sub(self.obtainable_blocks())
     }
 
     /// Refuses a change after which a volume were owed more than there is.
@@ -254,14 +259,31 @@ impl State {
     /// # Errors
     /// `NoSpace`, with what is missing.
     pub(super) fn check_owing(&self, id: Option<VolumeId>, wanted: &VolumeRecord) -> Result<()> {
-        let missing = self.missing_to_owe(id, wanted) * BLOCK_BYTES;
-        if missing == 0 {
-            return Ok(());
-        }
-        let (name, reserved) = (&wanted.name, wanted.reservation_bytes);
-        Err(Error::NoSpace(format!(
-            "the pool cannot hold {reserved} bytes ready for {name}: {missing} bytes are missing; delete something, make \
-             the pool larger (`plywood pool grow`), or reserve less (`plywood volume resize {name} --reserve SIZE`)"
-        )))
+        check_missing(self.missing_to_owe(id, wanted), wanted)
     }
+
+    /// The same for several that change together.
+    ///
+    /// # Errors
+    /// `NoSpace`, with what is missing.
+    pub(super) fn check_owing_all(&self, wanted: &[(VolumeId, VolumeRecord)]) -> Result<()> {
+        let (mut together, mut present) = (0, 0);
+        for (id, wanted) in wanted {
+            together += owed(wanted, self.planned_of(Some(*id)));
+            present += self.volumes.get(id).map_or(0, |volume| volume.owed_blocks);
+        }
+        let most = wanted.iter().max_by_key(|(_, record)| record.reservation_bytes);
+        most.map_or(Ok(()), |(_, record)| check_missing(self.missing(together, present), record))
+    }
+}
+
+fn check_missing(blocks: u64, wanted: &VolumeRecord) -> Result<()> {
+    if blocks == 0 {
+        return Ok(());
+    }
+    let (missing, name, reserved) = (blocks * BLOCK_BYTES, &wanted.name, wanted.reservation_bytes);
+    Err(Error::NoSpace(format!(
+        "the pool cannot hold {reserved} bytes ready for {name}: {missing} bytes are missing; delete something, make the \
+         pool larger (`plywood pool grow`), or reserve less (`plywood volume resize {name} --reserve SIZE`)"
+    )))
 }

@@ -336,6 +336,33 @@ fn snapshot_that_would_break_the_promise_is_refused_until_there_is_room() {
 }
 
 #[test]
+fn snapshots_at_one_instant_are_refused_when_there_is_room_for_each_and_not_for_both() {
+    with_image(empty_pool(), 1, |pool| async move {
+        let mut wanted = Vec::new();
+        for name in ["v", "w"] {
+            let id = pool.create_volume(reserved(name, 32 * MIB, 32 * MIB)).await.unwrap().id;
+            fill(&pool, id, 0, 32 * MIB as usize, 1).await;
+            wanted.push((id, new_snapshot(&format!("{name}-s"))));
+        }
+        let ballast = pool.create_volume(new_volume("ballast", 1 << 30)).await.unwrap().id;
+        fill_until_full(&pool, ballast).await;
+        drop(pool.open_volume(ballast, false).unwrap().discard(0, 48 * MIB).await.unwrap());
+        pool.settle().await.unwrap();
+        let before = (pool.info().clock, pool.info().volumes);
+        let refused = pool.create_snapshots(wanted.clone()).await;
+        assert!(matches!(refused, Err(Error::NoSpace(_))), "{refused:?}");
+        assert_eq!((pool.info().clock, pool.info().volumes), before, "nothing has changed");
+        let (id, new) = wanted[0].clone();
+        let alone = pool.create_snapshot(id, new).await.unwrap();
+        pool.delete_volume(alone.id).await.unwrap();
+        pool.delete_volume(ballast).await.unwrap();
+        pool.settle().await.unwrap();
+        assert_eq!(pool.create_snapshots(wanted).await.unwrap().len(), 2);
+        assert_clean(&pool).await;
+    });
+}
+
+#[test]
 fn neighbours_of_a_reservation_still_overwrite_discard_and_delete() {
     with_image(empty_pool(), 1, |pool| async move {
         let id = pool.create_volume(reserved("v", 64 * MIB, 64 * MIB)).await.unwrap().id;

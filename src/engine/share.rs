@@ -3,8 +3,11 @@
 //! The clock ticks first, the new value becomes `shared_at` of everybody who may still write (design, section 4), the root
 //! node's count goes up by one. A snapshot is acknowledged, and may be read, when every plan made before the tick has left
 //! (an in-place write planned earlier may still land in both), and then data and record are durable (rule O2).
+//!
+//! Snapshots of several volumes are of one instant: all are published in one step, with one tick of the clock. A write that
+//! depends on another's answer is planned after that answer, so where it is before the step, the other is too.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::rc::Rc;
 
 use uuid::Uuid;
@@ -48,11 +51,33 @@ pub struct NewClone {
     pub attributes: BTreeMap<String, Vec<u8>>,
 }
 
+/// Most volumes whose snapshots are taken at one instant: their records fit the pending log many times over.
+const SNAPSHOTS_AT_ONCE: usize = 64;
+
 impl<S: Storage> Pool<S> {
     /// Takes a snapshot of a volume, in use or not. I/O goes on meanwhile.
     pub async fn create_snapshot(&self, origin: VolumeId, new: NewSnapshot) -> Result<VolumeInfo> {
-        let made = Made { read_only: true, size_bytes: None, name: new.name, uuid: new.uuid, created: new.created };
-        self.share(origin, made, &new.attributes).await
+        Ok(self.share(vec![Made::snapshot(origin, new)]).await?.remove(0))
+    }
+
+    /// Takes snapshots of several volumes at one instant: what was answered on any of them before a write to another was
+    /// asked for is in them when that write is. All of them or, when it is refused, none.
+    ///
+    /// Who sends the same again gets the same: after a crash before the answer there may be all, none, or some of them;
+    /// where only some are there, they are named in the refusal and the others are of another instant for ever.
+    pub async fn create_snapshots(&self, wanted: Vec<(VolumeId, NewSnapshot)>) -> Result<Vec<VolumeInfo>> {
+        if wanted.is_empty() || wanted.len() > SNAPSHOTS_AT_ONCE {
+            let count = wanted.len();
+            return Err(Error::InvalidInput(format!(
+                "{count} snapshots at once; 1 to {SNAPSHOTS_AT_ONCE} can be taken"
+            )));
+        }
+        let (origins, names): (BTreeSet<_>, BTreeSet<_>) =
+            wanted.iter().map(|(origin, new)| (*origin, new.name.as_str())).unzip();
+        if origins.len() < wanted.len() || names.len() < wanted.len() {
+            return Err(Error::InvalidInput("a volume, or a name of a snapshot, is given twice".into()));
+        }
+        self.share(wanted.into_iter().map(|(origin, new)| Made::snapshot(origin, new)).collect()).await
     }
 
     /// Makes a writable volume that starts with a snapshot's content. The snapshot and its origin are not touched.
@@ -76,87 +101,69 @@ impl<S: Storage> Pool<S> {
                 )));
             }
         }
-        let made =
-            Made { read_only: false, size_bytes: new.size_bytes, name: new.name, uuid: new.uuid, created: new.created };
-        self.share(snapshot, made, &new.attributes).await
+        let NewClone { uuid, name, created, size_bytes, attributes } = new;
+        let made = Made { origin: snapshot, read_only: false, size_bytes, name, uuid, created, attributes };
+        Ok(self.share(vec![made]).await?.remove(0))
     }
 
-    async fn share(&self, origin: VolumeId, made: Made, attributes: &BTreeMap<String, Vec<u8>>) -> Result<VolumeInfo> {
-        if let Some(known) = self.check_new(made.uuid, &made.name).await? {
-            return Ok(known);
+    /// Makes all of these in one step of the state, so that nobody's change comes between two of them.
+    async fn share(&self, wanted: Vec<Made>) -> Result<Vec<VolumeInfo>> {
+        let mut known = Vec::new();
+        for made in &wanted {
+            known.extend(self.check_new(made.uuid, &made.name).await?);
+        }
+        match known.first() {
+            Some(_) if known.len() == wanted.len() => return Ok(known),
+            Some(first) => {
+                return Err(Error::AlreadyExists(format!(
+                    "{} is there, and not all that were to be taken with it; delete it, and take them anew",
+                    first.name
+                )));
+            }
+            None => {}
         }
         let _work = self.at(Work::Share);
-        // What a snapshot shares the volume cannot overwrite in place any more: what is reserved for it is owed anew.
-        let shared = |state: &State| {
-            let record = &state.volume(origin)?.record;
-            Ok(VolumeRecord { in_place_blocks: 0, ..record.clone() })
-        };
-        if made.read_only {
-            self.make_room_to_owe(Some(origin), shared).await?;
+        for made in wanted.iter().filter(|made| made.read_only) {
+            self.make_room_to_owe(Some(made.origin), |state| state.shared(made.origin)).await?;
         }
-        let attributes = self.write_attributes(attributes).await?;
-        let promise = self.promise(1, VOLUME_RECORD_BYTES).await?;
-        let (id, lsn, epoch) = {
+        let mut attributes = Vec::new();
+        for made in &wanted {
+            attributes.push(self.write_attributes(&made.attributes).await?);
+        }
+        let promise = self.promise(wanted.len() as u64, wanted.len() * VOLUME_RECORD_BYTES).await?;
+        let (ids, lsn, epoch) = {
             let mut state = self.inner.state.borrow_mut();
-            let refused = state.check_name_free(&made.name).err().or_else(|| match state.volume(origin) {
-                Ok(volume) if volume.unready => Some(Error::Busy(format!("{} is being changed", volume.record.name))),
-                Ok(_) => None,
-                Err(error) => Some(error),
-            });
-            if let Some(error) = refused {
-                return Err(error);
-            }
-            if made.read_only {
-                state.check_owing(Some(origin), &shared(&state)?)?;
-            }
+            state.check_sharing(&wanted)?;
             let clock = state.tick_clock()?;
-            let id = state.next_volume;
-            let from = &state.volume(origin)?.record;
-            let record = VolumeRecord {
-                id,
-                uuid: made.uuid,
-                name: made.name,
-                size_bytes: made.size_bytes.unwrap_or(from.size_bytes),
-                flags: VolumeFlags {
-                    read_only: made.read_only,
-                    detect_zeroes: from.flags.detect_zeroes,
-                    ..VolumeFlags::default()
-                },
-                created_at: if made.read_only { from.created_at } else { clock },
-                shared_at: clock,
-                rolled_at: if made.read_only { from.rolled_at } else { Clock(0) },
-                rolled_to: if made.read_only { from.rolled_to } else { Clock(0) },
-                origin: Some(OriginRef { id: origin, uuid: from.uuid, clock }),
-                received_from: None,
-                own_blocks: if made.read_only { from.own_blocks } else { 0 },
-                quota_bytes: 0,
-                in_place_blocks: 0,
-                reservation_bytes: 0,
-                digest: None,
-                created_time: made.created,
-                depth: from.depth.saturating_add(1),
-                attributes_bytes: attributes.length,
-                attributes: attributes.take(),
-                account_spans: Vec::new(),
-                accounts_from: 0,
-                ..from.clone()
-            };
-            let change = Record::VolumeShared { origin, clock, created: Box::new(record.clone()) };
-            let lsn = state.publish(None, &change);
-            state.adopt_attributes(&record.attributes);
-            state.share_volume(origin, record, lsn);
-            // Not to be read, cloned or rolled back to before it is acknowledged.
-            state.volume_mut(id)?.unready = true;
-            (id, lsn, state.epochs.advance())
+            let (mut ids, mut lsn) = (Vec::new(), Lsn(0));
+            for (made, attributes) in wanted.into_iter().zip(attributes) {
+                let origin = made.origin;
+                let record = VolumeRecord {
+                    attributes_bytes: attributes.length,
+                    attributes: attributes.take(),
+                    ..state.record_of(made, clock)?
+                };
+                let id = record.id;
+                let change = Record::VolumeShared { origin, clock, created: Box::new(record.clone()) };
+                lsn = state.publish(None, &change);
+                state.adopt_attributes(&record.attributes);
+                state.share_volume(origin, record, lsn);
+                // Not to be read, cloned or rolled back to before it is acknowledged.
+                state.volume_mut(id)?.unready = true;
+                ids.push(id);
+            }
+            (ids, lsn, state.epochs.advance())
         };
         drop(promise);
         if !is_broken(Canary::SnapshotOverWrites) {
             self.wait_for_epoch(epoch).await;
         }
         let durable = self.flush_through(lsn).await;
-        self.put_back_in_use(id);
+        for id in &ids {
+            self.put_back_in_use(*id);
+        }
         durable?;
-        self.volume_by_id(id)
+        ids.into_iter().map(|id| self.volume_by_id(id)).collect()
     }
 
     /// Waits until every plan made before has left.
@@ -223,14 +230,78 @@ impl<S: Storage> Pool<S> {
 
 /// What a snapshot and a clone are made of.
 struct Made {
+    origin: VolumeId,
     read_only: bool,
     size_bytes: Option<u64>,
     name: String,
     uuid: Uuid,
     created: u64,
+    attributes: BTreeMap<String, Vec<u8>>,
+}
+
+impl Made {
+    fn snapshot(origin: VolumeId, new: NewSnapshot) -> Self {
+        let NewSnapshot { uuid, name, created, attributes } = new;
+        Self { origin, read_only: true, size_bytes: None, name, uuid, created, attributes }
+    }
 }
 
 impl State {
+    /// A volume's record after a snapshot of it. What that shares the volume cannot overwrite in place any more: what is
+    /// reserved for it is owed anew.
+    fn shared(&self, origin: VolumeId) -> Result<VolumeRecord> {
+        Ok(VolumeRecord { in_place_blocks: 0, ..self.volume(origin)?.record.clone() })
+    }
+
+    /// Refuses what cannot be made, all of it together.
+    fn check_sharing(&self, wanted: &[Made]) -> Result<()> {
+        self.check_ids_left(wanted.len() as u64)?;
+        let mut owing = Vec::new();
+        for made in wanted {
+            self.check_name_free(&made.name)?;
+            let origin = self.volume(made.origin)?;
+            if origin.unready {
+                return Err(Error::Busy(format!("{} is being changed", origin.record.name)));
+            }
+            if made.read_only {
+                owing.push((made.origin, self.shared(made.origin)?));
+            }
+        }
+        self.check_owing_all(&owing)
+    }
+
+    /// The record of what is made of a volume at an instant, without its attributes.
+    fn record_of(&self, made: Made, clock: Clock) -> Result<VolumeRecord> {
+        let from = &self.volume(made.origin)?.record;
+        Ok(VolumeRecord {
+            id: self.next_volume,
+            uuid: made.uuid,
+            name: made.name,
+            size_bytes: made.size_bytes.unwrap_or(from.size_bytes),
+            flags: VolumeFlags {
+                read_only: made.read_only,
+                detect_zeroes: from.flags.detect_zeroes,
+                ..VolumeFlags::default()
+            },
+            created_at: if made.read_only { from.created_at } else { clock },
+            shared_at: clock,
+            rolled_at: if made.read_only { from.rolled_at } else { Clock(0) },
+            rolled_to: if made.read_only { from.rolled_to } else { Clock(0) },
+            origin: Some(OriginRef { id: made.origin, uuid: from.uuid, clock }),
+            received_from: None,
+            own_blocks: if made.read_only { from.own_blocks } else { 0 },
+            quota_bytes: 0,
+            in_place_blocks: 0,
+            reservation_bytes: 0,
+            digest: None,
+            created_time: made.created,
+            depth: from.depth.saturating_add(1),
+            account_spans: Vec::new(),
+            accounts_from: 0,
+            ..from.clone()
+        })
+    }
+
     /// Adds `record` as a sharer of `origin`'s tree. A snapshot stops the origin from overwriting in place; a clone of a
     /// snapshot touches nobody.
     pub(super) fn share_volume(&mut self, origin: VolumeId, mut record: VolumeRecord, lsn: Lsn) {

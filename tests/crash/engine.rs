@@ -238,6 +238,23 @@ impl Engine {
         self.finish(async move { pool.create_snapshot(origin, new).await }).expect("a snapshot").id
     }
 
+    /// Snapshots of several volumes at one instant, which are begun: pairs of volume and number.
+    pub fn begin_snapshots(&self, wanted: &[(VolumeId, u128)]) -> Begun<Result<Vec<VolumeId>, Error>> {
+        let (pool, wanted) =
+            (self.pool.clone(), wanted.iter().map(|(id, number)| (*id, new_snapshot(*number))).collect());
+        self.begin(async move {
+            let taken = pool.create_snapshots(wanted).await?;
+            Ok(taken.into_iter().map(|info| info.id).collect())
+        })
+    }
+
+    pub fn snapshots(&self, wanted: &[(VolumeId, u128)]) -> Result<Vec<VolumeId>, Error> {
+        let (pool, wanted) =
+            (self.pool.clone(), wanted.iter().map(|(id, number)| (*id, new_snapshot(*number))).collect());
+        let taken = self.finish(async move { pool.create_snapshots(wanted).await })?;
+        Ok(taken.into_iter().map(|info| info.id).collect())
+    }
+
     pub fn clone_of(&self, snapshot: VolumeId, number: u128) -> VolumeId {
         let (pool, name) = (self.pool.clone(), format!("v{number}"));
         let attributes = BTreeMap::new();

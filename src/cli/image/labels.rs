@@ -23,6 +23,12 @@ pub const BELOW: &str = "plywood.image.below";
 pub const CONTAINER_IMAGE: &str = "plywood.container.image";
 /// On a container: the command, a JSON list.
 pub const CONTAINER_COMMAND: &str = "plywood.container.command";
+/// On a container: the id that its runtime knows it by.
+pub const CONTAINER_ID: &str = "plywood.container.id";
+/// On a container that has ended: the exit code of its command.
+pub const CONTAINER_EXIT: &str = "plywood.container.exit";
+/// On a container: uuids of the volumes of the pool that it has mounted, a JSON list.
+pub const CONTAINER_VOLUMES: &str = "plywood.container.volumes";
 
 /// Most bytes of a configuration: a volume has room for 256 KiB of attributes in all.
 const CONFIGURATION_LIMIT_BYTES: usize = 192 << 10;

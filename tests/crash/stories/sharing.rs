@@ -1,5 +1,7 @@
 //! Snapshots, clones, deletion and rollback, over crashes (O2, O6, and the sequences about counts).
 
+use std::cell::Cell;
+
 use plywood::error::Error;
 use plywood::units::VolumeId;
 
@@ -81,6 +83,102 @@ pub fn snapshot_waits_for_writes_in_place_from_before_its_tick() {
     drop(engine);
     let engine = Engine::open(at_once(left), Log::new(2)).expect("open");
     assert_eq!(engine.read(snapshot, 0).expect("readable"), now, "an acknowledged snapshot changed");
+    engine.assert_clean();
+}
+
+/// **O2, of several volumes.** A log and the table that it is about, on two volumes: the table is written after the log has
+/// answered. Whenever both are snapshotted at one instant, the log's snapshot is not behind the table's, and each shows for
+/// ever what it showed first.
+#[test]
+pub fn snapshots_of_one_instant_hold_whatever_was_answered_before() {
+    for begun_before in [false, true] {
+        let engine = Engine::open(at_once(new_pool()), Log::new(1)).expect("open");
+        let (log, table) = (engine.create(1, MIB), engine.create(2, MIB));
+        for volume in [log, table] {
+            engine.write(volume, 0, 1).expect("written");
+        }
+        let slow = begun_before.then(|| {
+            engine.medium.hold(|call, _| call == Call::Write);
+            let slow = engine.begin_write(table, 1, 7);
+            engine.medium.hold(|_, _| false);
+            slow
+        });
+        // The instant has been, and the snapshots are not durable.
+        engine.medium.hold(|call, _| call == Call::Flush);
+        let taken = engine.begin_snapshots(&[(table, 3), (log, 4)]);
+        assert!(taken.borrow().is_none());
+        engine.write(log, 0, 2).expect("written");
+        engine.write(table, 0, 2).expect("written");
+        engine.medium.hold(|_, _| false);
+        engine.medium.let_go();
+        engine.turns();
+        assert!(slow.is_none_or(|slow| matches!(*slow.borrow(), Some(Ok(())))));
+        let Some(Ok(taken)) = taken.borrow().clone() else { panic!("{taken:?}") };
+        let shown = [engine.read(taken[0], 0).expect("table"), engine.read(taken[1], 0).expect("log")];
+        assert_eq!(shown, [1, 1], "before both writes, or after both");
+        let left = engine.medium.power_cut_keeping(|_| false);
+        drop(engine);
+        let engine = Engine::open(at_once(left), Log::new(2)).expect("open");
+        let now = [engine.read(taken[0], 0).expect("table"), engine.read(taken[1], 0).expect("log")];
+        assert_eq!(now, shown, "acknowledged snapshots changed");
+        engine.assert_clean();
+    }
+}
+
+/// **O2, C4, of several volumes.** A power cut while they are taken: what is there afterwards is of that instant. Who asks
+/// again gets the same, or hears which are left and not the others.
+#[test]
+pub fn snapshots_of_one_instant_cut_short_are_of_that_instant_or_not_there() {
+    for lost in 0..16_usize {
+        let engine = Engine::open(at_once(new_pool()), Log::new(1)).expect("open");
+        let volumes: Vec<VolumeId> = (0..6).map(|number| engine.create(10 + number, MIB)).collect();
+        for volume in &volumes {
+            engine.write(*volume, 0, 1).expect("written");
+        }
+        engine.commit();
+        let wanted: Vec<_> = volumes.iter().zip(50..).map(|(volume, number)| (*volume, number)).collect();
+        engine.medium.hold(|call, _| call == Call::WriteDurable);
+        let taken = engine.begin_snapshots(&wanted);
+        assert!(taken.borrow().is_none());
+        for volume in &volumes {
+            engine.write(*volume, 0, 2).expect("written");
+        }
+        let number = Cell::new(0);
+        let left = engine.medium.power_cut_keeping(|_| number.replace(number.get() + 1) % 16 != lost);
+        drop((engine, taken));
+        let engine = Engine::open(at_once(left), Log::new(2)).expect("open");
+        let there = engine.pool.volumes().iter().filter(|volume| volume.read_only).count();
+        match engine.snapshots(&wanted) {
+            Ok(taken) if there == wanted.len() => {
+                for snapshot in taken {
+                    assert_eq!(engine.read(snapshot, 0).expect("readable"), 1);
+                }
+            }
+            Ok(taken) => assert!(there == 0 && taken.len() == wanted.len()),
+            Err(Error::AlreadyExists(_)) => assert!(there > 0 && there < wanted.len()),
+            Err(error) => panic!("{error}"),
+        }
+        engine.assert_clean();
+    }
+}
+
+/// What makes no sense together is refused, and nothing is left of it.
+#[test]
+pub fn snapshots_of_one_instant_are_all_taken_or_none() {
+    let engine = Engine::open(at_once(new_pool()), Log::new(1)).expect("open");
+    let (one, two) = (engine.create(1, MIB), engine.create(2, MIB));
+    let take = |wanted: &[(VolumeId, u128)]| engine.snapshots(wanted);
+    let many: Vec<_> = (100..200).map(|number| (VolumeId(number as u64), number)).collect();
+    for wanted in [&[][..], &[(one, 3), (one, 4)], &[(one, 3), (two, 3)], &many] {
+        assert!(matches!(take(wanted), Err(Error::InvalidInput(_))), "{wanted:?}");
+    }
+    let before = engine.pool.info().clock;
+    assert!(matches!(take(&[(one, 3), (VolumeId(77), 4)]), Err(Error::NotFound(_))));
+    assert!(matches!(take(&[(one, 3), (two, 1)]), Err(Error::AlreadyExists(_))), "its name is a volume's");
+    assert_eq!((engine.pool.info().clock, engine.pool.volumes().len()), (before, 2));
+    let taken = take(&[(one, 3), (two, 4)]).expect("taken");
+    assert_eq!(take(&[(one, 3), (two, 4)]).expect("asked again"), taken);
+    assert!(matches!(take(&[(one, 3), (two, 5)]), Err(Error::AlreadyExists(_))), "one of an earlier instant");
     engine.assert_clean();
 }
 
