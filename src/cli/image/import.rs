@@ -39,6 +39,9 @@ const DEFAULT_SIZE_BYTES: u64 = 10 << 30;
 const SECTOR_SIZE: u32 = 4096;
 /// That of a disk image, for which its partition table was written.
 const DISK_SECTOR_SIZE: u32 = 512;
+/// How long a layer that another import makes at this moment is waited for, and how often it is looked at.
+const PATIENCE: Duration = Duration::from_secs(5);
+const LOOK_AGAIN: Duration = Duration::from_millis(5);
 
 /// Imports an image.
 #[derive(Debug, Args)]
@@ -259,8 +262,13 @@ fn import_layers(work: &mut Workshop<'_>, order: &Order, image: &Image, progress
             let diff_ids: Vec<String> = diff_id.into_iter().collect();
             attributes.extend(attributes_of_image(&order.source, image.configuration.as_ref(), &diff_ids)?);
         }
-        work.commit(&volume, &name, attributes)?;
-        below = Some(name);
+        below = Some(match &chain {
+            Some(chain) if !is_top => work.commit_layer(&volume, name, chain, &step, &attributes)?,
+            _ => {
+                work.commit(&volume, &name, attributes)?;
+                name
+            }
+        });
     }
     Ok(Imported { image: work.client.volume(&order.name)?, layers: count, reused })
 }
@@ -412,18 +420,52 @@ impl Workshop<'_> {
         let chain = labels::text(&attributes, labels::CHAIN_ID).context("a layer without a chain id")?;
         let name = Self::name_for(&chain, step, &self.client.volumes()?)?;
         let volume = self.begin(&Step { below: Some(image), ..step.clone() })?;
-        self.commit(&volume, &name, attributes)?;
-        Ok(name)
+        self.commit_layer(&volume, name, &chain, step, &attributes)
+    }
+
+    /// Makes a snapshot of a layer that is no image, and answers its name. Another import may have made the same layer
+    /// meanwhile: then it is that one, and the volume has been for nothing.
+    fn commit_layer(
+        &mut self,
+        volume: &str,
+        mut name: String,
+        chain: &str,
+        step: &Step,
+        attributes: &Attributes,
+    ) -> Result<String> {
+        loop {
+            let taken = match self.commit(volume, &name, attributes.clone()) {
+                Ok(()) => return Ok(name),
+                Err(error) => error,
+            };
+            let is_taken = taken.downcast_ref::<Failure>().is_some_and(|failure| failure.kind == Kind::AlreadyExists);
+            ensure!(is_taken, taken);
+            match self.find_layer(chain, step)? {
+                Found::Same { name, is_image: false } => return Ok(name),
+                Found::Same { .. } => name = Self::name_for(chain, step, &self.client.volumes()?)?,
+                Found::Free(free) => name = free,
+            }
+            self.check()?;
+        }
     }
 
     /// A working volume that holds what is below this layer.
     fn begin(&mut self, step: &Step) -> Result<String> {
         let Some(below) = &step.below else { return self.create_volume(step.size_bytes, step.sector_size) };
-        self.check()?;
         let name = working_name();
-        self.client.create_clone(below, &name, ephemeral("import"))?;
-        self.working.push(name.clone());
-        Ok(name)
+        let began = Instant::now();
+        loop {
+            self.check()?;
+            match self.client.create_clone(below, &name, ephemeral("import")) {
+                // Another import has just made it, and it is not durable yet.
+                Err(failure) if failure.kind == Kind::Busy && began.elapsed() < PATIENCE => thread::sleep(LOOK_AGAIN),
+                made => {
+                    made?;
+                    self.working.push(name.clone());
+                    return Ok(name);
+                }
+            }
+        }
     }
 
     fn create_volume(&mut self, size_bytes: u64, sector_size: u32) -> Result<String> {
