@@ -1,33 +1,48 @@
 //! `plywood pool`: create, info, grow; the tools for metadata are in `tools`.
 
 use std::path::PathBuf;
+use std::time::Duration;
 
-use anyhow::{Result, bail};
+use anyhow::{Context as _, Result, bail, ensure};
 use clap::Subcommand;
 
-use super::output::{self, Waiting};
+use super::output::{self, Waiting, confirm};
 use super::scrub::{self, ScrubArguments};
 use super::tools::{self, RepairArguments};
-use super::{Context, size, volume};
+use super::{Context, memory, size, volume};
 use crate::daemon::protocol::{Attachment, Command, Pool, Reply, Threshold, Work};
-use crate::daemon::{NewPool, create_pool};
+use crate::daemon::{Client, NewPool, create_pool, wait_until_gone};
+use crate::io::PoolClaim;
+
+/// How long another command that works on the file is waited for.
+const TURN: Duration = Duration::from_secs(10);
 
 /// Pools.
 #[derive(Debug, Subcommand)]
 pub enum PoolCommand {
-    /// Create a pool in a new sparse file, or on a block device
+    /// Create a pool in a new sparse file, on a block device, or in memory
     Create {
         /// The file or block device
-        file: PathBuf,
+        #[arg(required_unless_present = "memory")]
+        file: Option<PathBuf>,
         /// Size of the pool; of a block device the whole is taken
         #[arg(long, value_parser = size::parse)]
         size: Option<u64>,
+        /// A pool of this size in memory, never on a disk or in swap, until it is deleted or the machine ends
+        #[arg(long, value_parser = size::parse, value_name = "SIZE", conflicts_with_all = ["file", "size", "force"], requires = "name")]
+        memory: Option<u64>,
         /// Name of the pool; that of the file without this option
         #[arg(long)]
         name: Option<String>,
         /// Use a file or device that holds something, or a file system that cannot do all that a pool needs
         #[arg(long)]
         force: bool,
+    },
+    /// Delete a pool with all that is in it: its file, or its memory
+    Delete {
+        /// Do not ask
+        #[arg(long, short)]
+        yes: bool,
     },
     /// Show sizes, space and state
     Info,
@@ -76,14 +91,19 @@ pub enum PoolCommand {
 /// What the pool answers, what keeps it from being printed, and a check that found faults.
 pub fn run(context: &Context, command: PoolCommand) -> Result<()> {
     match command {
-        PoolCommand::Create { file, size, name, force } => {
-            let pool = create_pool(&NewPool { path: file, size_bytes: size, name, force })?;
+        PoolCommand::Create { file, size, memory, name, force } => {
+            let pool = match (file, memory) {
+                (Some(path), _) => create_pool(&NewPool { path, size_bytes: size, name, force })?,
+                (None, Some(size_bytes)) => memory::create(size_bytes, name)?,
+                (None, None) => bail!("no file was given"),
+            };
             if context.json {
                 return Ok(output::json("pool", &pool)?);
             }
             let path = pool.path.display();
             Ok(output::line(&format!("pool {} in {path}: {}", pool.name, size::echo(pool.size_bytes)))?)
         }
+        PoolCommand::Delete { yes } => delete(context, yes),
         PoolCommand::Info => {
             let Reply::Pool(pool) = context.client()?.call(Command::PoolInfo)? else { bail!("unexpected answer") };
             show(context, &pool)
@@ -113,6 +133,35 @@ pub fn run(context: &Context, command: PoolCommand) -> Result<()> {
             Ok(output::line(&format!("pool {}: {less} given back, {} left", pool.name, size::show(pool.host_bytes)))?)
         }
     }
+}
+
+fn delete(context: &Context, yes: bool) -> Result<()> {
+    let found = context.find_pool()?;
+    let (path, name) = (&found.path, &found.name);
+    let is_file = std::fs::metadata(path).with_context(|| path.display().to_string())?.is_file();
+    ensure!(is_file, "{} is a block device; wipe it with wipefs --all", path.display());
+    let client = Client::open(&found)?;
+    let count = client.volumes()?.len();
+    if let Reply::Attached(attached) = client.call(Command::AttachList)?
+        && let Some(Attachment { name: volume, device, .. }) = attached.first()
+    {
+        bail!("{volume} is attached as {}; detach what is attached first (plywood detach --all)", device.display());
+    }
+    confirm(&format!("delete pool {name} in {} and the {count} volumes and snapshots in it?", path.display()), yes)?;
+    let hello = client.hello()?;
+    if client.is_daemon() {
+        client.call(Command::Stop { force: false })?;
+        wait_until_gone(hello.front_pid)?;
+    }
+    drop(client);
+    // From here on nobody begins to use it.
+    let claim = PoolClaim::acquire(path, TURN)?;
+    std::fs::remove_file(path).with_context(|| path.display().to_string())?;
+    drop(claim);
+    if let Some(directory) = path.parent().filter(|_| memory::holds(path)) {
+        memory::take_away(directory)?;
+    }
+    volume::done(context, "deleted pool", name)
 }
 
 fn grow(context: &Context, size: Option<u64>, up_to: Option<u64>) -> Result<()> {

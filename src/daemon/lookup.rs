@@ -32,7 +32,7 @@ pub struct FoundPool {
 }
 
 /// Finds a pool. What has a `/` is a path; else it is the name of a pool in use, of an entry of
-/// `/etc/plywood/pools.d`, or of a file in the current directory, in this order.
+/// `/etc/plywood/pools.d`, of a pool in memory, or of a file in the current directory, in this order.
 ///
 /// # Errors
 /// [`Error::NotFound`], and those of [`identify`].
@@ -55,6 +55,10 @@ fn find(named: &str, identify: fn(&Path) -> Result<FoundPool>) -> Result<FoundPo
         }
         if let Some(path) = listed(Path::new(places::POOLS_DIRECTORY), named)? {
             return identify(&path);
+        }
+        let in_memory = places::path_in_memory(named);
+        if in_memory.exists() {
+            return identify(&in_memory);
         }
     }
     identify(Path::new(named)).map_err(|error| match error {

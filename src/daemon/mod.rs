@@ -51,7 +51,10 @@ pub use front_process::{ServeOptions, serve};
 pub use listening::listen_for_root;
 pub use lookup::{FoundPool, find_pool, find_unfinished, identify, name_of_device, running_daemons};
 pub use metadata::{dump_pool, restore_pool};
-pub use places::{POOLS_DIRECTORY, RUN_DIRECTORY, VOLUMES_DIRECTORY, log as log_path, make_private_directory};
+pub use places::{
+    LOG_DIRECTORY, MEMORY_DIRECTORY, POOLS_DIRECTORY, RUN_DIRECTORY, VOLUMES_DIRECTORY, log as log_path,
+    make_private_directory, path_in_memory,
+};
 pub use repair::{RepairTo, repair_pool, undo_repair};
 pub use service_manager::{
     given_listener, goes_on, is_there as service_manager_is_there, ready as service_manager_ready,

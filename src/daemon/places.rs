@@ -19,6 +19,14 @@ pub const LOG_DIRECTORY: &str = "/var/log/plywood";
 /// Pools by name: a file of settings each (`NAME.conf`), or a symbolic link.
 pub const POOLS_DIRECTORY: &str = "/etc/plywood/pools.d";
 
+/// File systems of pools in memory, one in a directory of the pool's name each.
+pub const MEMORY_DIRECTORY: &str = "/run/plywood-memory";
+
+/// The file of a pool in memory.
+pub fn path_in_memory(pool_name: &str) -> PathBuf {
+    Path::new(MEMORY_DIRECTORY).join(pool_name).join("pool")
+}
+
 /// The control socket of a pool.
 pub fn socket(pool: Uuid) -> PathBuf {
     Path::new(RUN_DIRECTORY).join(format!("{pool}.sock"))

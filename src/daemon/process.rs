@@ -9,7 +9,7 @@ use rustix::io::Errno;
 use rustix::mount::{UnmountFlags, unmount};
 use rustix::process::{Pid, PidfdFlags, pidfd_open};
 
-use super::mounts;
+use super::{mounts, places};
 use crate::error::{Error, Result};
 use crate::export::front;
 
@@ -84,7 +84,8 @@ pub fn is_ending(process: u32) -> bool {
 /// Comes before threads are made.
 ///
 /// The copy would hold every file system of a loop device mounted at this moment, of this pool's former life or of
-/// another pool, so those are let go of, except the one that the pool's own file stands on, if it does.
+/// another pool, and the memory of pools in memory, so those are let go of, except the one that the pool's own file stands
+/// on.
 ///
 /// # Errors
 /// What unshare(2) and mount(2) say.
@@ -93,7 +94,8 @@ pub fn enter_own_mount_namespace(pool_device: (u32, u32)) -> Result<()> {
     let mounted = mounts::own_mounts().map_err(|error| Error::io("/proc/self/mountinfo", error))?;
     for mount in mounted.iter().rev() {
         let of_loop = mount.device.0 == LOOP_MAJOR || mount.source.starts_with("/dev") && is_loop(&mount.source);
-        if of_loop && mount.device != pool_device && mount.mount_point.as_os_str() != "/" {
+        let in_memory = mount.mount_point.starts_with(places::MEMORY_DIRECTORY);
+        if (of_loop || in_memory) && mount.device != pool_device && mount.mount_point.as_os_str() != "/" {
             // Somebody may be in the way of one; then it stays, as it would have without us.
             if let Err(error) = unmount(&mount.mount_point, UnmountFlags::DETACH) {
                 tracing::warn!(%error, "{} stays mounted in the daemon's namespace", mount.mount_point.display());
