@@ -17,6 +17,7 @@ mod doctor;
 mod documents;
 mod events;
 pub mod image;
+mod memory;
 mod metrics;
 pub mod mount;
 mod mount_helper;
@@ -89,6 +90,12 @@ enum Command {
     Run(run::RunArguments),
     /// List the containers that run has made
     Ps(ps::PsArguments),
+    /// Print what a container in the background has said
+    Logs(run::LogsArguments),
+    /// Send a signal to a container
+    Kill(run::KillArguments),
+    /// Remove containers, with what they wrote and said
+    Rm(run::RmArguments),
     /// Make an image of a container, running or not
     Commit(commit::CommitArguments),
     /// Serve volumes to Docker and Podman: their volume plugin
@@ -184,6 +191,9 @@ fn run(context: &Context, command: Command) -> Result<ExitCode> {
         Command::Image(command) => image::run(context, command),
         Command::Run(arguments) => return run::run(context, &arguments),
         Command::Ps(arguments) => ps::ps(context, &arguments),
+        Command::Logs(arguments) => run::print_logs(context, &arguments),
+        Command::Kill(arguments) => run::kill(context, &arguments),
+        Command::Rm(arguments) => run::remove(context, &arguments),
         Command::Commit(arguments) => commit::commit(context, &arguments),
         Command::DockerPlugin(arguments) => docker::serve(context, &arguments),
         Command::Demo(arguments) => return demo::demo(context, &arguments),

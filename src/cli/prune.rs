@@ -1,7 +1,8 @@
 //! `plywood prune`: what nothing refers to any more.
 //!
-//! Three kinds, and nothing else. Volumes that were for the time of a use, when the use has ended: of imports, exports, mounts,
-//! sending and receiving, `run --rm` and creations for Docker that were cut short. Layers that no image has and nothing was cloned from. Whatever
+//! Four kinds, and nothing else. Volumes that were for the time of a use, when the use has ended: of imports, exports, mounts,
+//! sending and receiving, `run --rm` and creations for Docker that were cut short. Layers that no image has and nothing was cloned from. With
+//! `--images` images, too, that nothing was made from. What containers have said that are no more. Whatever
 //! carries a mark that is not known here is left alone: whoever set it knows when it has had its use.
 
 use std::collections::BTreeSet;
@@ -13,8 +14,10 @@ use clap::Args;
 use serde::Serialize;
 use uuid::Uuid;
 
+use super::image::labels;
 use super::image::layers::{self, Known, known};
 use super::output::{self, Waiting, confirm};
+use super::run::logs;
 use super::{Context, size};
 use crate::daemon::attributes::{DOCKER_MOUNTS, EPHEMERAL};
 use crate::daemon::protocol::{Command, Failure, Kind, Pool, Reply, Volume};
@@ -31,14 +34,19 @@ Nothing refers to:
   what an import, export, send, receive, or a creation for Docker has left that was cut short
   ephemeral volumes of Docker after their last use
   layers of images that no image has any more, and that nothing was cloned from
+  the logs of containers that are no more
+  with --images: images that no container and no other image is made from
 
-Images, snapshots, containers that were kept, and volumes, also those of Docker that no container uses, are never pruned: \
+Other images, snapshots, containers that were kept, and volumes, also those of Docker that no container uses, are never pruned: \
 delete them by name, or with docker volume rm. What is attached, in use or protected is left alone. While something is \
 being imported or created, prune waits for nobody and is refused.")]
 pub struct PruneArguments {
     /// Show what would be deleted, and the bytes that it would free at least
     #[arg(long)]
     dry_run: bool,
+    /// Images too that nothing is made from
+    #[arg(long)]
+    images: bool,
     /// Do not ask
     #[arg(long, short)]
     yes: bool,
@@ -69,7 +77,7 @@ pub fn prune(context: &Context, arguments: &PruneArguments) -> Result<()> {
     } else {
         None
     };
-    let loose = find(&known(&client)?)?;
+    let loose = find(&known(&client)?, arguments.images)?;
     let at_least: u64 = loose.iter().filter_map(|loose| loose.exclusive_bytes).sum();
     if arguments.dry_run {
         return told(context, &loose, "would be deleted", "frees_at_least_bytes", at_least);
@@ -91,11 +99,13 @@ pub fn prune(context: &Context, arguments: &PruneArguments) -> Result<()> {
         }
     }
     let freed = if deleted.is_empty() { 0 } else { before.saturating_sub(settled_usage(&client)?) };
+    let living: Vec<Uuid> = client.volumes()?.into_iter().map(|volume| volume.uuid).collect();
+    let freed = freed + logs::remove_all_but(pool.pool_uuid, &living)?;
     told(context, &deleted, "deleted", "freed_bytes", freed)
 }
 
 /// What nothing refers to among all there is.
-fn find(all: &[Known]) -> Result<Vec<Loose>> {
+fn find(all: &[Known], images: bool) -> Result<Vec<Loose>> {
     let mut loose = Vec::new();
     let mut gone: BTreeSet<Uuid> = BTreeSet::new();
     for known in all.iter().filter(|known| known.is_free()) {
@@ -104,9 +114,26 @@ fn find(all: &[Known]) -> Result<Vec<Loose>> {
             loose.push(loose_of(&known.volume, reason));
         }
     }
+    while images && let Some(known) = unused_image(all, &gone) {
+        gone.insert(known.volume.uuid);
+        loose.push(loose_of(&known.volume, "an image that nothing is made from"));
+    }
     let unneeded = layers::unneeded(all, &gone)?;
     loose.extend(unneeded.into_iter().map(|known| loose_of(&known.volume, "a layer of no image")));
     Ok(loose)
+}
+
+/// An image that nothing is made from but what is about to go: no container, no clone, no image that stands on it.
+fn unused_image<'a>(all: &'a [Known], gone: &BTreeSet<Uuid>) -> Option<&'a Known> {
+    let is_below = |image: &Known, other: &Known| {
+        let of_it = other.volume.origin_uuid == Some(image.volume.uuid);
+        let below = labels::text(&other.attributes, labels::BELOW);
+        of_it || below.is_some_and(|below| below == image.volume.uuid.to_string())
+    };
+    all.iter().find(|known| {
+        let is_used = || all.iter().any(|other| !gone.contains(&other.volume.uuid) && is_below(known, other));
+        known.is_image() && known.is_free() && !gone.contains(&known.volume.uuid) && !is_used()
+    })
 }
 
 fn loose_of(volume: &Volume, reason: &'static str) -> Loose {

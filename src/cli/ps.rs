@@ -6,7 +6,11 @@ use serde::Serialize;
 
 use super::image::labels;
 use super::image::layers::known;
+use super::run::logs;
 use super::{Context, output, size, volume};
+
+/// The columns of `--size`.
+const SIZES: [&str; 4] = ["OWN", "LOGS", "SHARED", "VIRTUAL"];
 
 /// Lists containers.
 #[derive(Debug, Args)]
@@ -23,6 +27,8 @@ struct Container {
     image: String,
     command: Vec<String>,
     running: bool,
+    /// Of one that has ended.
+    exit_code: Option<u8>,
     created_ns: u64,
     /// Bytes that it wrote and still has.
     own_bytes: u64,
@@ -30,31 +36,38 @@ struct Container {
     shared_bytes: u64,
     /// The size that it sees.
     size_bytes: u64,
+    /// What its log takes, beside the pool.
+    log_bytes: u64,
 }
 
 /// Prints the containers that `plywood run` made, running or kept. A block that one wrote is its own and nobody else's, so the
-/// sum is what all of them take.
+/// sum, with the logs, is what all of them take.
 ///
 /// # Errors
 /// What the pool answers.
 pub fn ps(context: &Context, arguments: &PsArguments) -> Result<()> {
     let mut containers = Vec::new();
-    for known in known(&context.client()?)? {
+    let client = context.client()?;
+    let pool = client.hello()?.pool_uuid;
+    for known in known(&client)? {
         let Some(image) = labels::text(&known.attributes, labels::CONTAINER_IMAGE) else { continue };
         if known.volume.snapshot {
             continue;
         }
         let command = labels::text(&known.attributes, labels::CONTAINER_COMMAND);
+        let exit_code = labels::text(&known.attributes, labels::CONTAINER_EXIT).and_then(|code| code.parse().ok());
         let volume = known.volume;
         containers.push(Container {
             name: volume.name,
             image,
             command: command.and_then(|text| serde_json::from_str(&text).ok()).unwrap_or_default(),
             running: volume.device.is_some(),
+            exit_code: exit_code.filter(|_| volume.device.is_none()),
             created_ns: volume.created_ns,
             own_bytes: volume.own_bytes,
             shared_bytes: volume.mapped_bytes.saturating_sub(volume.own_bytes),
             size_bytes: volume.size_bytes,
+            log_bytes: logs::bytes(pool, volume.uuid),
         });
     }
     containers.sort_by(|left, right| left.name.cmp(&right.name));
@@ -63,7 +76,7 @@ pub fn ps(context: &Context, arguments: &PsArguments) -> Result<()> {
     }
     let mut headings = vec!["NAME", "IMAGE", "COMMAND", "STATE", "CREATED"];
     if arguments.size {
-        headings.extend(["OWN", "SHARED", "VIRTUAL"]);
+        headings.extend(SIZES);
     }
     let rows = containers.iter().map(|container| {
         let command = container.command.join(" ");
@@ -72,17 +85,18 @@ pub fn ps(context: &Context, arguments: &PsArguments) -> Result<()> {
             container.name.clone(),
             container.image.clone(),
             if short.len() < command.len() { format!("{short}...") } else { short },
-            if container.running { "running" } else { "ended" }.to_owned(),
+            state(container),
             volume::created(container.created_ns, "%Y-%m-%d %H:%M"),
         ];
         if arguments.size {
-            row.extend([container.own_bytes, container.shared_bytes, container.size_bytes].map(size::show));
+            let Container { own_bytes, log_bytes, shared_bytes, size_bytes, .. } = *container;
+            row.extend([own_bytes, log_bytes, shared_bytes, size_bytes].map(size::show));
         }
         row
     });
-    output::table(&headings, &["OWN", "SHARED", "VIRTUAL"], rows.collect())?;
+    output::table(&headings, &SIZES, rows.collect())?;
     if arguments.size {
-        let all: u64 = containers.iter().map(|container| container.own_bytes).sum();
+        let all: u64 = containers.iter().map(|container| container.own_bytes + container.log_bytes).sum();
         let count = if containers.len() == 1 {
             "1 container takes".to_owned()
         } else {
@@ -91,4 +105,12 @@ pub fn ps(context: &Context, arguments: &PsArguments) -> Result<()> {
         output::line(&format!("{count} {}", size::echo(all)))?;
     }
     Ok(())
+}
+
+fn state(container: &Container) -> String {
+    match container.exit_code {
+        _ if container.running => "running".to_owned(),
+        Some(code) => format!("ended ({code})"),
+        None => "ended".to_owned(),
+    }
 }

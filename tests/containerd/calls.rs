@@ -3,6 +3,7 @@
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
+use std::thread;
 
 use plywood::containerd::api::snapshots::Kind;
 use tonic::Code;
@@ -340,21 +341,25 @@ pub fn hundred() {
     nothing_is_left(&pool);
 }
 
-pub fn xfs() {
+/// Clones of a file system that goes by its uuid, and that is mounted with this option.
+pub fn side_by_side(kind: &str, option: &str) {
     let pool = TestPool::create("8G", Transport::Auto);
-    let snapshotter = Snapshotter::start(&pool, &["--size", "1GiB", "--fs", "xfs"]);
+    let snapshotter = Snapshotter::start(&pool, &["--size", "1GiB", "--fs", kind]);
     let mut client = snapshotter.client();
     layer(&pool, &mut client, "layer", "", "file", b"x");
     let points = ["a", "b"].map(|key| {
         let prepared = client.prepare(key, "layer").expect("prepare");
-        assert_eq!((prepared.r#type.as_str(), prepared.options.contains(&"nouuid".to_owned())), ("xfs", true));
+        assert_eq!((prepared.r#type.as_str(), prepared.options.contains(&option.to_owned())), (kind, true));
         let point = pool.mount_point(key);
         mount(&prepared, &point);
         fs::write(point.join("own"), key).expect("a file");
         point
     });
     client.commit("c", "a", labels([])).expect("commit of what is mounted");
-    points.iter().for_each(|point| unmount(point));
+    for (point, key) in points.iter().zip(["a", "b"]) {
+        assert_eq!(fs::read_to_string(point.join("own")).expect("the file"), key);
+        unmount(point);
+    }
     let point = pool.mount_point("c");
     mount(&client.view("v", "c").expect("view"), &point);
     assert_eq!(fs::read_to_string(point.join("own")).expect("the file"), "a");
@@ -363,4 +368,31 @@ pub fn xfs() {
         client.remove(key).expect("remove");
     }
     nothing_is_left(&pool);
+}
+
+/// Twenty pools, each with its own daemon and snapshotter, do all of it at the same time.
+pub fn twenty_engines() {
+    let pools: Vec<TestPool> = (0..20).map(|_| TestPool::create("2G", Transport::Auto)).collect();
+    let snapshotters: Vec<Snapshotter> =
+        pools.iter().map(|pool| Snapshotter::start(pool, &["--size", "256MiB"])).collect();
+    thread::scope(|scope| {
+        for (number, (pool, snapshotter)) in pools.iter().zip(&snapshotters).enumerate() {
+            scope.spawn(move || {
+                let mut client = snapshotter.client();
+                let content = number.to_string().repeat(10_000);
+                layer(pool, &mut client, "layer", "", "file", content.as_bytes());
+                let point = pool.mount_point("own");
+                mount(&client.prepare("own", "layer").expect("prepare"), &point);
+                assert_eq!(fs::read_to_string(point.join("file")).expect("the file"), content);
+                fs::write(point.join("file"), "changed").expect("a file");
+                unmount(&point);
+                client.remove("own").expect("remove");
+                client.remove("layer").expect("remove");
+            });
+        }
+    });
+    for pool in &pools {
+        nothing_is_left(pool);
+        pool.check();
+    }
 }

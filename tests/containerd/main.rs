@@ -17,6 +17,7 @@ use support::trial::trial;
 
 const CALLS: &[Need] = &[Need::FileSystem("ext4"), Need::Program("mkfs.ext4")];
 const XFS: &[Need] = &[Need::FileSystem("xfs"), Need::Program("mkfs.xfs")];
+const BTRFS: &[Need] = &[Need::FileSystem("btrfs"), Need::Program("mkfs.btrfs"), Need::Linux(6, 7)];
 const REAL: &[Need] = &[
     Need::FileSystem("ext4"),
     Need::Program("mkfs.ext4"),
@@ -37,7 +38,9 @@ fn main() {
         trial("max_size_limits_what_is_written", CALLS, calls::max_size),
         trial("chain_of_128_is_mounted", CALLS, calls::chain),
         trial("hundred_are_prepared_at_once", CALLS, calls::hundred),
-        trial("xfs_clones_are_mounted_side_by_side", XFS, calls::xfs),
+        trial("xfs_clones_are_mounted_side_by_side", XFS, || calls::side_by_side("xfs", "nouuid")),
+        trial("btrfs_clones_are_mounted_side_by_side", BTRFS, || calls::side_by_side("btrfs", "discard=async")),
+        trial("twenty_engines_work_side_by_side", CALLS, calls::twenty_engines),
         trial("every_step_outlives_every_death", CALLS, deaths::every_step),
         trial("deaths_at_random_moments_lose_nothing_acknowledged", CALLS, deaths::random_moments),
         trial("real_containerd_runs_containers", REAL, real::runs_containers),

@@ -1,5 +1,12 @@
 //! Containers through runc: what an untouched one owns, and what one that wrote keeps or drops.
 
+use std::fs;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use serde_json::Value;
+
+use crate::support::command::{run, wait_until};
 use crate::support::machine::rootfs;
 use crate::support::pool::{TestPool, Transport};
 
@@ -111,6 +118,110 @@ pub fn options_are_dockers() {
 
     assert_eq!(pool.names(), ["data", "debian"], "what was made for a run has gone");
     assert!(pool.volume("data")["device"].is_null(), "no longer in use");
+    pool.stop();
+    pool.check();
+}
+
+const LONG: Duration = Duration::from_secs(60);
+
+/// `plywood run --detach`; answers what it printed.
+fn start(pool: &TestPool, options: &[&str], script: &str) -> String {
+    pool.plywood([&["run", "debian", "--detach"], options, &["--", "/bin/sh", "-c", script]].concat()).expect()
+}
+
+fn listed(pool: &TestPool, name: &str) -> Value {
+    let all = pool.json("ps", "containers");
+    all.as_array().expect("a list").iter().find(|listed| listed["name"] == name).expect("the container").clone()
+}
+
+fn log_files(pool: &TestPool) -> Vec<PathBuf> {
+    let folder = PathBuf::from("/var/log/plywood/containers").join(pool.info()["uuid"].as_str().expect("a uuid"));
+    fs::read_dir(folder).map(|files| files.map(|file| file.expect("a file").path()).collect()).unwrap_or_default()
+}
+
+pub fn in_the_background() {
+    let pool = with_image();
+    let script = "trap 'echo bye; exit 3' TERM; echo said; echo cried >&2; while :; do sleep 0.1; done";
+    assert_eq!(start(&pool, &["--name", "web"], script), "web");
+    let web = listed(&pool, "web");
+    assert_eq!((&web["running"], &web["exit_code"]), (&true.into(), &Value::Null));
+    let said = pool.plywood(["logs", "web"]);
+    assert_eq!((said.stdout.trim(), said.stderr.trim()), ("said", "cried"));
+    let refused = pool.plywood(["rm", "web"]);
+    assert!(!refused.succeeded() && refused.stderr.contains("plywood kill web"), "{}", refused.stderr);
+    pool.done("kill web");
+    wait_until("its end", LONG, || listed(&pool, "web")["running"] == false);
+    assert_eq!(listed(&pool, "web")["exit_code"], 3);
+    assert!(pool.done("ps").contains("ended (3)"));
+    // Following ends with it.
+    assert!(pool.done("logs --follow --timestamps web").ends_with("bye"), "what it said last");
+    assert_eq!(pool.plywood(["logs", "--tail", "1", "web"]).stdout.trim(), "bye");
+    pool.done("rm web");
+    assert_eq!((pool.names(), log_files(&pool)), (vec!["debian".to_owned()], vec![]));
+
+    // Its log is bounded, and part of what it takes.
+    start(&pool, &["--name", "loud", "--log-size", "16KiB"], "seq 20000");
+    wait_until("its end", LONG, || listed(&pool, "loud")["running"] == false);
+    let files = log_files(&pool);
+    let bytes: u64 = files.iter().map(|file| fs::metadata(file).expect("a file").len()).sum();
+    assert!(files.len() == 3 && bytes <= 3 * 16384, "{files:?}: {bytes}");
+    assert!(pool.done("logs loud").ends_with("19999\n20000"), "the newest is kept");
+    let loud = listed(&pool, "loud");
+    assert!((bytes..=bytes + 3 * 4096).contains(&loud["log_bytes"].as_u64().expect("a number")), "{loud}");
+    pool.done("volume delete loud --yes");
+    pool.done("prune --yes");
+    assert_eq!(log_files(&pool), Vec::<PathBuf>::new(), "nobody's log");
+
+    // One that cannot be started leaves nothing.
+    let refused = pool.plywood(["run", "debian", "--detach", "--", "/no/such/program"]);
+    assert!(!refused.succeeded() && refused.stderr.contains("did not start"), "{}", refused.stderr);
+    assert!(refused.stderr.contains("/no/such/program"), "{}", refused.stderr);
+    start(&pool, &["--rm", "--name", "brief"], "true");
+    wait_until("its end", LONG, || !pool.names().contains(&"brief".to_owned()));
+    wait_until("its log's end", LONG, || log_files(&pool).is_empty());
+
+    // Nobody looks after it any more.
+    let orphan = format!("orphan-{}", std::process::id());
+    start(&pool, &["--name", &orphan, "-v", "data:/data"], "trap '' TERM; while :; do sleep 1; done");
+    // Not to be found in the search's own words.
+    let looks_after = run("pgrep", ["-f", &format!("[r]un debian --detach --name {orphan}")]).expect();
+    run("kill", ["-9", looks_after.trim()]).expect();
+    pool.done(&format!("rm --force {orphan}"));
+    assert_eq!(pool.names(), ["data", "debian"]);
+    assert!(pool.volume("data")["device"].is_null(), "no longer in use");
+    pool.stop();
+    pool.check();
+}
+
+/// A container counts in a file of its volume, then in one of its root, each safe before the next: in what was taken at one
+/// instant the root is never ahead.
+pub fn taken_with_their_volumes() {
+    let pool = with_image();
+    let script = "n=0; while :; do n=$((n+1)); echo $n >/data/n; sync /data/n; echo $n >/n; sync /n; done";
+    start(&pool, &["--name", "counts", "-v", "data:/data"], script);
+    wait_until("its first steps", LONG, || pool.volume("data")["own_bytes"].as_u64() > Some(1 << 20));
+    for number in 0..8 {
+        std::thread::sleep(Duration::from_millis(100));
+        let freeze = if number % 2 == 0 { "--freeze" } else { "" };
+        let taken = pool.done(&format!("snapshot create counts at-{number} --volumes {freeze}"));
+        assert!(taken.contains(&format!("at-{number}.data")), "{taken}");
+    }
+    pool.done("rm --force counts");
+    for number in 0..8 {
+        let (root, data) = (format!("at-{number}"), format!("at-{number}.data:/data"));
+        let words =
+            ["run", &root, "--rm", "-v", &data, "--", "/bin/sh", "-c", "echo $(cat /data/n) $(cat /n || echo 0)"];
+        let said = pool.plywood(words).expect();
+        let counts: Vec<u64> = said.split_whitespace().map(|count| count.parse().expect("a count")).collect();
+        let [data, root] = counts[..] else { panic!("{said}") };
+        assert!(data >= root && data - root <= 1, "volume at {data}, root at {root}");
+    }
+    let refused = pool.plywood(["snapshot", "create", "debian", "x", "--volumes"]);
+    assert!(!refused.succeeded() && refused.stderr.contains("no container with volumes"), "{}", refused.stderr);
+    pool.done("volume create other --size 1M");
+    pool.done("snapshot create data one --with other=two");
+    let (one, two) = (pool.volume("one"), pool.volume("two"));
+    assert_eq!((&one["origin"], &two["origin"]), (&"data".into(), &"other".into()));
     pool.stop();
     pool.check();
 }

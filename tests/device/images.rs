@@ -333,3 +333,65 @@ pub fn images_share_what_they_have_in_common() {
     pool.stop();
     pool.check();
 }
+
+/// Two images on one base, each under two names, are imported by four commands at a time.
+pub fn imported_at_once() {
+    let pool = TestPool::create("20G", Transport::Auto);
+    pool.plywood(["image", "import", &format!("tar:{}", rootfs().display()), "base"]).expect();
+    let mut layouts = Vec::new();
+    for name in ["one", "two"] {
+        container(&pool, "base", &format!("{name}-c"), |root| {
+            fs::write(root.join(name), name.repeat(100_000)).expect("a file");
+        });
+        pool.done(&format!("commit {name}-c {name}"));
+        let layout = format!("oci:{}", pool.folder().join(name).display());
+        pool.plywood(["image", "export", name, &layout]).expect();
+        layouts.push((name, layout));
+    }
+    let other = TestPool::create("20G", Transport::Auto);
+    std::thread::scope(|scope| {
+        for (name, layout) in &layouts {
+            for copy in ["a", "b"] {
+                let (other, target) = (&other, format!("{name}-{copy}"));
+                scope.spawn(move || other.plywood(["image", "import", layout, &target]).expect());
+            }
+        }
+    });
+    for (name, _) in &layouts {
+        let expected = tree_of(&pool, name);
+        for copy in ["a", "b"] {
+            assert_same(&tree_of(&other, &format!("{name}-{copy}")), &expected, name);
+        }
+    }
+    for pool in [&pool, &other] {
+        let _ = pool.plywood(["detach", "--all"]);
+        pool.stop();
+        pool.check();
+    }
+}
+
+/// What is made from an image keeps it, and what it stands on.
+pub fn pruned() {
+    let pool = TestPool::create("20G", Transport::Auto);
+    let source = format!("tar:{}", rootfs().display());
+    for name in ["base", "unused"] {
+        pool.plywood(["image", "import", &source, name, "--fs", if name == "base" { "ext4" } else { "xfs" }]).expect();
+    }
+    container(&pool, "base", "work", |root| fs::write(root.join("x"), vec![7; MIB as usize]).expect("a file"));
+    pool.done("commit work upper");
+    pool.done("volume delete work --yes");
+    pool.done("clone create upper used");
+    let _ = pool.plywood(["detach", "--all"]);
+    let before = pool.info()["used_bytes"].as_u64().expect("a number");
+    pool.done("prune --yes");
+    assert_eq!(pool.names(), ["base", "unused", "upper", "used"], "images are asked for by name");
+    assert!(pool.done("prune --images --dry-run").contains("unused"));
+    pool.done("prune --images --yes");
+    assert_eq!(pool.names(), ["base", "upper", "used"], "what stands on it keeps it");
+    assert!(pool.info()["used_bytes"].as_u64().expect("a number") + 100 * MIB < before, "it was a whole system");
+    pool.done("volume delete used --yes");
+    pool.done("prune --images --yes");
+    assert_eq!(pool.names(), Vec::<String>::new());
+    pool.stop_if_running();
+    pool.check();
+}

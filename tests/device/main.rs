@@ -16,6 +16,7 @@ mod full;
 mod growth;
 mod hosts;
 mod images;
+mod in_memory;
 mod kill;
 mod memory;
 mod moments;
@@ -63,6 +64,8 @@ const CONTAINERS: &[Need] = &[Need::FileSystem("ext4"), Need::Program("runc")];
 const IMAGES: &[Need] = &[Need::FileSystem("ext4"), Need::Program("runc"), Need::Program("skopeo")];
 const IMAGES_XFS: &[Need] = &[Need::FileSystem("xfs"), Need::Program("runc"), Need::Program("skopeo")];
 
+const IN_MEMORY: &[Need] =
+    &[Need::FileSystem("ext4"), Need::Program("mkswap"), Need::Program("python3"), Need::Linux(6, 6)];
 const TRANSFER: &[Need] = &[];
 const DISKS: &[Need] = &[Need::Program("qemu-img")];
 const PLUGIN: &[Need] = &[Need::FileSystem("ext4"), Need::Program("e2fsck")];
@@ -140,6 +143,11 @@ fn main() {
         trial("full_host_lets_writes_wait_for_space", EXT4, filling::writes_wait_for_the_host),
         trial("reserved_volume_is_written_on_a_full_pool", EXT4, reserved::reserved_volume_is_written_on_a_full_pool),
         trial("options_of_run_mean_what_they_mean_to_docker", CONTAINERS, containers::options_are_dockers),
+        trial("images_are_imported_at_the_same_time", IMAGES, images::imported_at_once),
+        trial("images_that_nothing_is_made_from_are_pruned", IMAGES, images::pruned),
+        trial("pool_in_memory_is_never_in_swap_and_gives_its_memory_back", IN_MEMORY, in_memory::never_in_swap),
+        trial("containers_in_the_background_are_listed_heard_and_removed", CONTAINERS, containers::in_the_background),
+        trial("container_and_its_volumes_are_taken_at_one_instant", CONTAINERS, containers::taken_with_their_volumes),
         trial("exported_image_is_the_same_tree", IMAGES, || images::layers_say_what_changed("ext4")),
         trial("exported_image_on_xfs_is_the_same_tree", IMAGES_XFS, || images::layers_say_what_changed("xfs")),
         trial("export_costs_what_changed", EXT4, images::export_costs_what_changed),

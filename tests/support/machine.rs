@@ -14,6 +14,8 @@ pub enum Need {
     Program(&'static str),
     /// A file system that the kernel mounts.
     FileSystem(&'static str),
+    /// A kernel of this version at least.
+    Linux(u32, u32),
 }
 
 /// Why a test does not run.
@@ -52,6 +54,12 @@ fn lacks(need: Need) -> Option<Skip> {
         Need::FuseUring => (!Path::new("/sys/module/fuse/parameters/enable_uring").exists())
             .then(|| Skip::kernel("this kernel has no FUSE over io_uring (6.14)")),
         Need::Program(program) => (!in_path(program)).then(|| Skip::machine(format!("no {program} on PATH"))),
+        Need::Linux(major, minor) => {
+            let release = rustix::system::uname().release().to_string_lossy().into_owned();
+            let mut numbers = release.split(['.', '-']).map(|number| number.parse().unwrap_or(0));
+            let version = (numbers.next().unwrap_or(0), numbers.next().unwrap_or(0));
+            (version < (major, minor)).then(|| Skip::kernel(format!("Linux {release} is older than {major}.{minor}")))
+        }
         Need::FileSystem(name) => {
             let _ = run("modprobe", ["-q", name]);
             let known = fs::read_to_string("/proc/filesystems").unwrap_or_default();

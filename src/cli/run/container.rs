@@ -49,8 +49,9 @@ impl<'a> Container<'a> {
     /// # Errors
     ///
     /// There is no such snapshot, the name is taken, or the file system cannot be mounted. Nothing is left then.
-    pub fn open(client: &'a Client, image: &str, name: Option<&str>, attributes: Attributes) -> Result<Self> {
+    pub fn open(client: &'a Client, image: &str, name: Option<&str>, mut attributes: Attributes) -> Result<Self> {
         let id = Uuid::new_v4().simple().to_string()[..12].to_owned();
+        attributes.insert(labels::CONTAINER_ID.to_owned(), id.as_str().into());
         let name = name.map_or_else(|| default_name(image, &id), str::to_owned);
         // A clone that is not attached yet looks like one that nobody needs any more.
         let _making = making::begin(client.pool_uuid()?)?;
@@ -127,7 +128,7 @@ impl Drop for Container<'_> {
 }
 
 /// The kernel takes a dead container's mounts away a moment after its last process.
-fn unmount(directory: &Path) -> Result<()> {
+pub(super) fn unmount(directory: &Path) -> Result<()> {
     let began = Instant::now();
     loop {
         match rustix::mount::unmount(directory, UnmountFlags::NOFOLLOW) {

@@ -2,25 +2,32 @@
 
 mod bundle;
 mod container;
+mod detached;
+pub mod logs;
+mod manage;
 mod mounts;
 mod runtime;
 mod user;
 
+use std::collections::BTreeMap;
 use std::io::IsTerminal;
 use std::os::unix::process::ExitStatusExt;
 use std::process::{ExitCode, ExitStatus};
 
-use anyhow::{Context as _, Result, ensure};
+use anyhow::{Context as _, Result, bail, ensure};
 use clap::Args;
 
 pub use bundle::{Network, Settings, write as write_bundle};
 pub use container::{CONTAINERS, Container};
+pub use manage::{KillArguments, LogsArguments, RmArguments, kill, logs as print_logs, remove};
 pub use runtime::{check as check_runtime, remove as remove_container, run_in_background};
 
+use logs::Log;
 use mounts::{Volumes, Wanted};
+use runtime::Streams;
 
 use super::image::labels;
-use super::{Context, Name};
+use super::{Context, Name, size};
 
 /// Runs a command in a container.
 #[derive(Debug, Args)]
@@ -30,6 +37,18 @@ pub struct RunArguments {
     /// Delete the container's volume when the command has ended
     #[arg(long)]
     rm: bool,
+    /// Leave it running in the background, and print its name; what it says goes to a log
+    #[arg(long, short)]
+    detach: bool,
+    /// When a file of that log is full; it and two before it are kept
+    #[arg(long, value_name = "SIZE", value_parser = size::parse, default_value = "10MiB", requires = "detach")]
+    log_size: u64,
+    /// Pass standard input on, as is done in the foreground anyway
+    #[arg(long, short, conflicts_with = "detach")]
+    interactive: bool,
+    /// Give the command a terminal; without -i and -t it has one when standard input and output are one
+    #[arg(long, short, conflicts_with = "detach")]
+    tty: bool,
     /// Name of the container's volume [default: IMAGE.ID]
     #[arg(long)]
     name: Option<Name>,
@@ -69,6 +88,13 @@ pub struct RunArguments {
 /// The container cannot be set up, or not be taken down.
 pub fn run(context: &Context, arguments: &RunArguments) -> Result<ExitCode> {
     runtime::check()?;
+    if arguments.detach && !detached::looks_after() {
+        return detached::start();
+    }
+    if arguments.detach {
+        detached::leave()?;
+    }
+    let terminal = terminal(arguments)?;
     let image = arguments.image.text()?;
     let name = arguments.name.as_ref().map(Name::text).transpose()?;
     let client = context.daemon_client_for(&image)?;
@@ -90,23 +116,65 @@ pub fn run(context: &Context, arguments: &RunArguments) -> Result<ExitCode> {
         command: command.clone(),
         hostname: hostname(name.as_deref()).unwrap_or_else(|| container.id.clone()),
         network: arguments.network,
-        terminal: std::io::stdin().is_terminal() && std::io::stdout().is_terminal(),
+        terminal,
         environment: arguments.env.iter().filter_map(|typed| variable(typed)).collect(),
         directory: arguments.workdir.clone(),
         user: arguments.user.clone(),
         read_only: arguments.read_only,
         mounts,
     };
+    if !volumes.uuids.is_empty() {
+        let listed = serde_json::json!(volumes.uuids).to_string();
+        let noted = BTreeMap::from([(labels::CONTAINER_VOLUMES.to_owned(), Some(listed.as_str().into()))]);
+        client.set_attributes(&container.volume.name, noted)?;
+    }
     bundle::write(&container.bundle, &configuration, &settings).with_context(|| image.clone())?;
     ensure!(!interrupt.load(std::sync::atomic::Ordering::Relaxed), "interrupted by a signal");
-    let status = runtime::run(&container.bundle, &container.id);
+    let pool = client.hello()?.pool_uuid;
+    let volume = container.volume.uuid;
+    let log = arguments.detach.then(|| Log::begin(pool, volume, arguments.log_size)).transpose()?;
+    let mut has_started = false;
+    let status = {
+        let started = || {
+            has_started = true;
+            if log.is_some() {
+                detached::started(&container.volume.name);
+            }
+        };
+        let streams = log.as_ref().map_or(Streams::Own, Streams::Log);
+        runtime::run(&container.bundle, &container.id, streams, started)
+    };
     runtime::remove(&container.id);
     // From here on it is a container that has run: it stays unless it was said otherwise.
-    container.keep(!arguments.rm);
+    let keep = !arguments.rm && has_started;
+    container.keep(keep);
+    let noted = match &status {
+        Ok(status) if keep => {
+            let code = code(*status).to_string();
+            let noted = BTreeMap::from([(labels::CONTAINER_EXIT.to_owned(), Some(code.as_str().into()))]);
+            client.set_attributes(&container.volume.name, noted)
+        }
+        _ => Ok(()),
+    };
     let closed = volumes.close().and(container.close());
+    let said = (!has_started).then(|| logs::last_line(pool, volume)).flatten();
+    if log.is_some() && !keep {
+        logs::remove(pool, volume)?;
+    }
     let status = status?;
     closed?;
-    Ok(exit_code(status))
+    noted?;
+    if let Some(said) = said {
+        bail!("the container did not start: {said}");
+    }
+    Ok(ExitCode::from(code(status)))
+}
+
+/// Whether the command has a terminal.
+fn terminal(arguments: &RunArguments) -> Result<bool> {
+    let there_is = std::io::stdin().is_terminal() && std::io::stdout().is_terminal();
+    ensure!(!arguments.tty || there_is, "--tty: standard input and output are no terminal");
+    Ok(!arguments.detach && there_is && (arguments.tty || !arguments.interactive))
 }
 
 /// `NAME=VALUE`. A name alone stands for what the caller has, and for nothing where it has nothing.
@@ -122,9 +190,9 @@ fn absolute(typed: &str) -> Result<String> {
     Ok(typed.to_owned())
 }
 
-fn exit_code(status: ExitStatus) -> ExitCode {
+fn code(status: ExitStatus) -> u8 {
     let code = status.code().or_else(|| status.signal().map(|signal| 128 + signal)).unwrap_or(1);
-    ExitCode::from(u8::try_from(code & 0xff).unwrap_or(1))
+    u8::try_from(code & 0xff).unwrap_or(1)
 }
 
 /// A name that can stand for a host: at most 63 letters, digits and hyphens.
@@ -149,7 +217,7 @@ mod tests {
 
     #[test]
     fn exit_codes_pass_through_and_signals_are_told() {
-        assert_eq!(exit_code(ExitStatus::from_raw(7 << 8)), ExitCode::from(7));
-        assert_eq!(exit_code(ExitStatus::from_raw(9)), ExitCode::from(137));
+        assert_eq!(code(ExitStatus::from_raw(7 << 8)), 7);
+        assert_eq!(code(ExitStatus::from_raw(9)), 137);
     }
 }

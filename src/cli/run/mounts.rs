@@ -12,6 +12,7 @@ use anyhow::{Context as _, Result, bail, ensure};
 use indicatif::ProgressBar;
 use oci_spec::runtime::{Mount, MountBuilder};
 use rustix::fs::{Gid, Mode, Uid};
+use uuid::Uuid;
 
 use crate::cli::image::{Filesystem, Interrupt, copy_directory, detach, open_root, tree_at};
 use crate::cli::mount::{Mounted, mount_volume, unmount_volume};
@@ -22,7 +23,7 @@ use crate::daemon::protocol::Kind;
 use crate::daemon::{Client, making};
 
 /// Where volumes of containers are mounted. Not in their bundles, which are removed with all that is in them.
-const VOLUMES: &str = "/run/plywood/volumes";
+pub(super) const VOLUMES: &str = "/run/plywood/volumes";
 /// Virtual size and sector size of a volume that `-v` makes.
 const SIZE_BYTES: u64 = 10 << 30;
 const SECTOR_SIZE: u32 = 4096;
@@ -133,6 +134,8 @@ pub struct Volumes<'a> {
     client: &'a Client,
     directory: PathBuf,
     mounted: Vec<Mounted>,
+    /// The volumes that they are; of a snapshot a clone is mounted, which is the container's alone.
+    pub uuids: Vec<Uuid>,
 }
 
 impl<'a> Volumes<'a> {
@@ -147,7 +150,8 @@ impl<'a> Volumes<'a> {
         wanted: &[Wanted],
         interrupt: &Interrupt,
     ) -> Result<(Self, Vec<Mount>)> {
-        let mut volumes = Self { client, directory: Path::new(VOLUMES).join(id), mounted: Vec::new() };
+        let mut volumes =
+            Self { client, directory: Path::new(VOLUMES).join(id), mounted: Vec::new(), uuids: Vec::new() };
         let mut mounts = Vec::new();
         for Wanted { source, destination, read_only } in wanted {
             let shown = || format!("{}", destination.display());
@@ -172,16 +176,22 @@ impl<'a> Volumes<'a> {
     }
 
     fn mount_one(&mut self, name: &str, make: bool) -> Result<PathBuf> {
-        match self.client.volume(name) {
-            Err(failure) if failure.kind == Kind::NotFound && make => self.make(name)?,
-            other => drop(other?),
-        }
+        let volume = match self.client.volume(name) {
+            Err(failure) if failure.kind == Kind::NotFound && make => {
+                self.make(name)?;
+                self.client.volume(name)?
+            }
+            other => other?,
+        };
         let at = self.directory.join(self.mounted.len().to_string());
         fs::DirBuilder::new().recursive(true).mode(0o700).create(&at).with_context(|| at.display().to_string())?;
         let mounted = mount_volume(self.client, name, &at, false)?;
         // A copy of it in another mount namespace would keep the device busy for as long as that one lives.
         let private = rustix::mount::mount_change(&at, rustix::mount::MountPropagationFlags::PRIVATE);
         self.mounted.push(mounted);
+        if !volume.snapshot {
+            self.uuids.push(volume.uuid);
+        }
         private?;
         Ok(at)
     }

@@ -13,12 +13,15 @@ use anyhow::{Context as _, Result, anyhow, ensure};
 use rustix::process::{Pid, Signal, kill_process};
 use signal_hook::iterator::Signals;
 
+use super::logs::Log;
 use crate::daemon::mounts::own_mounts;
 
 /// Where runc keeps what it knows about our containers.
 const STATE: &str = "/run/plywood/runc";
 /// From the first signal to SIGKILL. The first process of a namespace is deaf to signals it has no handler for.
 const PATIENCE: Duration = Duration::from_secs(10);
+/// Between two looks whether a container has started.
+const LOOK_AGAIN: Duration = Duration::from_millis(5);
 
 /// Looks whether containers can be run here.
 ///
@@ -47,9 +50,9 @@ fn runc() -> Command {
     command
 }
 
-fn start(bundle: &Path, id: &str) -> Command {
+fn start(bundle: &Path, id: &str, pid_file: &Path) -> Command {
     let mut command = runc();
-    command.arg("run").arg("--bundle").arg(bundle);
+    command.arg("run").arg("--pid-file").arg(pid_file).arg("--bundle").arg(bundle);
     // An initial RAM file system cannot be pivoted away from.
     let on_rootfs = own_mounts().is_ok_and(|mounts| {
         mounts
@@ -64,17 +67,31 @@ fn start(bundle: &Path, id: &str) -> Command {
     command
 }
 
-/// Runs a bundle with our own standard streams until it ends, passing signals on.
+/// Where a container's standard streams lead.
+#[derive(Clone, Copy)]
+pub enum Streams<'a> {
+    /// They are our own.
+    Own,
+    /// Nothing is read, and what is printed goes to a log.
+    Log(&'a Log),
+}
+
+/// Runs a bundle until it ends, passing signals on. `started` is called when its first process runs, if it ever does.
 ///
 /// # Errors
 ///
 /// runc is not installed, or cannot be waited for.
-pub fn run(bundle: &Path, id: &str) -> Result<ExitStatus> {
+pub fn run(bundle: &Path, id: &str, streams: Streams<'_>, started: impl FnOnce()) -> Result<ExitStatus> {
     // Handlers first: a signal from now on is for the container, and we go on to clean up.
     let mut signals =
         Signals::new([libc::SIGINT, libc::SIGTERM, libc::SIGHUP, libc::SIGQUIT, libc::SIGUSR1, libc::SIGUSR2])?;
     let handle = signals.handle();
-    let mut child = start(bundle, id).spawn().map_err(not_installed)?;
+    let pid_file = bundle.join("pid");
+    let mut command = start(bundle, id, &pid_file);
+    if let Streams::Log(_) = streams {
+        command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    }
+    let mut child = command.spawn().map_err(not_installed)?;
     let ended = Arc::new(AtomicBool::new(false));
     let forwarder = Forwarder { child: pid(&child), id: id.to_owned(), ended: Arc::clone(&ended) };
     let thread = thread::spawn(move || {
@@ -82,11 +99,38 @@ pub fn run(bundle: &Path, id: &str) -> Result<ExitStatus> {
             forwarder.pass_on(signal);
         }
     });
-    let status = child.wait().context("waiting for runc");
+    let status = match streams {
+        Streams::Own => {
+            started();
+            child.wait()
+        }
+        Streams::Log(log) => logged(&mut child, log, &pid_file, started),
+    };
     ended.store(true, Ordering::Release);
     handle.close();
     thread.join().ok();
-    status
+    status.context("waiting for runc")
+}
+
+/// Waits for its end, and for the end of what it prints.
+fn logged(child: &mut Child, log: &Log, pid_file: &Path, started: impl FnOnce()) -> io::Result<ExitStatus> {
+    let (output, errors) = (child.stdout.take(), child.stderr.take());
+    thread::scope(|scope| {
+        scope.spawn(|| output.map(|output| log.copy(output, "stdout")));
+        scope.spawn(|| errors.map(|errors| log.copy(errors, "stderr")));
+        loop {
+            // Looked for in this order: one that has ended at once has started all the same.
+            let has_ended = child.try_wait()?.is_some();
+            if pid_file.exists() {
+                started();
+                return child.wait();
+            }
+            if has_ended {
+                return child.wait();
+            }
+            thread::sleep(LOOK_AGAIN);
+        }
+    })
 }
 
 /// Starts a bundle in the background. Answers the process id of its first process.
@@ -107,6 +151,18 @@ pub fn run_in_background(bundle: &Path, id: &str) -> Result<u32> {
     ensure!(status.success(), "runc: {}", said());
     let pid = fs::read_to_string(&pid_file).context("runc wrote no process id")?;
     pid.trim().parse().with_context(|| format!("runc wrote the process id {pid}"))
+}
+
+/// Sends a signal to a container's first process.
+///
+/// # Errors
+///
+/// runc is not installed, or refuses: it knows no such signal, or no such container.
+pub fn kill(id: &str, signal: &str) -> Result<()> {
+    let output = runc().args(["kill", id, signal]).stdin(Stdio::null()).output().map_err(not_installed)?;
+    let said = String::from_utf8_lossy(&output.stderr);
+    ensure!(output.status.success(), "runc: {}", said.trim());
+    Ok(())
 }
 
 /// Ends a container, whatever it does, and lets runc forget it.
@@ -196,7 +252,7 @@ mod tests {
             );
             let Some(bundle) = bundle(&command, network) else { return };
             let id = id("runs");
-            let status = run(bundle.path(), &id).unwrap();
+            let status = run(bundle.path(), &id, Streams::Own, || {}).unwrap();
             assert_eq!(status.code(), Some(7), "{network:?}");
             assert_eq!(fs::read(bundle.path().join("rootfs/written")).unwrap(), b"hello\n");
             assert!(!Path::new(STATE).join(&id).exists());
