@@ -6,7 +6,7 @@ use serde::Serialize;
 
 use super::image::labels;
 use super::image::layers::known;
-use super::run::logs;
+use super::run::{logs, runs};
 use super::{Context, output, size, volume};
 
 /// The columns of `--size`.
@@ -48,7 +48,7 @@ struct Container {
 pub fn ps(context: &Context, arguments: &PsArguments) -> Result<()> {
     let mut containers = Vec::new();
     let client = context.client()?;
-    let pool = client.hello()?.pool_uuid;
+    let pool = client.pool_uuid()?;
     for known in known(&client)? {
         let Some(image) = labels::text(&known.attributes, labels::CONTAINER_IMAGE) else { continue };
         if known.volume.snapshot {
@@ -57,12 +57,14 @@ pub fn ps(context: &Context, arguments: &PsArguments) -> Result<()> {
         let command = labels::text(&known.attributes, labels::CONTAINER_COMMAND);
         let exit_code = labels::text(&known.attributes, labels::CONTAINER_EXIT).and_then(|code| code.parse().ok());
         let volume = known.volume;
+        let id = labels::text(&known.attributes, labels::CONTAINER_ID);
+        let running = id.map_or(Ok(volume.device.is_some()), |id| runs(&volume, &id))?;
         containers.push(Container {
             name: volume.name,
             image,
             command: command.and_then(|text| serde_json::from_str(&text).ok()).unwrap_or_default(),
-            running: volume.device.is_some(),
-            exit_code: exit_code.filter(|_| volume.device.is_none()),
+            running,
+            exit_code: exit_code.filter(|_| !running),
             created_ns: volume.created_ns,
             own_bytes: volume.own_bytes,
             shared_bytes: volume.mapped_bytes.saturating_sub(volume.own_bytes),

@@ -25,6 +25,7 @@ use super::link::Link;
 use super::reaper::Reaper;
 use super::record::{GONE, Kind, Labels, PREFIX, RECORD, Record, check_key, check_labels, volume_name};
 use super::settle::settle;
+use crate::daemon::attributes::{ATTACHED, FOR_WRITING};
 use crate::daemon::filesystem::mount_options;
 use crate::daemon::protocol::{self, Attributes, Bytes, Command, Failure};
 
@@ -232,7 +233,8 @@ impl Store {
 
     fn make_clone(&self, origin: &str, record: &Record, quota_bytes: Option<u64>) -> Result<()> {
         let volume = record.volume();
-        let attributes = attributes_of(record)?;
+        let mut attributes = attributes_of(record)?;
+        attributes.insert(ATTACHED.to_owned(), FOR_WRITING.into());
         self.in_free_name(&volume, || {
             let (snapshot, uuid, attributes) = (origin.to_owned(), Uuid::new_v4(), attributes.clone());
             let create = |name| Command::CloneCreate { snapshot, uuid, name, size_bytes: None, attributes };

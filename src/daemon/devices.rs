@@ -290,7 +290,8 @@ impl Daemon {
         }
         // First noted, then done: a successor knows of every device that there may be.
         let before = self.mark(volume.id)?;
-        self.set_mark(volume.id, Some(if read_only { b"ro".to_vec() } else { b"rw".to_vec() }))?;
+        let mark = if read_only { "ro" } else { attributes::FOR_WRITING };
+        self.set_mark(volume.id, Some(mark.into()))?;
         let request = AttachRequest {
             file: self.file(volume.id),
             pool: self.pool,

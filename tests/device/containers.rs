@@ -145,8 +145,10 @@ pub fn in_the_background() {
     assert_eq!(start(&pool, &["--name", "web"], script), "web");
     let web = listed(&pool, "web");
     assert_eq!((&web["running"], &web["exit_code"]), (&true.into(), &Value::Null));
-    let said = pool.plywood(["logs", "web"]);
-    assert_eq!((said.stdout.trim(), said.stderr.trim()), ("said", "cried"));
+    wait_until("its first words", LONG, || {
+        let said = pool.plywood(["logs", "web"]);
+        (said.stdout.trim(), said.stderr.trim()) == ("said", "cried")
+    });
     let refused = pool.plywood(["rm", "web"]);
     assert!(!refused.succeeded() && refused.stderr.contains("plywood kill web"), "{}", refused.stderr);
     pool.done("kill web");

@@ -4,6 +4,7 @@
 //! unless it is the kernel that lacks what is needed. Tests run one after the other: they share the machine's loop
 //! devices and its `fuse.enable_uring`.
 
+mod bad_images;
 mod containers;
 mod docker;
 mod dying;
@@ -143,6 +144,7 @@ fn main() {
         trial("full_host_lets_writes_wait_for_space", EXT4, filling::writes_wait_for_the_host),
         trial("reserved_volume_is_written_on_a_full_pool", EXT4, reserved::reserved_volume_is_written_on_a_full_pool),
         trial("options_of_run_mean_what_they_mean_to_docker", CONTAINERS, containers::options_are_dockers),
+        trial("bad_images_leave_nothing", CONTAINERS, bad_images::leave_nothing),
         trial("images_are_imported_at_the_same_time", IMAGES, images::imported_at_once),
         trial("images_that_nothing_is_made_from_are_pruned", IMAGES, images::pruned),
         trial("pool_in_memory_is_never_in_swap_and_gives_its_memory_back", IN_MEMORY, in_memory::never_in_swap),

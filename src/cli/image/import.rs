@@ -241,7 +241,7 @@ fn import_layers(work: &mut Workshop<'_>, order: &Order, image: &Image, progress
                 if !is_top {
                     let keep = || attributes_of_layer(&step, diff_id.as_deref(), known.as_deref());
                     // The image may be deleted while this one needs its layer.
-                    below = Some(if is_image { work.keep_layer(name, &step, keep())? } else { name });
+                    below = Some(if is_image { work.keep_layer(name, &step, &keep())? } else { name });
                     chain = known;
                     continue;
                 }
@@ -416,11 +416,11 @@ impl Workshop<'_> {
     }
 
     /// Makes a layer of what is known as an image only, and answers its name. It takes no space.
-    fn keep_layer(&mut self, image: String, step: &Step, attributes: Attributes) -> Result<String> {
-        let chain = labels::text(&attributes, labels::CHAIN_ID).context("a layer without a chain id")?;
+    fn keep_layer(&mut self, image: String, step: &Step, attributes: &Attributes) -> Result<String> {
+        let chain = labels::text(attributes, labels::CHAIN_ID).context("a layer without a chain id")?;
         let name = Self::name_for(&chain, step, &self.client.volumes()?)?;
         let volume = self.begin(&Step { below: Some(image), ..step.clone() })?;
-        self.commit_layer(&volume, name, &chain, step, &attributes)
+        self.commit_layer(&volume, name, &chain, step, attributes)
     }
 
     /// Makes a snapshot of a layer that is no image, and answers its name. Another import may have made the same layer

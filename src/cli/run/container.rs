@@ -1,13 +1,15 @@
 //! A container's root file system: a clone of an image, attached and mounted. What was made is taken away again,
 //! whatever happens in between.
 
-use std::fs;
+use std::fs::{self, File};
+use std::io;
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result};
+use rustix::fs::{FlockOperation, flock};
 use rustix::io::Errno;
 use rustix::mount::{MountPropagationFlags, UnmountFlags};
 use uuid::Uuid;
@@ -15,6 +17,7 @@ use uuid::Uuid;
 use crate::cli::image::{detach, labels};
 use crate::cli::mount::mount_device;
 use crate::cli::working::{ephemeral, head};
+use crate::daemon::attributes::{ATTACHED, FOR_WRITING};
 use crate::daemon::protocol::{Attributes, Volume};
 use crate::daemon::{Client, making};
 
@@ -33,6 +36,37 @@ pub struct Container<'a> {
     pub bundle: PathBuf,
     keep: bool,
     progress: Progress,
+    /// Held for as long as somebody looks after the container.
+    _attended: File,
+}
+
+/// The file in a bundle that is locked by whoever looks after its container.
+const ATTENDED: &str = "attended";
+
+/// Whether somebody looks after a container. None: it has been taken down.
+///
+/// # Errors
+/// What the host says.
+pub fn is_attended(id: &str) -> Result<Option<bool>> {
+    let path = Path::new(CONTAINERS).join(id).join(ATTENDED);
+    let file = match File::open(&path) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+        file => file.with_context(|| path.display().to_string())?,
+    };
+    match flock(&file, FlockOperation::NonBlockingLockShared) {
+        Err(Errno::WOULDBLOCK) => Ok(Some(true)),
+        locked => {
+            locked.with_context(|| path.display().to_string())?;
+            Ok(Some(false))
+        }
+    }
+}
+
+fn attend(bundle: &Path) -> Result<File> {
+    fs::DirBuilder::new().recursive(true).mode(0o700).create(bundle).with_context(|| bundle.display().to_string())?;
+    let file = File::create(bundle.join(ATTENDED))?;
+    flock(&file, FlockOperation::LockExclusive)?;
+    Ok(file)
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -52,12 +86,15 @@ impl<'a> Container<'a> {
     pub fn open(client: &'a Client, image: &str, name: Option<&str>, mut attributes: Attributes) -> Result<Self> {
         let id = Uuid::new_v4().simple().to_string()[..12].to_owned();
         attributes.insert(labels::CONTAINER_ID.to_owned(), id.as_str().into());
+        attributes.insert(ATTACHED.to_owned(), FOR_WRITING.into());
         let name = name.map_or_else(|| default_name(image, &id), str::to_owned);
         // A clone that is not attached yet looks like one that nobody needs any more.
         let _making = making::begin(client.pool_uuid()?)?;
         let volume = client.create_clone(image, &name, attributes)?;
         let bundle = Path::new(CONTAINERS).join(&id);
-        let mut container = Self { client, id, volume, bundle, keep: false, progress: Progress::Cloned };
+        let attended = attend(&bundle).inspect_err(|_| crate::cli::working::take_away(client, &name))?;
+        let mut container =
+            Self { client, id, volume, bundle, keep: false, progress: Progress::Cloned, _attended: attended };
         container.mount()?;
         Ok(container)
     }
@@ -109,7 +146,7 @@ impl<'a> Container<'a> {
             self.progress = Progress::Closed;
         }
         match fs::remove_dir_all(&self.bundle) {
-            Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => {
                 Err(error).with_context(|| self.bundle.display().to_string())
             }
             _ => Ok(()),

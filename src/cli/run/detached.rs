@@ -12,7 +12,7 @@ use std::process::{Command, ExitCode, Stdio};
 use anyhow::{Context as _, Result};
 use rustix::stdio::{dup2_stderr, dup2_stdout};
 
-use crate::cli::output;
+use crate::cli::{Context, output};
 
 /// Set for the process that looks after a container.
 const LOOKS_AFTER: &str = "PLYWOOD_LOOKS_AFTER_CONTAINER";
@@ -26,7 +26,7 @@ pub fn looks_after() -> bool {
 ///
 /// # Errors
 /// It cannot be started.
-pub fn start() -> Result<ExitCode> {
+pub fn start(context: &Context) -> Result<ExitCode> {
     let mut child = Command::new("/proc/self/exe")
         .args(std::env::args_os().skip(1))
         .env(LOOKS_AFTER, "1")
@@ -38,8 +38,13 @@ pub fn start() -> Result<ExitCode> {
     if let Some(mut said) = child.stdout.take() {
         said.read_to_string(&mut name)?;
     }
+    let name = name.trim_end();
     if !name.is_empty() {
-        output::line(name.trim_end())?;
+        if context.json {
+            output::json("container", &serde_json::json!({ "name": name }))?;
+        } else {
+            output::line(name)?;
+        }
         return Ok(ExitCode::SUCCESS);
     }
     // It has told why.

@@ -11,6 +11,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
 
 use anyhow::{Context as _, Result};
+use serde::{Serialize, Serializer};
 use uuid::Uuid;
 
 use crate::daemon::{LOG_DIRECTORY, make_private_directory};
@@ -171,7 +172,7 @@ fn begin_file(path: &Path) -> io::Result<File> {
 }
 
 /// A line of a log, without its end.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 pub struct Line<'a> {
     /// When it was written.
     pub time: &'a str,
@@ -180,7 +181,13 @@ pub struct Line<'a> {
     /// Whether the text goes on in the next line of the stream.
     pub is_part: bool,
     /// What was said.
+    #[serde(serialize_with = "as_text")]
     pub text: &'a [u8],
+}
+
+/// JSON has no bytes: what is no UTF-8 is replaced.
+fn as_text<S: Serializer>(text: &&[u8], to: S) -> std::result::Result<S::Ok, S::Error> {
+    to.serialize_str(&String::from_utf8_lossy(text))
 }
 
 impl<'a> Line<'a> {

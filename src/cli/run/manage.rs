@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, Result, bail, ensure};
 use clap::Args;
 
-use super::container::{CONTAINERS, unmount};
+use super::container::{CONTAINERS, is_attended, unmount};
 use super::logs::{self, Line, Reader};
 use super::mounts::VOLUMES;
 use super::runtime;
@@ -81,7 +81,7 @@ pub fn logs(context: &Context, arguments: &LogsArguments) -> Result<()> {
     let client = context.client()?;
     let (container, _) = find(&client, &arguments.container)?;
     let name = &container.name;
-    let pool = client.hello()?.pool_uuid;
+    let pool = client.pool_uuid()?;
     let open = || Reader::open(pool, container.uuid);
     let mut reader =
         open().with_context(|| format!("{name} has no log: only what was started with --detach keeps one"))?;
@@ -103,7 +103,11 @@ pub fn logs(context: &Context, arguments: &LogsArguments) -> Result<()> {
     let mut is_over = !arguments.follow;
     loop {
         while let Some(line) = reader.next_line()? {
-            print(line, arguments.timestamps)?;
+            if context.json {
+                output::json_line("line", &line)?;
+            } else {
+                print(line, arguments.timestamps)?;
+            }
         }
         io::stdout().flush()?;
         if is_over {
@@ -138,8 +142,16 @@ fn print(line: Line<'_>, timestamps: bool) -> io::Result<()> {
 pub fn kill(context: &Context, arguments: &KillArguments) -> Result<()> {
     let client = context.client()?;
     let (container, id) = find(&client, &arguments.container)?;
-    ensure!(container.device.is_some(), "{} does not run", container.name);
+    ensure!(runtime::knows(&id), "{} does not run", container.name);
     runtime::kill(&id, &arguments.signal)
+}
+
+/// Whether a container runs, or is being taken down.
+///
+/// # Errors
+/// What the host says.
+pub fn runs(container: &Volume, id: &str) -> Result<bool> {
+    Ok(container.device.is_some() && (runtime::knows(id) || is_attended(id)? == Some(true)))
 }
 
 /// Does `plywood rm`.
@@ -148,12 +160,14 @@ pub fn kill(context: &Context, arguments: &KillArguments) -> Result<()> {
 /// What is no container; one that runs, without `force`; and what the pool answers.
 pub fn remove(context: &Context, arguments: &RmArguments) -> Result<()> {
     let client = context.client()?;
-    let pool = client.hello()?.pool_uuid;
+    let pool = client.pool_uuid()?;
     for name in &arguments.containers {
         let (container, id) = find(&client, name)?;
         let name = &container.name;
-        if container.device.is_some() {
-            ensure!(arguments.force, "{name} runs; end it with plywood kill {name}, or give --force");
+        // What is mounted by hand does not run; the pool refuses to delete it, and says why.
+        let runs = container.device.is_some() && runtime::knows(&id);
+        ensure!(!runs || arguments.force, "{name} runs; end it with plywood kill {name}, or give --force");
+        if container.device.is_some() && (arguments.force || is_attended(&id)? == Some(true)) {
             end(&client, &container, &id)?;
         }
         match client.delete(name) {
@@ -178,6 +192,9 @@ fn end(client: &Client, container: &Volume, id: &str) -> Result<()> {
         let now = client.volumes()?.into_iter().find(|volume| volume.uuid == container.uuid);
         if now.is_none_or(|volume| volume.device.is_none()) {
             return Ok(());
+        }
+        if is_attended(id)? == Some(false) {
+            break;
         }
         thread::sleep(LOOK_AGAIN);
     }

@@ -19,7 +19,7 @@ use clap::Args;
 
 pub use bundle::{Network, Settings, write as write_bundle};
 pub use container::{CONTAINERS, Container};
-pub use manage::{KillArguments, LogsArguments, RmArguments, kill, logs as print_logs, remove};
+pub use manage::{KillArguments, LogsArguments, RmArguments, kill, logs as print_logs, remove, runs};
 pub use runtime::{check as check_runtime, remove as remove_container, run_in_background};
 
 use logs::Log;
@@ -89,7 +89,7 @@ pub struct RunArguments {
 pub fn run(context: &Context, arguments: &RunArguments) -> Result<ExitCode> {
     runtime::check()?;
     if arguments.detach && !detached::looks_after() {
-        return detached::start();
+        return detached::start(context);
     }
     if arguments.detach {
         detached::leave()?;
@@ -130,7 +130,7 @@ pub fn run(context: &Context, arguments: &RunArguments) -> Result<ExitCode> {
     }
     bundle::write(&container.bundle, &configuration, &settings).with_context(|| image.clone())?;
     ensure!(!interrupt.load(std::sync::atomic::Ordering::Relaxed), "interrupted by a signal");
-    let pool = client.hello()?.pool_uuid;
+    let pool = client.pool_uuid()?;
     let volume = container.volume.uuid;
     let log = arguments.detach.then(|| Log::begin(pool, volume, arguments.log_size)).transpose()?;
     let mut has_started = false;

@@ -2,7 +2,7 @@
 
 use std::fs;
 use std::io;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -165,12 +165,17 @@ pub fn kill(id: &str, signal: &str) -> Result<()> {
     Ok(())
 }
 
+/// Whether runc knows a container: it runs, or has ended a moment ago.
+pub fn knows(id: &str) -> bool {
+    Path::new(STATE).join(id).exists()
+}
+
 /// Ends a container, whatever it does, and lets runc forget it.
 pub fn remove(id: &str) {
     let quietly = |command: &mut Command| {
         command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).status().ok();
     };
-    if PathBuf::from(STATE).join(id).exists() {
+    if knows(id) {
         quietly(runc().args(["delete", "--force", id]));
     }
 }
