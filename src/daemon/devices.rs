@@ -290,8 +290,7 @@ impl Daemon {
         }
         // First noted, then done: a successor knows of every device that there may be.
         let before = self.mark(volume.id)?;
-        let mark = if read_only { "ro" } else { attributes::FOR_WRITING };
-        self.set_mark(volume.id, Some(mark.into()))?;
+        self.set_mark(volume.id, Some(if read_only { "ro" } else { attributes::FOR_WRITING }.into()))?;
         let request = AttachRequest {
             file: self.file(volume.id),
             pool: self.pool,
@@ -551,9 +550,8 @@ impl Daemon {
     }
 
     fn front_lives(&self) -> bool {
-        let parent = rustix::process::getppid();
-        parent.is_some_and(|parent| parent.as_raw_nonzero().get().unsigned_abs() == self.front_pid)
-            && !process::is_ending(self.front_pid)
+        let parent = rustix::process::getppid().map(|parent| parent.as_raw_nonzero().get().unsigned_abs());
+        parent == Some(self.front_pid) && !process::is_ending(self.front_pid)
     }
 
     /// Has this process succeeded, when the program on disk can.

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use plywood::containerd::api::snapshots::snapshots_client::SnapshotsClient;
 use plywood::containerd::api::snapshots::{
@@ -203,9 +203,18 @@ pub fn mount(mount: &Mount, point: &Path) {
     run("mount", ["-t", &mount.r#type, "-o", &options, &mount.source, &point.to_string_lossy()]).expect();
 }
 
+/// Unmounts. A program that another thread is starting at this moment has our open files until it runs.
 #[track_caller]
 pub fn unmount(point: &Path) {
-    run("umount", [point]).expect();
+    let began = Instant::now();
+    loop {
+        let outcome = run("umount", [point]);
+        if outcome.succeeded() || !outcome.stderr.contains("busy") || began.elapsed() > Duration::from_secs(5) {
+            outcome.expect();
+            return;
+        }
+        std::thread::sleep(Duration::from_millis(20));
+    }
 }
 
 /// Waits until the pool has no volume but the empty file systems, and nothing is attached.

@@ -2,7 +2,7 @@
 //!
 //! A line is `TIME STREAM TAG TEXT`, as the container runtime interface of Kubernetes has it: TIME in RFC 3339, STREAM
 //! `stdout` or `stderr`, TAG `F` for a line that is whole and `P` for a part of a longer one. `UUID.log` is written; when it
-//! is full it becomes `UUID.log.1`, and what was that `UUID.log.2`, of which there are [`KEPT`].
+//! is full it becomes `UUID.log.1`, and what was that becomes `UUID.log.2`; what was that is gone.
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, BufRead, BufReader, Read, Write};
