@@ -23,6 +23,7 @@ pub fn never_in_swap() {
     plywood(&["pool", "create", "--memory", "256MiB", "--name", &name]).expect();
     assert!(!plywood(&["pool", "create", "--memory", "256MiB", "--name", &name]).succeeded(), "twice");
     let file = Path::new("/run/plywood-memory").join(&name).join("pool");
+    let _deleted = Deleted(&name);
     let pool = TestPool::adopt(&file);
     plywood(&["--pool", &name, "volume", "create", "secrets", "--size", "64M"]).expect();
     let device = pool.attach("secrets");
@@ -68,6 +69,16 @@ fn page_out(path: &Path) {
     let script = "import mmap, sys\nwith open(sys.argv[1], 'r+b') as file:\n    memory = mmap.mmap(file.fileno(), 0)\n    \
                   for at in range(0, len(memory), 4096):\n        memory[at]\n    memory.madvise(21)\n";
     run("python3", ["-c".as_ref(), script.as_ref(), path.as_os_str()]).expect();
+}
+
+/// A pool that is deleted when a test ends half-way.
+struct Deleted<'a>(&'a str);
+
+impl Drop for Deleted<'_> {
+    fn drop(&mut self) {
+        let program = binary();
+        let _ = run(program.to_str().expect("a path in UTF-8"), ["--pool", self.0, "pool", "delete", "--yes"]);
+    }
 }
 
 /// A swap file, taken away at the end.
