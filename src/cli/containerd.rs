@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use anyhow::{Result, ensure};
 use clap::Args;
 
+use super::doctor::linux_version;
 use super::image::Filesystem;
 use super::{Context, size};
 use crate::containerd;
@@ -33,7 +34,7 @@ pub fn serve(context: &Context, arguments: &ContainerdArguments) -> Result<()> {
     let filesystem = arguments.filesystem;
     // A clone has its origin's identity, and an older btrfs takes the two for one.
     ensure!(
-        filesystem != Filesystem::Btrfs || linux_version() >= (6, 7),
+        filesystem != Filesystem::Btrfs || linux_version().is_none_or(|version| version >= (6, 7)),
         "btrfs mounts clones side by side from Linux 6.7 on; use ext4 or xfs"
     );
     let make =
@@ -41,11 +42,4 @@ pub fn serve(context: &Context, arguments: &ContainerdArguments) -> Result<()> {
     let settings =
         containerd::Settings { filesystem: filesystem.to_string(), size_bytes: arguments.size, make: Box::new(make) };
     Ok(containerd::serve(&pool, &socket, settings)?)
-}
-
-/// The kernel's version, as far as it can be told.
-fn linux_version() -> (u32, u32) {
-    let release = rustix::system::uname().release().to_string_lossy().into_owned();
-    let mut numbers = release.split(|letter: char| !letter.is_ascii_digit()).map(|number| number.parse().unwrap_or(0));
-    (numbers.next().unwrap_or(0), numbers.next().unwrap_or(0))
 }

@@ -12,6 +12,8 @@ use anyhow::Result;
 use clap::Args;
 use serde::Serialize;
 
+pub(super) use machine::linux_version;
+
 use super::{Context, output};
 
 /// What to do beside looking.

@@ -190,7 +190,7 @@ fn told(context: &Context, loose: &[Loose], what: &str, key: &str, bytes: u64) -
     if context.json {
         return Ok(output::json("pruned", &serde_json::json!({ "volumes": loose, key: bytes }))?);
     }
-    if loose.is_empty() {
+    if loose.is_empty() && bytes == 0 {
         return Ok(output::line("nothing to prune")?);
     }
     if key == "freed_bytes" {

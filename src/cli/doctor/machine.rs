@@ -16,13 +16,22 @@ const LOCKED_BYTES: u64 = 256 << 20;
 
 /// Looks at all of it.
 pub(super) fn look() -> Vec<Finding> {
-    let release = rustix::system::uname().release().to_string_lossy().into_owned();
+    let release = release();
     let version = version_of(&release);
     let mut findings = vec![kernel(&release, version), fuse(), fuse_uring(version)];
     findings.extend(loop_devices());
     findings.extend([io_uring(), locked_memory()]);
     findings.extend(programs());
     findings
+}
+
+fn release() -> String {
+    rustix::system::uname().release().to_string_lossy().into_owned()
+}
+
+/// Major and minor number of the kernel that runs; none when they are not understood.
+pub fn linux_version() -> Option<(u32, u32)> {
+    version_of(&release())
 }
 
 /// Major and minor number of a kernel's release, as `6.18.3-amd64`.

@@ -14,12 +14,14 @@ use rustix::stdio::{dup2_stderr, dup2_stdout};
 
 use crate::cli::{Context, output};
 
-/// Set for the process that looks after a container.
+/// Set for the process that looks after a container: who started it. What that process starts inherits it, and is another's
+/// child.
 const LOOKS_AFTER: &str = "PLYWOOD_LOOKS_AFTER_CONTAINER";
 
 /// Whether this process is the one that looks after the container.
 pub fn looks_after() -> bool {
-    std::env::var_os(LOOKS_AFTER).is_some()
+    let starter = std::env::var(LOOKS_AFTER).ok().and_then(|starter| starter.parse().ok());
+    starter.is_some() && starter == rustix::process::getppid().map(|parent| parent.as_raw_nonzero().get())
 }
 
 /// Starts that process, and waits until the container runs or does not.
@@ -29,7 +31,7 @@ pub fn looks_after() -> bool {
 pub fn start(context: &Context) -> Result<ExitCode> {
     let mut child = Command::new("/proc/self/exe")
         .args(std::env::args_os().skip(1))
-        .env(LOOKS_AFTER, "1")
+        .env(LOOKS_AFTER, std::process::id().to_string())
         .stdin(Stdio::null())
         .stdout(Stdio::piped())
         .spawn()
