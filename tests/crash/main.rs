@@ -23,6 +23,7 @@ mod reserving;
 mod seals;
 mod stories;
 mod task;
+mod together;
 mod verify;
 mod world;
 

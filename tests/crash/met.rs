@@ -19,6 +19,8 @@ pub struct Met {
     pub no_space: u64,
     /// Blocks written of what was reserved.
     pub claimed: u64,
+    /// Snapshots taken at one instant with others.
+    pub snapshots_together: u64,
     pub sent_again: u64,
     pub reserve_used: u64,
     pub in_commit: u64,
@@ -128,6 +130,7 @@ impl Met {
             ("nodes shadowed", self.shadowed),
             ("changes refused for space", self.no_space),
             ("blocks written of what was reserved", self.claimed),
+            ("snapshots taken with others", self.snapshots_together),
             ("blocks sealed", self.sealed),
             ("crashes within a seal", self.in_seal),
             ("digests of sealed snapshots compared", self.digests),
@@ -173,6 +176,7 @@ impl Met {
         self.shadowed += other.shadowed;
         self.punched += other.punched;
         self.gathered += other.gathered;
+        self.snapshots_together += other.snapshots_together;
         self.sealed += other.sealed;
         self.in_seal += other.in_seal;
         self.digests += other.digests;

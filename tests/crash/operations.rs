@@ -158,7 +158,8 @@ impl World {
             640..680 => self.start_zeroes(),
             680..790 => self.start_flush(),
             790..805 => self.start_create(),
-            805..850 => self.start_snapshot(),
+            805..840 => self.start_snapshot(),
+            840..850 => self.start_snapshots(),
             850..885 => self.start_clone(),
             885..905 => self.start_roll_back(),
             905..945 => self.start_delete(),
@@ -373,7 +374,7 @@ impl World {
         true
     }
 
-    fn is_crowded(&self) -> bool {
+    pub fn is_crowded(&self) -> bool {
         self.shared.model.borrow().volumes.len() >= self.most
     }
 
@@ -603,11 +604,11 @@ impl World {
         Volume::new(self.uuid(), self.name(), size_bytes, sector_size)
     }
 
-    fn uuid(&mut self) -> Uuid {
+    pub fn uuid(&mut self) -> Uuid {
         Uuid::from_u128(self.random.u128(..))
     }
 
-    fn name(&mut self) -> String {
+    pub fn name(&mut self) -> String {
         format!("volume-{}", self.shared.model.borrow_mut().number())
     }
 }
@@ -625,7 +626,7 @@ fn new_volume(volume: &Volume) -> NewVolume {
     }
 }
 
-fn new_snapshot(volume: &Volume) -> NewSnapshot {
+pub fn new_snapshot(volume: &Volume) -> NewSnapshot {
     NewSnapshot { uuid: volume.uuid, name: volume.name.clone(), created: 2, attributes: BTreeMap::new() }
 }
 
@@ -651,7 +652,7 @@ async fn settle_doubts(shared: &Shared, pool: &Pool<Medium>, info: VolumeInfo) {
     }
 }
 
-fn adopt(shared: &Shared, volume: Volume) {
+pub fn adopt(shared: &Shared, volume: Volume) {
     let former = shared.model.borrow_mut().volumes.insert(volume.uuid, volume);
     assert!(former.is_none(), "made twice");
 }

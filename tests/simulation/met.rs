@@ -25,6 +25,8 @@ pub struct Met {
     /// Changes that came back refused for a quota.
     pub refusals: u64,
     pub reservations: u64,
+    /// Snapshots taken at one instant with others.
+    pub snapshots_together: u64,
     pub closes: u64,
     pub cuts: u64,
     pub deaths: u64,
@@ -75,6 +77,7 @@ impl Met {
         self.quota_hits += other.quota_hits;
         self.gathered += other.gathered;
         self.reservations += other.reservations;
+        self.snapshots_together += other.snapshots_together;
         self.closes += other.closes;
         self.cuts += other.cuts;
         self.deaths += other.deaths;
@@ -96,6 +99,7 @@ impl Met {
             ("blocks moved together", self.gathered),
             ("changes refused by a quota", self.refusals),
             ("reservations made", self.reservations),
+            ("snapshots taken with others", self.snapshots_together),
             ("closes", self.closes),
             ("cuts after a commit", self.cuts),
             ("deaths", self.deaths),

@@ -51,7 +51,8 @@ impl World {
             720..790 => self.start_zeroes(round),
             790..850 => self.start_flush(round),
             850..875 => self.start_create(),
-            875..910 => self.start_snapshot(round),
+            875..903 => self.start_snapshot(round),
+            903..910 => self.start_snapshots(round),
             910..935 => self.start_clone(round),
             935..945 => self.start_roll_back(round),
             945..965 => self.start_delete(round),
@@ -294,6 +295,47 @@ impl World {
             volume.accountable &= observed.accountable;
             volume.contents = observed.contents;
             adopt(shared, volume, &info);
+        });
+        true
+    }
+
+    /// Snapshots of some volumes at one instant.
+    fn start_snapshots(&mut self, round: &mut Round) -> bool {
+        let mut origins: Vec<Volume> = Vec::new();
+        for _ in 0..self.random.usize(2..=4) {
+            let is_wanted = |volume: &Volume| {
+                !volume.read_only && round.may_share(volume.id) && origins.iter().all(|origin| origin.id != volume.id)
+            };
+            origins.extend(self.pick(is_wanted));
+        }
+        if origins.len() < 2 || self.shared.model.borrow().volumes.len() + origins.len() > MOST_VOLUMES {
+            return false;
+        }
+        round.shared.extend(origins.iter().map(|origin| origin.id));
+        let (mut wanted, mut expected) = (Vec::new(), Vec::new());
+        for origin in &origins {
+            let new = NewSnapshot { uuid: self.uuid(), name: self.name(), created: 1, attributes: BTreeMap::new() };
+            let volume = snapshot_of(origin, &new);
+            let mut model = self.shared.model.borrow_mut();
+            let observer = model.number();
+            model.observe(observer, origin.id, &(0..u64::MAX));
+            // After a death there may be some of them and not the others.
+            model.controls.insert(observer, Control::Snapshot { observer, volume: volume.clone() });
+            wanted.push((origin.id, new));
+            expected.push((observer, volume));
+        }
+        let pool = self.pool().clone();
+        let shared = Rc::clone(&self.shared);
+        self.spawn(async move {
+            let taken = pool.create_snapshots(wanted).await.unwrap_or_else(|error| panic!("snapshots: {error}"));
+            shared.met.borrow_mut().snapshots_together += taken.len() as u64;
+            for ((observer, mut volume), info) in expected.into_iter().zip(taken) {
+                let observed = shared.model.borrow_mut().observed(observer);
+                volume.accountable &= observed.accountable;
+                volume.contents = observed.contents;
+                adopt(&shared, volume, &info);
+                shared.model.borrow_mut().controls.remove(&observer);
+            }
         });
         true
     }
