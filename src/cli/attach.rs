@@ -1,11 +1,14 @@
 //! `plywood attach` and `plywood detach`.
 
+use std::thread;
+use std::time::{Duration, Instant};
+
 use anyhow::{Result, bail};
 use clap::Args;
 
 use super::{Context, Name, output, volume};
-use crate::daemon::attributes;
-use crate::daemon::protocol::{Attachment, Command, Reply};
+use crate::daemon::protocol::{Attachment, Command, Failure, Kind, Reply};
+use crate::daemon::{Client, attributes};
 
 /// Makes volumes block devices.
 #[derive(Debug, Args)]
@@ -66,6 +69,38 @@ fn print(context: &Context, devices: &[Attachment], with_names: bool) -> Result<
         output::line(&line)?;
     }
     Ok(())
+}
+
+/// How long udev and its kind may look at a device after it was closed.
+const LOOKING: Duration = Duration::from_secs(5);
+
+/// Takes a volume's device away as soon as nobody looks at it any more; one that has none is all right.
+///
+/// # Errors
+/// What the daemon answers; [`Kind::Busy`] when it is in use for longer than that.
+pub(super) fn detach_when_idle(client: &Client, name: &str) -> Result<(), Failure> {
+    when_idle(|| client.detach(name))
+}
+
+/// Deletes a volume, and takes its device away first as [`detach_when_idle`] does.
+///
+/// # Errors
+/// As [`detach_when_idle`].
+pub(super) fn delete_when_idle(client: &Client, name: &str) -> Result<(), Failure> {
+    when_idle(|| client.detach_and_delete(name))
+}
+
+fn when_idle(act: impl Fn() -> Result<(), Failure>) -> Result<(), Failure> {
+    let began = Instant::now();
+    loop {
+        match act() {
+            Err(failure) if failure.kind == Kind::Busy && began.elapsed() < LOOKING => {
+                thread::sleep(Duration::from_millis(20));
+            }
+            Err(failure) if failure.kind == Kind::NotFound => return Ok(()),
+            outcome => return outcome,
+        }
+    }
 }
 
 /// Detaches.

@@ -88,6 +88,8 @@ enum Command {
     Image(image::ImageCommand),
     /// Run a command in a container on a clone of an image
     Run(run::RunArguments),
+    /// Start a container that has ended once more
+    Start(run::StartArguments),
     /// List the containers that run has made
     Ps(ps::PsArguments),
     /// Print what a container in the background has said
@@ -190,6 +192,7 @@ fn run(context: &Context, command: Command) -> Result<ExitCode> {
         Command::Unmount(arguments) => mount::unmount(context, &arguments),
         Command::Image(command) => image::run(context, command),
         Command::Run(arguments) => return run::run(context, &arguments),
+        Command::Start(arguments) => return run::start(context, &arguments),
         Command::Ps(arguments) => ps::ps(context, &arguments),
         Command::Logs(arguments) => run::print_logs(context, &arguments),
         Command::Kill(arguments) => run::kill(context, &arguments),

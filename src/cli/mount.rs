@@ -8,13 +8,12 @@ use std::ffi::CString;
 use std::fs::{self, File};
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
-use std::thread;
-use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, anyhow, bail};
 use clap::Args;
 use rustix::mount::{MountFlags, UnmountFlags};
 
+use super::attach::{delete_when_idle, detach_when_idle};
 use super::working::{ephemeral, private_name};
 use super::{Context, Name, output};
 use crate::daemon::filesystem::{self, FileSystem};
@@ -101,16 +100,35 @@ pub fn unmount(context: &Context, arguments: &UnmountArguments) -> Result<()> {
 
 /// The volume that is mounted there, and the daemon that has it attached.
 pub(super) fn attachment_of(mount: &Mount, clients: Vec<Client>) -> Result<Option<(Client, Attachment)>> {
-    let is_of = |attachment: &Attachment| {
-        device_number(&attachment.device).is_ok_and(|number| mount.is_of(&attachment.device, number))
-    };
     for client in clients {
-        let Reply::Attached(devices) = client.call(Command::AttachList)? else { bail!("unexpected answer") };
-        if let Some(attachment) = devices.into_iter().find(is_of) {
+        if let Some(attachment) = attached_at(mount, &client)? {
             return Ok(Some((client, attachment)));
         }
     }
     Ok(None)
+}
+
+/// The volume that is mounted there, where it is one of this daemon's.
+fn attached_at(mount: &Mount, client: &Client) -> Result<Option<Attachment>> {
+    let is_of = |attachment: &Attachment| {
+        device_number(&attachment.device).is_ok_and(|number| mount.is_of(&attachment.device, number))
+    };
+    let Reply::Attached(devices) = client.call(Command::AttachList)? else { bail!("unexpected answer") };
+    Ok(devices.into_iter().find(is_of))
+}
+
+/// Unmounts every volume that is mounted below a directory, as [`unmount_volume`] does.
+///
+/// # Errors
+/// As [`unmount_volume`], at the first one.
+pub(super) fn unmount_below(client: &Client, directory: &Path) -> Result<()> {
+    let mounts = own_mounts().context("/proc/self/mountinfo")?;
+    for mount in mounts.into_iter().rev().filter(|mount| mount.mount_point.starts_with(directory)) {
+        if let Some(Attachment { name, device, .. }) = attached_at(&mount, client)? {
+            unmount_volume(client, &Mounted { volume: name, device, directory: mount.mount_point })?;
+        }
+    }
+    Ok(())
 }
 
 /// Attaches a volume if need be and mounts it on `directory`; a snapshot through a private clone. What was done is
@@ -252,29 +270,14 @@ fn attach_for_mount(client: &Client, name: &str, read_only: bool) -> Result<Path
 pub(super) fn release(client: &Client, name: &str) -> Result<()> {
     let found = client.attributes(name)?;
     let marked = |key: &str| found.get(key).is_some_and(|value| value.0 == b"mount");
-    if marked(attributes::ATTACHED_BY) {
-        match detach_when_idle(client, name) {
-            Err(failure) if failure.kind == Kind::Busy => return Ok(()),
-            outcome => outcome?,
-        }
-        client.set_attributes(name, [(attributes::ATTACHED_BY.to_owned(), None)].into())?;
-    }
-    if marked(attributes::EPHEMERAL) {
-        client.delete(name)?;
-    }
-    Ok(())
-}
-
-/// udev and its kind look at a device for a moment after it was unmounted.
-fn detach_when_idle(client: &Client, name: &str) -> Result<(), crate::daemon::protocol::Failure> {
-    let began = Instant::now();
-    loop {
-        match client.detach(name) {
-            Err(failure) if failure.kind == Kind::Busy && began.elapsed() < Duration::from_secs(2) => {
-                thread::sleep(Duration::from_millis(50));
-            }
-            Err(failure) if failure.kind == Kind::NotFound => return Ok(()),
-            outcome => return outcome,
-        }
+    let released = match (marked(attributes::ATTACHED_BY), marked(attributes::EPHEMERAL)) {
+        (true, true) => delete_when_idle(client, name),
+        (true, false) => detach_when_idle(client, name),
+        (false, true) => client.delete(name),
+        (false, false) => return Ok(()),
+    };
+    match released {
+        Err(failure) if failure.kind == Kind::Busy && marked(attributes::ATTACHED_BY) => Ok(()),
+        released => Ok(released?),
     }
 }

@@ -2,7 +2,7 @@
 
 use uuid::Uuid;
 
-use super::image::detach;
+use super::attach::delete_when_idle;
 use crate::daemon::Client;
 use crate::daemon::attributes::EPHEMERAL;
 use crate::daemon::protocol::{Attributes, Bytes};
@@ -28,7 +28,7 @@ pub fn head(name: &str) -> &str {
 
 /// Detaches and deletes a working volume.
 pub fn take_away(client: &Client, name: &str) {
-    if let Err(failure) = detach(client, name).and_then(|()| client.delete(name)) {
+    if let Err(failure) = delete_when_idle(client, name) {
         tracing::warn!("{name} could not be taken away: {failure}");
     }
 }

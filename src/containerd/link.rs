@@ -67,7 +67,7 @@ impl Link {
     }
 
     fn ask(&self, command: Command) -> Result<Reply> {
-        let deletes = matches!(command, Command::VolumeDelete { .. } | Command::Detach { .. });
+        let deletes = matches!(command, Command::VolumeDelete { .. });
         let (front, outcome) = self.with_client(|client| client.call(command.clone()))?;
         match outcome {
             // No answer, perhaps because nobody is there any more. Another daemon has not been asked yet.
@@ -139,12 +139,12 @@ impl Link {
         }
     }
 
-    /// Deletes a volume.
+    /// Deletes a volume, and takes its block device away first if nobody uses it.
     ///
     /// # Errors
     /// As [`call`](Self::call).
     pub fn delete(&self, name: &str) -> Result<()> {
-        self.call(Command::VolumeDelete { name: name.into() }).map(drop)
+        self.call(Command::VolumeDelete { name: name.into(), detach: true }).map(drop)
     }
 
     /// Makes a volume a block device, or finds the one that it is.
@@ -154,17 +154,6 @@ impl Link {
     pub fn attach(&self, name: &str) -> Result<String> {
         let attached = self.call(Command::Attach { name: name.into(), read_only: false })?.attachment()?;
         Ok(attached.device.to_string_lossy().into_owned())
-    }
-
-    /// Takes a volume's block device away; one that is none is all right.
-    ///
-    /// # Errors
-    /// As [`call`](Self::call).
-    pub fn detach(&self, name: &str) -> Result<()> {
-        match self.call(Command::Detach { name: name.into() }) {
-            Err(Error::Pool(failure)) if failure.kind == Kind::NotFound => Ok(()),
-            outcome => outcome.map(drop),
-        }
     }
 
     /// Does something with this thread's connection, and says which front is at its other end.

@@ -64,8 +64,7 @@ impl Reaper {
     }
 
     fn is_taken(&self, volume: &str) -> bool {
-        let taken = self.link.detach(volume).and_then(|()| self.link.delete(volume));
-        match taken {
+        match self.link.delete(volume) {
             Ok(()) => true,
             Err(Error::Pool(failure)) if failure.kind == Kind::NotFound => true,
             Err(error) => {

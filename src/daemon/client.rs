@@ -203,7 +203,15 @@ impl Client {
     /// # Errors
     /// As [`call`](Client::call).
     pub fn delete(&self, name: &str) -> Result<(), Failure> {
-        self.call(Command::VolumeDelete { name: name.into() }).map(drop)
+        self.call(Command::VolumeDelete { name: name.into(), detach: false }).map(drop)
+    }
+
+    /// Deletes a volume or snapshot, and takes its block device away first.
+    ///
+    /// # Errors
+    /// As [`call`](Client::call); [`Kind::Busy`] when the device is in use.
+    pub fn detach_and_delete(&self, name: &str) -> Result<(), Failure> {
+        self.call(Command::VolumeDelete { name: name.into(), detach: true }).map(drop)
     }
 
     /// Makes a volume a block device. Only a daemon can.

@@ -4,11 +4,12 @@
 //! handled by helper processes, never here: a thread that waited in the kernel for an answer that only its own
 //! process can give could not even be killed.
 
+mod ending;
+
 use std::collections::BTreeMap;
 use std::ffi::OsStr;
 use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
-use std::process::Stdio;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
@@ -26,10 +27,9 @@ use super::figures::figures;
 use super::protocol::{Attachment, Command, Detached, EventKind, Failure, Figures, Kept, Reply};
 use super::remote::Remote;
 use super::spares::{SPARES, Spares};
-use super::{attributes, metrics, mounts, places, process, server};
+use super::{attributes, metrics, mounts, places, server};
 use crate::engine::{Underway, VolumeInfo, Work};
 use crate::error::{Error, Result};
-use crate::export::link::{EXIT_FINISHED, EXIT_INCOMPATIBLE, EXIT_REPLACE_FRONT, versions};
 use crate::export::loopdev::helper::{Helpers, LoopCommand};
 use crate::export::loopdev::{AttachRequest, Attached, WaitingWrites, announce};
 use crate::export::shared::SharedBoard;
@@ -191,22 +191,13 @@ impl Daemon {
                 let (_device, volume) = self.lock_volume(&name)?;
                 let Some(attachment) = self.attachment(volume.id)? else {
                     // A predecessor may have died between detaching and forgetting.
-                    self.set_mark(volume.id, None)?;
+                    self.forget(volume.id)?;
                     return Err(Error::NotFound(format!("{name} is not attached; nothing to detach")).into());
                 };
                 self.detach(volume.id, &attachment, true)?;
                 Reply::Done
             }
             Command::DetachAll => Reply::Detached(self.detach_all(true)?),
-            Command::VolumeResize { .. } => self.resize(command)?,
-            Command::VolumeOnFull { .. } => {
-                let _devices = self.devices.all();
-                self.on_full(command)?
-            }
-            Command::VolumeRename { .. } => {
-                let _devices = self.devices.all();
-                self.rename(command)?
-            }
             Command::Upgrade => {
                 self.upgrade()?;
                 Reply::Done
@@ -215,16 +206,30 @@ impl Daemon {
                 self.stop(force)?;
                 Reply::Done
             }
-            // Deleting and attaching the same volume at once must not meet half-way.
-            command @ (Command::VolumeDelete { .. }
-            | Command::SnapshotDelete { .. }
-            | Command::SnapshotRollback { .. }) => {
-                let _devices = self.devices.all();
-                self.execute(command)?
-            }
-            command => self.execute(command)?,
+            command => self.change(command)?,
         };
         Ok(reply)
+    }
+
+    /// What the engine does. What has to do with a volume's device, too, does not meet attaching it half-way.
+    fn change(&self, command: Command) -> Result<Reply> {
+        let (Command::VolumeResize { name, .. }
+        | Command::VolumeOnFull { name, .. }
+        | Command::VolumeRename { name, .. }
+        | Command::VolumeDelete { name, .. }
+        | Command::SnapshotDelete { name }
+        | Command::SnapshotRollback { volume: name, .. }) = &command
+        else {
+            return self.execute(command);
+        };
+        let (_device, volume) = self.lock_volume(name)?;
+        match command {
+            Command::VolumeResize { .. } => self.resize(command),
+            Command::VolumeOnFull { .. } => self.on_full(command),
+            Command::VolumeRename { .. } => self.rename(command),
+            Command::VolumeDelete { detach: true, .. } => self.delete(&volume, command),
+            command => self.execute(command),
+        }
     }
 
     fn tell(&self, kind: EventKind, volume: &str, text: String) {
@@ -272,6 +277,17 @@ impl Daemon {
         }
         let changes = BTreeMap::from([(attributes::ATTACHED.to_owned(), mark)]);
         self.remote.call(move |engine| async move { engine.control.pool.set_attributes(id, changes).await })?
+    }
+
+    /// Takes the marks of an attached volume away.
+    fn forget(&self, id: VolumeId) -> Result<()> {
+        self.remote.call(move |engine| async move {
+            let held = engine.control.pool.attributes(id).await?;
+            let marks =
+                [attributes::ATTACHED, attributes::ATTACHED_BY].into_iter().filter(|mark| held.contains_key(*mark));
+            let changes: BTreeMap<_, _> = marks.map(|mark| (mark.to_owned(), None)).collect();
+            if changes.is_empty() { Ok(()) } else { engine.control.pool.set_attributes(id, changes).await }
+        })?
     }
 
     fn file(&self, id: VolumeId) -> PathBuf {
@@ -338,7 +354,7 @@ impl Daemon {
         })?;
         tracing::info!(volume = %name, device = %attachment.device.display(), "detached");
         self.tell(EventKind::Detached, name, attachment.device.display().to_string());
-        if forget { self.set_mark(id, None) } else { Ok(()) }
+        if forget { self.forget(id) } else { Ok(()) }
     }
 
     /// Names the mount points, and the processes that work in them.
@@ -413,7 +429,6 @@ impl Daemon {
 
     /// A device shows the new size of its volume at once.
     fn resize(&self, command: Command) -> Result<Reply> {
-        let _devices = self.devices.all();
         let reply = self.execute(command)?;
         if let Reply::Volume(volume) = &reply
             && let Some(device) = &volume.device
@@ -445,6 +460,16 @@ impl Daemon {
             self.helpers.run(&LoopCommand::Tune { number: number(device)?, waiting })?;
         }
         Ok(reply)
+    }
+
+    /// One change of the pool: the mark of an attached volume goes with the volume.
+    fn delete(&self, volume: &VolumeInfo, command: Command) -> Result<Reply> {
+        if let Some(attachment) = self.attachment(volume.id)?
+            && !volume.protected
+        {
+            self.detach(volume.id, &attachment, false)?;
+        }
+        self.execute(command)
     }
 
     fn rename(&self, command: Command) -> Result<Reply> {
@@ -521,146 +546,6 @@ impl Daemon {
             }
             Ok(())
         })?
-    }
-
-    /// SIGTERM stops, a second one whatever is in use. SIGINT is the front's: the terminal sends it to both.
-    fn watch(self: &Arc<Self>, mut signals: Signals) {
-        for signal in signals.forever() {
-            if signal == SIGINT {
-                continue;
-            }
-            if !self.front_lives() {
-                tracing::error!("the front has died, and its devices with it");
-                self.finish(EXIT_FINISHED);
-                return;
-            }
-            let force = self.stopping.load(Ordering::Acquire);
-            let daemon = Arc::clone(self);
-            let begun = spawn("stop", move || {
-                if force {
-                    daemon.forced.store(true, Ordering::Release);
-                } else {
-                    daemon.stop_when_free();
-                }
-            });
-            if let Err(error) = begun {
-                tracing::error!("stop: {error}");
-            }
-        }
-    }
-
-    fn front_lives(&self) -> bool {
-        let parent = rustix::process::getppid().map(|parent| parent.as_raw_nonzero().get().unsigned_abs());
-        parent == Some(self.front_pid) && !process::is_ending(self.front_pid)
-    }
-
-    /// Has this process succeeded, when the program on disk can.
-    fn upgrade(self: &Arc<Self>) -> Result<()> {
-        let program = std::env::args_os().next().unwrap_or_default();
-        let said = std::process::Command::new(&program)
-            .args(["engine", "--succeeds", &versions()])
-            .stdin(Stdio::null())
-            .stdout(Stdio::null())
-            .status();
-        match said {
-            Ok(status) if status.success() => {}
-            // Nothing of the memory is kept where the front is replaced as well.
-            Ok(status) if status.code() == Some(EXIT_INCOMPATIBLE) && self.is_unused()? => {}
-            Ok(status) if status.code() == Some(EXIT_INCOMPATIBLE) => {
-                return Err(Error::Incompatible(format!(
-                    "{} does not read what this daemon keeps in memory; detach its volumes, then upgrade again",
-                    program.display()
-                )));
-            }
-            Ok(status) => {
-                return Err(Error::InvalidInput(format!("{} cannot serve: it ended with {status}", program.display())));
-            }
-            Err(error) => return Err(Error::io(format!("starting {}", program.display()), error)),
-        }
-        let daemon = Arc::clone(self);
-        spawn("upgrade", move || {
-            // Attaching and detaching are not cut in half.
-            let _devices = daemon.devices.all();
-            if daemon.is_unused().unwrap_or(false) {
-                tracing::info!("nothing is attached: the front is replaced as well");
-                daemon.replacing.store(true, Ordering::Release);
-                daemon.finish(EXIT_REPLACE_FRONT);
-                return;
-            }
-            tracing::info!("handing over to a successor; the front stays, for the devices that are attached");
-            match daemon.remote.call(|engine| async move { engine.hand_over().await }) {
-                Ok(Ok(())) | Err(_) => {}
-                Ok(Err(error)) => tracing::error!("handing over: {error}"),
-            }
-        })
-    }
-
-    /// Whether the front can be replaced: it takes its devices with it.
-    fn is_unused(&self) -> Result<bool> {
-        Ok(self.replaceable && self.attachments()?.is_empty())
-    }
-
-    /// A client's stop. Refused while something is in use, unless forced: the client can see to that.
-    fn stop(self: &Arc<Self>, force: bool) -> Result<()> {
-        if force {
-            self.forced.store(true, Ordering::Release);
-        } else {
-            for attachment in self.attachments()?.into_values() {
-                let users = self.users(&attachment);
-                let (name, device) = (&attachment.name, attachment.device.display());
-                if !users.is_empty() {
-                    return Err(Error::Busy(format!(
-                        "{name} ({device}) is {users}; unmount it first, or lose it with --force"
-                    )));
-                }
-                self.helpers.run(&LoopCommand::CheckFree { number: number(&attachment.device)? }).map_err(|error| match error {
-                    Error::Busy(_) => Error::Busy(format!(
-                        "{name} ({device}) is mounted where it cannot be seen, by an import under way perhaps; let it end, or \
-                         lose it with --force"
-                    )),
-                    error => error,
-                })?;
-            }
-        }
-        let daemon = Arc::clone(self);
-        spawn("stop", move || daemon.stop_when_free())
-    }
-
-    /// Takes no new work, detaches what is free, says what is not and where, until nothing is left.
-    fn stop_when_free(&self) {
-        if self.stopping.swap(true, Ordering::AcqRel) {
-            return;
-        }
-        tracing::info!("stopping");
-        self.events.post(Draft::new(EventKind::Stopping, "the daemon stops when nothing is in use any more"));
-        let mut said = Vec::new();
-        loop {
-            match self.detach_all(false) {
-                Ok(Detached { kept, .. }) if kept.is_empty() => break,
-                Ok(Detached { kept, .. }) => {
-                    if said != kept {
-                        for Kept { name, device, reason } in &kept {
-                            tracing::warn!(volume = %name, "{} stays until it is free: {reason}", device.display());
-                        }
-                    }
-                    said = kept;
-                }
-                Err(error) => tracing::error!("detaching: {error}"),
-            }
-            if self.forced.load(Ordering::Acquire) {
-                tracing::error!("stopping with {} devices in use; they give errors from now on", said.len());
-                break;
-            }
-            thread::sleep(LOOK_AGAIN);
-        }
-        self.finish(EXIT_FINISHED);
-    }
-
-    fn finish(&self, status: i32) {
-        match self.remote.call(move |engine| async move { engine.finish(status).await }) {
-            Ok(Ok(())) => {}
-            Ok(Err(error)) | Err(error) => tracing::error!("closing the pool: {error}"),
-        }
     }
 }
 

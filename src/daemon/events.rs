@@ -148,7 +148,7 @@ pub(super) fn done(command: &Command, reply: &Reply) -> Vec<Draft> {
             };
             return snapshots.iter().map(told).collect();
         }
-        (Command::VolumeDelete { name } | Command::SnapshotDelete { name }, _) => {
+        (Command::VolumeDelete { name, .. } | Command::SnapshotDelete { name }, _) => {
             Draft::about(Kind::Deleted, name, "its blocks are given back in the background")
         }
         (Command::VolumeRename { name, to }, _) => Draft::about(Kind::Renamed, name, format!("now {to}")),

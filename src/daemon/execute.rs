@@ -157,7 +157,7 @@ pub async fn execute<S: Medium>(control: &Control<S>, command: Command) -> Resul
             Ok(control.reply(pool.volume_by_id(volume.id)?))
         }
         Command::VolumeResize { name, size_bytes, force } => resize(control, &name, size_bytes, force).await,
-        Command::VolumeDelete { name } => delete(control, &control.find(&name)?).await,
+        Command::VolumeDelete { name, .. } => delete(control, &control.find(&name)?).await,
         Command::VolumeProtect { name, protected } => {
             let volume = control.find(&name)?;
             pool.protect_volume(volume.id, protected).await?;

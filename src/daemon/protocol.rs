@@ -192,6 +192,9 @@ pub enum Command {
     VolumeDelete {
         /// Volume or snapshot.
         name: String,
+        /// Take its block device away first, if it has one that nobody uses.
+        #[serde(default)]
+        detach: bool,
     },
     /// Answer: [`Reply::Volume`].
     VolumeProtect {
@@ -371,7 +374,7 @@ impl Command {
             Self::VolumeInfo { name } => pair("volume info", name),
             Self::VolumeRename { name, .. } => pair("volume rename", name),
             Self::VolumeResize { name, .. } => pair("volume resize", name),
-            Self::VolumeDelete { name } => pair("volume delete", name),
+            Self::VolumeDelete { name, .. } => pair("volume delete", name),
             Self::VolumeProtect { name, .. } => pair("volume protect", name),
             Self::VolumeVerify { name, .. } => pair("volume verify-on-read", name),
             Self::VolumeZeroes { name, .. } => pair("volume detect-zeroes", name),

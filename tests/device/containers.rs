@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use serde_json::Value;
 
-use crate::support::command::{run, wait_until};
+use crate::support::command::{binary, run, wait_until};
 use crate::support::machine::rootfs;
 use crate::support::pool::{TestPool, Transport};
 
@@ -191,6 +191,73 @@ pub fn in_the_background() {
     pool.done(&format!("rm --force {orphan}"));
     assert_eq!(pool.names(), ["data", "debian"]);
     assert!(pool.volume("data")["device"].is_null(), "no longer in use");
+    pool.stop();
+    pool.check();
+}
+
+/// A container that has ended runs again as it was asked for, on what it wrote, though its image has gone.
+pub fn started_again() {
+    let pool = with_image();
+    let script = "for word in $WORD $(pwd) $(hostname); do echo $word >> /data/said; done; cat /data/said
+                  test -e /second && exit 4; touch /second; exit 2";
+    start(&pool, &["--name", "twice", "-e", "WORD=hello", "-w", "/tmp", "-v", "data:/data"], script);
+    let ended_with = |name: &str, code: u8| {
+        wait_until("its end", LONG, || {
+            let listed = listed(&pool, name);
+            listed["running"] == false && listed["exit_code"] == code
+        });
+    };
+    ended_with("twice", 2);
+    pool.done("image delete debian --yes");
+    assert_eq!(pool.done("start twice"), "twice");
+    ended_with("twice", 4);
+    let once = "hello\n/tmp\ntwice\n";
+    assert_eq!(pool.plywood(["logs", "twice"]).stdout, once.repeat(3), "once, and then twice");
+    let seen = pool.plywood(["start", "--attach", "twice"]);
+    assert_eq!((seen.status.code(), seen.stdout), (Some(4), once.repeat(3)), "{}", seen.stderr);
+
+    // Neither one that runs nor one that is mounted by hand.
+    let device = pool.attach("twice");
+    let refused = pool.plywood(["start", "twice"]);
+    assert!(!refused.succeeded() && refused.stderr.contains(&device), "{}", refused.stderr);
+    pool.done("detach twice");
+    pool.plywood(["image", "import", &format!("tar:{}", rootfs().display()), "debian"]).expect();
+    let name = format!("runs-{}", std::process::id());
+    start(&pool, &["--name", &name], "while :; do sleep 1; done");
+    let refused = pool.plywood(["start", &name]);
+    assert!(!refused.succeeded() && refused.stderr.contains("runs already"), "{}", refused.stderr);
+    // With whoever looked after it, and then by itself.
+    let looks_after = run("pgrep", ["-f", &format!("[r]un debian --detach --name {name}")]).expect();
+    run("kill", ["-9", looks_after.trim()]).expect();
+    let refused = pool.plywood(["start", &name]);
+    assert!(!refused.succeeded() && refused.stderr.contains("runs already"), "{}", refused.stderr);
+    pool.done(&format!("kill --signal KILL {name}"));
+    wait_until("its end", LONG, || pool.plywood(["start", &name]).succeeded());
+    assert_eq!(listed(&pool, &name)["running"], true);
+    pool.done(&format!("rm --force {name} twice"));
+    pool.stop();
+    pool.check();
+}
+
+/// `run -it` on a terminal: its size and its keys reach the command, and it is afterwards as it was before.
+pub fn on_a_terminal() {
+    let pool = with_image();
+    let plywood = format!("{} --pool {}", binary().display(), pool.file().display());
+    let talks = format!("{plywood} run debian -it --name talks -- /bin/sh");
+    let within = format!("stty rows 33 cols 77; stty -a > before; {talks}; echo $? > status; stty -a > after");
+    // The third key ends what runs.
+    let typed = r"sleep 3; printf 'stty size; test -t 0 && echo is-a-$((40+2)); sleep 100\n'; sleep 2; printf '\003'; sleep 1; printf 'exit 5\n'; sleep 2";
+    let line = format!("({typed}) | script -qec '{within}' shown >/dev/null");
+    run("sh", ["-c".to_owned(), format!("cd '{}' && {line}", pool.folder().display())]).expect();
+    let read = |file: &str| fs::read_to_string(pool.folder().join(file)).expect("what was written");
+    let shown = read("shown");
+    assert_eq!(read("status").trim(), "5", "{shown}");
+    assert!(shown.contains("33 77") && shown.contains("is-a-42"), "{shown}");
+    assert!(read("before").contains(" icanon") && read("after") == read("before"), "{}", read("after"));
+    assert_eq!(listed(&pool, "talks")["exit_code"], 5);
+    let refused = pool.plywood(["run", "debian", "-t", "--", "/bin/true"]);
+    assert!(!refused.succeeded() && refused.stderr.contains("no terminal"), "{}", refused.stderr);
+    pool.done("rm talks");
     pool.stop();
     pool.check();
 }

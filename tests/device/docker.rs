@@ -15,7 +15,7 @@ use crate::support::pool::{TestPool, Transport};
 const START: Duration = Duration::from_secs(60);
 
 /// A plugin for a pool, under a driver name of its own.
-struct Plugin<'a> {
+pub struct Plugin<'a> {
     pool: &'a TestPool,
     driver: String,
     /// Where volumes are mounted.
@@ -24,7 +24,7 @@ struct Plugin<'a> {
 }
 
 impl<'a> Plugin<'a> {
-    fn new(pool: &'a TestPool) -> Self {
+    pub fn new(pool: &'a TestPool) -> Self {
         let driver = format!("plywood-test-{}", std::process::id());
         let directory = Path::new("/run/plywood-volumes").join(pool.info()["uuid"].as_str().expect("a uuid"));
         let mut plugin = Self { pool, driver, directory, process: None };
@@ -76,7 +76,7 @@ impl<'a> Plugin<'a> {
     }
 
     #[track_caller]
-    fn done(&self, path: &str, body: &str) -> Value {
+    pub fn done(&self, path: &str, body: &str) -> Value {
         let (status, answer) = self.ask(path, body);
         assert_eq!(status, 200, "{path} {body}: {answer}");
         answer

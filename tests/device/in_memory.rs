@@ -4,13 +4,14 @@ use std::fs;
 use std::path::Path;
 use std::time::Duration;
 
+use crate::docker::Plugin;
 use crate::support::command::{binary, run, wait_until};
 use crate::support::machine::scratch;
 use crate::support::pool::TestPool;
 
 const MIB: u64 = 1 << 20;
 
-/// What a volume of it holds is searched for in swap, beside something of an ordinary tmpfs that has to be found there.
+/// What a volume of it holds, of Docker's, is searched for in swap, beside something of an ordinary tmpfs that has to be found there.
 pub fn never_in_swap() {
     let name = format!("plywood-test-memory-{}", std::process::id());
     let program = binary();
@@ -25,10 +26,14 @@ pub fn never_in_swap() {
     let file = Path::new("/run/plywood-memory").join(&name).join("pool");
     let _deleted = Deleted(&name);
     let pool = TestPool::adopt(&file);
-    plywood(&["--pool", &name, "volume", "create", "secrets", "--size", "64M"]).expect();
-    let device = pool.attach("secrets");
-    run("mkfs.ext4", ["-q", device.as_str()]).expect();
-    let point = pool.mount("secrets");
+    // As Docker has it: a volume for secrets that is gone after its use.
+    let plugin = Plugin::new(&pool);
+    let ask = |what: &str, more: &str| {
+        plugin.done(&format!("VolumeDriver.{what}"), &format!(r#"{{"Name":"secrets",{more}}}"#))
+    };
+    ask("Create", r#""Opts":{"size":"64M","ephemeral":"true"}"#);
+    let mounted = ask("Mount", r#""ID":"1""#);
+    let point = Path::new(mounted["Mountpoint"].as_str().expect("a path"));
     let secret = format!("a secret of {name} that nobody may find");
     fs::write(point.join("secret"), secret.repeat((32 * MIB) as usize / secret.len())).expect("a file");
     run("sync", ["-f".as_ref(), point.as_os_str()]).expect();
@@ -49,8 +54,9 @@ pub fn never_in_swap() {
 
     let refused = plywood(&["--pool", &name, "pool", "delete", "--yes"]);
     assert!(!refused.succeeded() && refused.stderr.contains("secrets is attached"), "{}", refused.stderr);
-    pool.unmount(&point);
-    let _ = pool.plywood(["detach", "--all"]);
+    ask("Unmount", r#""ID":"1""#);
+    wait_until("its end", Duration::from_secs(60), || pool.names().is_empty());
+    drop(plugin);
     plywood(&["--pool", &name, "pool", "delete", "--yes"]).expect();
     assert!(!file.parent().expect("a directory").exists());
     wait_until("the memory's return", Duration::from_secs(20), || shared_bytes() < shared_before + 16 * MIB);

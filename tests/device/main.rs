@@ -60,6 +60,8 @@ const RECORDED: &[Need] = &[
 ];
 const FSTAB: &[Need] = &[Need::FileSystem("ext4"), Need::FileSystem("overlay")];
 const TERMINAL: &[Need] = &[Need::FileSystem("ext4"), Need::Program("script"), Need::Program("stty")];
+const ON_A_TERMINAL: &[Need] =
+    &[Need::FileSystem("ext4"), Need::Program("runc"), Need::Program("script"), Need::Program("stty")];
 const CONTAINERS: &[Need] = &[Need::FileSystem("ext4"), Need::Program("runc")];
 
 const IMAGES: &[Need] = &[Need::FileSystem("ext4"), Need::Program("runc"), Need::Program("skopeo")];
@@ -149,6 +151,8 @@ fn main() {
         trial("images_that_nothing_is_made_from_are_pruned", IMAGES, images::pruned),
         trial("pool_in_memory_is_never_in_swap_and_gives_its_memory_back", IN_MEMORY, in_memory::never_in_swap),
         trial("containers_in_the_background_are_listed_heard_and_removed", CONTAINERS, containers::in_the_background),
+        trial("container_that_has_ended_is_started_again", CONTAINERS, containers::started_again),
+        trial("container_talks_on_a_terminal_and_leaves_it_as_it_was", ON_A_TERMINAL, containers::on_a_terminal),
         trial("container_and_its_volumes_are_taken_at_one_instant", CONTAINERS, containers::taken_with_their_volumes),
         trial("exported_image_is_the_same_tree", IMAGES, || images::layers_say_what_changed("ext4")),
         trial("exported_image_on_xfs_is_the_same_tree", IMAGES_XFS, || images::layers_say_what_changed("xfs")),

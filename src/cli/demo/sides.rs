@@ -354,7 +354,7 @@ fn start_process(bundle: &Path, id: &str) -> Result<u32> {
         network: Network::None,
         ..Settings::default()
     };
-    write_bundle(bundle, &oci_spec::image::ImageConfiguration::default(), &settings)?;
+    write_bundle(bundle, &settings)?;
     run_in_background(bundle, id)
 }
 

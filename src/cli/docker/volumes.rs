@@ -19,7 +19,8 @@ use uuid::Uuid;
 use super::names::Names;
 use super::options::Options;
 use super::record::{self, Record, THROWN_AWAY, UNFINISHED};
-use crate::cli::image::{self, Filesystem};
+use crate::cli::attach::{delete_when_idle, detach_when_idle};
+use crate::cli::image::Filesystem;
 use crate::cli::mount::release;
 use crate::cli::size;
 use crate::daemon::attributes::{ATTACHED_BY, DOCKER_MOUNTS, DOCKER_OPTIONS, EPHEMERAL};
@@ -150,7 +151,7 @@ impl Volumes {
                     let size = size::echo(size_bytes);
                     format!("no {filesystem} can be made on {size}{}", smallest(filesystem))
                 })?;
-                image::detach(client, name)?;
+                detach_when_idle(client, name)?;
             }
         }
         if let Some(quota_bytes) = options.quota_bytes {
@@ -193,7 +194,7 @@ impl Volumes {
         if grows {
             let device = client.attach(name, false)?.device;
             grow_file_system(&device)?;
-            image::detach(client, name)?;
+            detach_when_idle(client, name)?;
         }
         Ok(())
     }
@@ -201,10 +202,7 @@ impl Volumes {
     /// Takes away what was made of a volume whose creation was cut short.
     fn drop_unfinished(&self, client: &Client, name: &str) -> Result<()> {
         match self.look_up(client, name)? {
-            Some(known) if known.record.unfinished => {
-                image::detach(client, name)?;
-                Ok(client.delete(name)?)
-            }
+            Some(known) if known.record.unfinished => Ok(delete_when_idle(client, name)?),
             // Nothing was made, or the name is somebody else's.
             _ => Ok(()),
         }

@@ -28,6 +28,7 @@ use super::layers::{self, Known};
 use super::source::{Configuration, Image, Layer, Source, platform};
 use super::stream::{Interrupt, interrupted, sha256_of};
 use super::tree::show;
+use crate::cli::attach::{delete_when_idle, detach_when_idle};
 use crate::cli::working::ephemeral;
 use crate::cli::{Context, Name, output, size};
 use crate::daemon::protocol::{Attributes, Bytes, Command, Failure, Kind, Reply, Volume};
@@ -288,7 +289,7 @@ fn import_disk(work: &mut Workshop<'_>, order: &Order, disk: &Disk, progress: &P
     let volume = work.create_volume(size_bytes, order.sector_size.unwrap_or(DISK_SECTOR_SIZE))?;
     let device = work.client.attach(&volume, false)?.device;
     disk.copy_to(&device, progress, work.interrupt).map_err(|error| explain(work, error, size_bytes))?;
-    detach(work.client, &volume)?;
+    detach_when_idle(work.client, &volume)?;
     let mut attributes = attributes_of_image(&order.source, None, &[])?;
     attributes.insert(labels::LAYER.into(), "1".into());
     work.commit(&volume, &order.name, attributes)?;
@@ -493,7 +494,7 @@ impl Workshop<'_> {
         };
         mounted.unmount()?;
         tracing::debug!(layer = layer.name(), ?summary, "unpacked");
-        detach(self.client, volume)?;
+        detach_when_idle(self.client, volume)?;
         Ok(diff_id)
     }
 
@@ -533,7 +534,7 @@ impl Workshop<'_> {
     fn take_away(&mut self) -> Vec<String> {
         let mut left = Vec::new();
         for volume in self.working.drain(..) {
-            let gone = detach(self.client, &volume).and_then(|()| self.client.delete(&volume));
+            let gone = delete_when_idle(self.client, &volume);
             left.extend(gone.err().map(|failure| format!("{volume} ({failure})")));
         }
         for snapshot in self.made.drain(..).rev() {
@@ -564,20 +565,6 @@ fn mount(step: &Step, device: &Path) -> Result<Detached> {
 fn working_name() -> String {
     let unique = Uuid::new_v4().simple().to_string();
     format!("import-{}", &unique[..12])
-}
-
-/// Detaches; udev and its kind look at a device for a moment after it was closed.
-pub(crate) fn detach(client: &Client, volume: &str) -> Result<(), Failure> {
-    let began = Instant::now();
-    loop {
-        match client.detach(volume) {
-            Err(failure) if failure.kind == Kind::Busy && began.elapsed() < Duration::from_secs(5) => {
-                thread::sleep(Duration::from_millis(20));
-            }
-            Err(failure) if failure.kind == Kind::NotFound => return Ok(()),
-            other => return other,
-        }
-    }
 }
 
 /// Says what is behind an error of the file system on the volume.

@@ -23,6 +23,8 @@ pub const BELOW: &str = "plywood.image.below";
 pub const CONTAINER_IMAGE: &str = "plywood.container.image";
 /// On a container: the command, a JSON list.
 pub const CONTAINER_COMMAND: &str = "plywood.container.command";
+/// On a container: how it is run, JSON.
+pub const CONTAINER_TERMS: &str = "plywood.container.terms";
 /// On a container: the id that its runtime knows it by.
 pub const CONTAINER_ID: &str = "plywood.container.id";
 /// On a container that has ended: the exit code of its command.

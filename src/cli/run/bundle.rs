@@ -15,13 +15,15 @@ use oci_spec::runtime::{
     LinuxResourcesBuilder, Mount, MountBuilder, ProcessBuilder, RootBuilder, Spec, SpecBuilder, UserBuilder,
     get_default_maskedpaths, get_default_mounts, get_default_namespaces, get_default_readonly_paths,
 };
+use serde::{Deserialize, Serialize};
 
 use super::user;
 
 const PATH: &str = "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 
 /// What a container sees of the network.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
 pub enum Network {
     /// The host's.
     #[default]
@@ -30,37 +32,62 @@ pub enum Network {
     None,
 }
 
-/// What the user chose about a container.
-#[derive(Clone, Debug, Default)]
+/// How a container is run.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
 pub struct Settings {
-    /// The command; empty for the image's own.
+    /// The command.
     pub command: Vec<String>,
     /// The name that the container has for itself.
     pub hostname: String,
     /// Its network.
     pub network: Network,
-    /// Whether it gets a terminal of its own.
+    /// Whether it gets a terminal of its own; decided anew at each start.
+    #[serde(skip)]
     pub terminal: bool,
-    /// Variables beside the image's, which they replace: `NAME=VALUE`.
+    /// Its variables: `NAME=VALUE`.
     pub environment: Vec<String>,
-    /// Its working directory, when not the image's.
+    /// Its working directory, when not `/`.
     pub directory: Option<String>,
-    /// Its user, when not the image's.
+    /// Its user, when not root.
     pub user: Option<String>,
     /// Whether its root is mounted read-only.
     pub read_only: bool,
-    /// What it sees beside its root.
+    /// What it sees beside its root, mounted anew at each start.
+    #[serde(skip)]
     pub mounts: Vec<Mount>,
 }
 
-/// Writes the bundle of a container into `directory`, whose `rootfs` is mounted already. Answers the command.
+impl Settings {
+    /// What was not chosen is as the image says; a command that was chosen replaces the image's entry point and its arguments.
+    ///
+    /// # Errors
+    ///
+    /// There is no command.
+    pub fn on(mut self, image: &ImageConfiguration) -> Result<Self> {
+        let config = image.config().clone().unwrap_or_default();
+        if self.command.is_empty() {
+            self.command = [config.entrypoint(), config.cmd()].into_iter().flatten().flatten().cloned().collect();
+        }
+        ensure!(!self.command.is_empty(), "the image names no command; give one: plywood run IMAGE -- COMMAND");
+        let given = std::mem::replace(&mut self.environment, config.env().clone().unwrap_or_default());
+        for entry in given {
+            let name = entry.split_inclusive('=').next().unwrap_or_default();
+            self.environment.retain(|variable| !variable.starts_with(name));
+            self.environment.push(entry);
+        }
+        self.directory = self.directory.or(config.working_dir().clone()).filter(|directory| directory.starts_with('/'));
+        self.user = self.user.or(config.user().clone());
+        Ok(self)
+    }
+}
+
+/// Writes the bundle of a container into `directory`, whose `rootfs` is mounted already.
 ///
 /// # Errors
 ///
-/// The image's configuration does not fit its content, there is no command, or the host refuses.
-pub fn write(directory: &Path, image: &ImageConfiguration, settings: &Settings) -> Result<Vec<String>> {
+/// The settings do not fit the root's content, or the host refuses.
+pub fn write(directory: &Path, settings: &Settings) -> Result<()> {
     let root = fs::File::open(directory.join("rootfs"))?;
-    let arguments = command(image, &settings.command)?;
     let mut mounts = get_default_mounts();
     // What is further up comes first, and our own files stand over all of it.
     let mut shown = settings.mounts.clone();
@@ -75,24 +102,11 @@ pub fn write(directory: &Path, image: &ImageConfiguration, settings: &Settings) 
         fs::write(&path, content).with_context(|| path.display().to_string())?;
         mounts.push(bind(&path, &Path::new("/etc").join(name))?);
     }
-    let spec = spec(image, settings, &arguments, mounts, &OwnedFd::from(root))?;
+    let spec = spec(settings, mounts, &OwnedFd::from(root))?;
     let path = directory.join("config.json");
     let mut file = fs::File::create(&path).with_context(|| path.display().to_string())?;
     file.write_all(&serde_json::to_vec_pretty(&spec)?)?;
-    Ok(arguments)
-}
-
-/// A command that was given replaces the image's entry point and its arguments.
-fn command(image: &ImageConfiguration, given: &[String]) -> Result<Vec<String>> {
-    let arguments = if given.is_empty() {
-        let config = image.config().as_ref();
-        let entrypoint = config.and_then(|config| config.entrypoint().clone()).unwrap_or_default();
-        [entrypoint, config.and_then(|config| config.cmd().clone()).unwrap_or_default()].concat()
-    } else {
-        given.to_vec()
-    };
-    ensure!(!arguments.is_empty(), "the image names no command; give one: plywood run IMAGE -- COMMAND");
-    Ok(arguments)
+    Ok(())
 }
 
 fn hosts(settings: &Settings) -> Vec<u8> {
@@ -113,26 +127,16 @@ fn bind(from: &Path, to: &Path) -> Result<Mount> {
     Ok(mount.build()?)
 }
 
-fn spec(
-    image: &ImageConfiguration,
-    settings: &Settings,
-    arguments: &[String],
-    mounts: Vec<Mount>,
-    root: &OwnedFd,
-) -> Result<Spec> {
-    let config = image.config().clone().unwrap_or_default();
-    let user = settings.user.as_deref().or(config.user().as_deref()).unwrap_or("");
-    let user = user::find(root, user)?;
+fn spec(settings: &Settings, mounts: Vec<Mount>, root: &OwnedFd) -> Result<Spec> {
+    let user = user::find(root, settings.user.as_deref().unwrap_or(""))?;
     let home = user.home.clone();
     let user = UserBuilder::default().uid(user.uid).gid(user.gid).additional_gids(user.groups).build()?;
-    let directory = settings.directory.clone().or(config.working_dir().clone());
-    let directory = directory.filter(|directory| directory.starts_with('/'));
     let process = ProcessBuilder::default()
         .terminal(settings.terminal)
         .user(user)
-        .args(arguments.to_vec())
-        .env(environment(config.env().clone().unwrap_or_default(), settings, &home))
-        .cwd(PathBuf::from(directory.unwrap_or_else(|| "/".into())))
+        .args(settings.command.clone())
+        .env(environment(settings, &home))
+        .cwd(PathBuf::from(settings.directory.as_deref().unwrap_or("/")))
         .capabilities(capabilities()?)
         .no_new_privileges(false)
         .build()?;
@@ -159,13 +163,9 @@ fn spec(
     Ok(spec.build()?)
 }
 
-/// The image's variables, and those that a process expects without being told.
-fn environment(mut variables: Vec<String>, settings: &Settings, home: &str) -> Vec<String> {
-    for entry in &settings.environment {
-        let name = entry.split_inclusive('=').next().unwrap_or_default();
-        variables.retain(|variable| !variable.starts_with(name));
-        variables.push(entry.clone());
-    }
+/// The variables that were chosen, and those that a process expects without being told.
+fn environment(settings: &Settings, home: &str) -> Vec<String> {
+    let mut variables = settings.environment.clone();
     let mut default = |entry: String| {
         let name = entry.split_inclusive('=').next().unwrap_or_default().to_owned();
         if !variables.iter().any(|variable| variable.starts_with(&name)) {
@@ -234,8 +234,8 @@ mod tests {
         let place = place();
         let config = serde_json::json!({"User": "web", "Env": ["A=b", "PATH=/bin"], "WorkingDir": "/srv",
             "Entrypoint": ["/init"], "Cmd": ["--flag"]});
-        let settings = Settings { hostname: "box".into(), ..Settings::default() };
-        assert_eq!(write(place.path(), &image(&config), &settings).unwrap(), ["/init", "--flag"]);
+        let settings = Settings { hostname: "box".into(), ..Settings::default() }.on(&image(&config)).unwrap();
+        write(place.path(), &settings).unwrap();
         let spec = Spec::load(place.path().join("config.json")).unwrap();
         let process = spec.process().as_ref().unwrap();
         assert_eq!(process.args().as_ref().unwrap(), &["/init", "--flag"]);
@@ -259,7 +259,10 @@ mod tests {
             read_only: true,
             ..Settings::default()
         };
-        write(place.path(), &image(&config), &settings).unwrap();
+        let settings = settings.on(&image(&config)).unwrap();
+        // As they are kept with a container.
+        let settings: Settings = serde_json::from_str(&serde_json::to_string(&settings).unwrap()).unwrap();
+        write(place.path(), &settings).unwrap();
         let spec = Spec::load(place.path().join("config.json")).unwrap();
         let process = spec.process().as_ref().unwrap();
         assert_eq!((process.user().uid(), process.user().gid()), (0, 7));
@@ -271,8 +274,9 @@ mod tests {
     #[test]
     fn command_replaces_entry_point_and_arguments() {
         let image = image(&serde_json::json!({"Entrypoint": ["/init"], "Cmd": ["x"]}));
-        assert_eq!(command(&image, &["/bin/true".into()]).unwrap(), ["/bin/true"]);
-        assert!(command(&self::image(&serde_json::json!({})), &[]).is_err());
+        let given = Settings { command: vec!["/bin/true".into()], ..Settings::default() };
+        assert_eq!(given.on(&image).unwrap().command, ["/bin/true"]);
+        Settings::default().on(&self::image(&serde_json::json!({}))).unwrap_err();
     }
 
     #[test]
@@ -280,7 +284,7 @@ mod tests {
         for (network, own) in [(Network::Host, false), (Network::None, true)] {
             let place = place();
             let settings = Settings { network, command: vec!["x".into()], ..Settings::default() };
-            write(place.path(), &image(&serde_json::json!({})), &settings).unwrap();
+            write(place.path(), &settings).unwrap();
             let spec = Spec::load(place.path().join("config.json")).unwrap();
             let namespaces = spec.linux().as_ref().unwrap().namespaces().clone().unwrap();
             assert_eq!(namespaces.iter().any(|one| one.typ() == LinuxNamespaceType::Network), own);

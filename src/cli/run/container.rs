@@ -3,18 +3,20 @@
 
 use std::fs::{self, File};
 use std::io;
-use std::os::unix::fs::DirBuilderExt;
+use std::os::unix::fs::{DirBuilderExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context as _, Result};
+use anyhow::{Context as _, Result, bail};
 use rustix::fs::{FlockOperation, flock};
 use rustix::io::Errno;
 use rustix::mount::{MountPropagationFlags, UnmountFlags};
 use uuid::Uuid;
 
-use crate::cli::image::{detach, labels};
+use super::conduct::Terms;
+use crate::cli::attach::{delete_when_idle, detach_when_idle};
+use crate::cli::image::labels;
 use crate::cli::mount::mount_device;
 use crate::cli::working::{ephemeral, head};
 use crate::daemon::attributes::{ATTACHED, FOR_WRITING};
@@ -62,18 +64,32 @@ pub fn is_attended(id: &str) -> Result<Option<bool>> {
     }
 }
 
-fn attend(bundle: &Path) -> Result<File> {
-    fs::DirBuilder::new().recursive(true).mode(0o700).create(bundle).with_context(|| bundle.display().to_string())?;
-    let file = File::create(bundle.join(ATTENDED))?;
-    flock(&file, FlockOperation::LockExclusive)?;
-    Ok(file)
+/// Looks after a container from now on. None: somebody else does.
+fn attend(bundle: &Path) -> Result<Option<File>> {
+    let path = bundle.join(ATTENDED);
+    loop {
+        fs::DirBuilder::new()
+            .recursive(true)
+            .mode(0o700)
+            .create(bundle)
+            .with_context(|| bundle.display().to_string())?;
+        let file = File::create(&path).with_context(|| path.display().to_string())?;
+        match flock(&file, FlockOperation::NonBlockingLockExclusive) {
+            Err(Errno::WOULDBLOCK) => return Ok(None),
+            locked => locked.with_context(|| path.display().to_string())?,
+        }
+        // Whoever looked after it before may have removed the file meanwhile, and with it what the lock is worth.
+        let is_there = fs::metadata(&path).is_ok_and(|found| file.metadata().is_ok_and(|own| own.ino() == found.ino()));
+        if is_there {
+            return Ok(Some(file));
+        }
+    }
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 enum Progress {
     Closed,
     Cloned,
-    Attached,
     Mounted,
 }
 
@@ -92,16 +108,34 @@ impl<'a> Container<'a> {
         let _making = making::begin(client.pool_uuid()?)?;
         let volume = client.create_clone(image, &name, attributes)?;
         let bundle = Path::new(CONTAINERS).join(&id);
-        let attended = attend(&bundle).inspect_err(|_| crate::cli::working::take_away(client, &name))?;
+        let attended = attend(&bundle).and_then(|attended| attended.context("its id is taken"));
+        let attended = attended.inspect_err(|_| crate::cli::working::take_away(client, &name))?;
         let mut container =
             Self { client, id, volume, bundle, keep: false, progress: Progress::Cloned, _attended: attended };
         container.mount()?;
         Ok(container)
     }
 
+    /// Mounts a container that has ended. It is kept.
+    ///
+    /// # Errors
+    ///
+    /// It runs, is in use, or cannot be mounted.
+    pub fn reopen(client: &'a Client, volume: Volume, id: String) -> Result<Self> {
+        let name = &volume.name;
+        if let Some(device) = &volume.device {
+            bail!("{name} is attached as {}; detach it first", device.display());
+        }
+        let bundle = Path::new(CONTAINERS).join(&id);
+        let attended = attend(&bundle)?.with_context(|| format!("{name} runs already"))?;
+        let mut container =
+            Self { client, id, volume, bundle, keep: true, progress: Progress::Cloned, _attended: attended };
+        container.mount()?;
+        Ok(container)
+    }
+
     fn mount(&mut self) -> Result<()> {
         let device = self.client.attach(&self.volume.name, false)?.device;
-        self.progress = Progress::Attached;
         let root = self.root();
         fs::DirBuilder::new().recursive(true).mode(0o700).create(&root).with_context(|| root.display().to_string())?;
         mount_device(&device, &root, false)?;
@@ -133,15 +167,13 @@ impl<'a> Container<'a> {
     fn take_down(&mut self) -> Result<()> {
         if self.progress >= Progress::Mounted {
             unmount(&self.root())?;
-            self.progress = Progress::Attached;
-        }
-        if self.progress >= Progress::Attached {
-            detach(self.client, &self.volume.name)?;
             self.progress = Progress::Cloned;
         }
         if self.progress >= Progress::Cloned {
-            if !self.keep {
-                self.client.delete(&self.volume.name)?;
+            if self.keep {
+                detach_when_idle(self.client, &self.volume.name)?;
+            } else {
+                delete_when_idle(self.client, &self.volume.name)?;
             }
             self.progress = Progress::Closed;
         }
@@ -165,7 +197,7 @@ impl Drop for Container<'_> {
 }
 
 /// The kernel takes a dead container's mounts away a moment after its last process.
-pub(super) fn unmount(directory: &Path) -> Result<()> {
+fn unmount(directory: &Path) -> Result<()> {
     let began = Instant::now();
     loop {
         match rustix::mount::unmount(directory, UnmountFlags::NOFOLLOW) {
@@ -182,11 +214,12 @@ fn default_name(image: &str, id: &str) -> String {
 }
 
 /// The attributes of a container. One that is thrown away at its end is also thrown away when whoever ran it has died.
-pub fn attributes(image: &str, command: &[String], thrown_away: bool) -> Attributes {
-    let command = serde_json::json!(command).to_string();
+pub fn attributes(image: &str, command: &[String], terms: &Terms, thrown_away: bool) -> Attributes {
+    let [command, terms] = [serde_json::json!(command), serde_json::json!(terms)].map(|value| value.to_string());
     let mut attributes: Attributes = [
         (labels::CONTAINER_IMAGE.to_owned(), image.into()),
         (labels::CONTAINER_COMMAND.to_owned(), command.as_str().into()),
+        (labels::CONTAINER_TERMS.to_owned(), terms.as_str().into()),
     ]
     .into();
     if thrown_away {

@@ -1,28 +1,41 @@
 //! `plywood logs`, `plywood kill` and `plywood rm`: containers after they were started.
 
-use std::io::{self, Write};
+use std::io::{self, IsTerminal, Write};
 use std::path::Path;
+use std::process::ExitCode;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context as _, Result, bail, ensure};
+use anyhow::{Context as _, Result, ensure};
 use clap::Args;
 
-use super::container::{CONTAINERS, is_attended, unmount};
+use super::conduct::{Course, Keep, Terms, conduct};
+use super::container::{CONTAINERS, Container, is_attended};
+use super::detached;
 use super::logs::{self, Line, Reader};
 use super::mounts::VOLUMES;
 use super::runtime;
-use crate::cli::image::{detach, labels};
+use crate::cli::attach::detach_when_idle;
+use crate::cli::image::{labels, watch_signals};
+use crate::cli::mount::unmount_below;
 use crate::cli::{Context, Name, output, volume};
 use crate::daemon::Client;
-use crate::daemon::mounts::own_mounts;
-use crate::daemon::protocol::Volume;
+use crate::daemon::protocol::{Kind, Volume};
 
 /// How long the process that looks after a container may take to clean up behind it.
 const PATIENCE: Duration = Duration::from_secs(15);
-/// How often a log that is followed is looked at, and how often its container.
+/// How often a log that is followed, or a container that ends, is looked at.
 const LOOK_AGAIN: Duration = Duration::from_millis(100);
-const LOOKS_TO_A_QUESTION: u32 = 10;
+
+/// Starts a container that has ended, as it was run.
+#[derive(Debug, Args)]
+pub struct StartArguments {
+    /// The container
+    container: Name,
+    /// In the foreground, as plywood run has it; otherwise it is left running in the background, and its name is printed
+    #[arg(long, short)]
+    attach: bool,
+}
 
 /// Prints what a container in the background has said.
 #[derive(Debug, Args)]
@@ -79,7 +92,7 @@ fn find(client: &Client, name: &Name) -> Result<(Volume, String)> {
 /// What is no container, or has no log.
 pub fn logs(context: &Context, arguments: &LogsArguments) -> Result<()> {
     let client = context.client()?;
-    let (container, _) = find(&client, &arguments.container)?;
+    let (container, id) = find(&client, &arguments.container)?;
     let name = &container.name;
     let pool = client.pool_uuid()?;
     let open = || Reader::open(pool, container.uuid);
@@ -99,9 +112,9 @@ pub fn logs(context: &Context, arguments: &LogsArguments) -> Result<()> {
     for _ in 0..skipped {
         reader.next_line()?;
     }
-    let mut looks = 0;
-    let mut is_over = !arguments.follow;
     loop {
+        // Asked before the last look: what it said last was written before it was let go of.
+        let is_over = !arguments.follow || is_attended(&id)? != Some(true);
         while let Some(line) = reader.next_line()? {
             if context.json {
                 output::json_line("line", &line)?;
@@ -114,11 +127,6 @@ pub fn logs(context: &Context, arguments: &LogsArguments) -> Result<()> {
             return Ok(());
         }
         thread::sleep(LOOK_AGAIN);
-        looks += 1;
-        if looks % LOOKS_TO_A_QUESTION == 0 {
-            // What it said last was written before it was detached.
-            is_over = client.volumes()?.iter().all(|volume| volume.uuid != container.uuid || volume.device.is_none());
-        }
     }
 }
 
@@ -133,6 +141,38 @@ fn print(line: Line<'_>, timestamps: bool) -> io::Result<()> {
         text.push(b'\n');
     }
     if line.error { io::stderr().write_all(&text) } else { io::stdout().write_all(&text) }
+}
+
+/// Does `plywood start`. Answers as `plywood run` does.
+///
+/// # Errors
+/// What is no container; one that runs or is in use; and as `plywood run`.
+pub fn start(context: &Context, arguments: &StartArguments) -> Result<ExitCode> {
+    runtime::check()?;
+    let detached = !arguments.attach;
+    if detached && !detached::looks_after() {
+        return detached::start(context);
+    }
+    if detached {
+        detached::leave()?;
+    }
+    let client = context.daemon_client_for(&arguments.container.text()?)?;
+    let (mut container, id) = find(&client, &arguments.container)?;
+    let name = container.name.clone();
+    ensure!(!runtime::knows(&id), "{name} runs already");
+    if is_attended(&id)? == Some(false) {
+        // Whoever looked after it has died.
+        take_down(&client, &container, &id)?;
+        container = client.volume(&name)?;
+    }
+    let attributes = client.attributes(&name)?;
+    let terms = labels::text(&attributes, labels::CONTAINER_TERMS);
+    let terms = terms.with_context(|| format!("{name} does not say how it was run; run its image anew"))?;
+    let mut terms: Terms = serde_json::from_str(&terms).with_context(|| format!("{name}: how it was run"))?;
+    terms.settings.terminal = !detached && io::stdin().is_terminal() && io::stdout().is_terminal();
+    let interrupt = watch_signals()?;
+    let container = Container::reopen(&client, container, id)?;
+    conduct(&client, container, terms, Course { detached, keep: Keep::Always }, &interrupt)
 }
 
 /// Does `plywood kill`.
@@ -165,14 +205,14 @@ pub fn remove(context: &Context, arguments: &RmArguments) -> Result<()> {
         let (container, id) = find(&client, name)?;
         let name = &container.name;
         // What is mounted by hand does not run; the pool refuses to delete it, and says why.
-        let runs = container.device.is_some() && runtime::knows(&id);
+        let runs = runtime::knows(&id);
         ensure!(!runs || arguments.force, "{name} runs; end it with plywood kill {name}, or give --force");
-        if container.device.is_some() && (arguments.force || is_attended(&id)? == Some(true)) {
+        if runs || is_attended(&id)?.is_some() {
             end(&client, &container, &id)?;
         }
         match client.delete(name) {
             // One of --rm is removed by whoever looks after it.
-            Err(failure) if failure.kind == crate::daemon::protocol::Kind::NotFound => {}
+            Err(failure) if failure.kind == Kind::NotFound => {}
             deleted => deleted?,
         }
         logs::remove(pool, container.uuid)?;
@@ -204,28 +244,12 @@ fn end(client: &Client, container: &Volume, id: &str) -> Result<()> {
 /// Does what the process would have done that looked after it.
 fn take_down(client: &Client, container: &Volume, id: &str) -> Result<()> {
     runtime::remove(id);
-    let (bundle, volumes) = (Path::new(CONTAINERS).join(id), Path::new(VOLUMES).join(id));
-    for mount in own_mounts().context("/proc/self/mountinfo")?.into_iter().rev() {
-        let point = mount.mount_point;
-        if point.starts_with(&bundle) || point.starts_with(&volumes) {
-            unmount(&point)?;
-        }
+    let directories = [CONTAINERS, VOLUMES].map(|directory| Path::new(directory).join(id));
+    for directory in &directories {
+        unmount_below(client, directory)?;
     }
-    let all = client.volumes()?;
-    let held = client.attributes(&container.name)?;
-    let mounted: Vec<uuid::Uuid> = labels::text(&held, labels::CONTAINER_VOLUMES)
-        .and_then(|listed| serde_json::from_str(&listed).ok())
-        .unwrap_or_default();
-    for volume in all.iter().filter(|volume| mounted.contains(&volume.uuid) && volume.device.is_some()) {
-        // Another container may have it.
-        if let Err(error) = detach(client, &volume.name) {
-            tracing::info!(%error, "{} stays attached", volume.name);
-        }
-    }
-    if let Err(error) = detach(client, &container.name) {
-        bail!("{}: {error:#}", container.name);
-    }
-    for directory in [bundle, volumes] {
+    detach_when_idle(client, &container.name).with_context(|| container.name.clone())?;
+    for directory in directories {
         match std::fs::remove_dir_all(&directory) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => {
                 return Err(error).with_context(|| directory.display().to_string());

@@ -1,6 +1,7 @@
 //! `plywood run`: a container on a clone of an image.
 
 mod bundle;
+mod conduct;
 mod container;
 mod detached;
 pub mod logs;
@@ -9,22 +10,21 @@ mod mounts;
 mod runtime;
 mod user;
 
-use std::collections::BTreeMap;
 use std::io::IsTerminal;
-use std::os::unix::process::ExitStatusExt;
-use std::process::{ExitCode, ExitStatus};
+use std::process::ExitCode;
 
-use anyhow::{Context as _, Result, bail, ensure};
+use anyhow::{Context as _, Result, ensure};
 use clap::Args;
 
 pub use bundle::{Network, Settings, write as write_bundle};
 pub use container::{CONTAINERS, Container};
-pub use manage::{KillArguments, LogsArguments, RmArguments, kill, logs as print_logs, remove, runs};
+pub use manage::{
+    KillArguments, LogsArguments, RmArguments, StartArguments, kill, logs as print_logs, remove, runs, start,
+};
 pub use runtime::{check as check_runtime, remove as remove_container, run_in_background};
 
-use logs::Log;
-use mounts::{Volumes, Wanted};
-use runtime::Streams;
+use conduct::{Course, Keep, Terms, conduct};
+use mounts::Wanted;
 
 use super::image::labels;
 use super::{Context, Name, size};
@@ -105,69 +105,28 @@ pub fn run(context: &Context, arguments: &RunArguments) -> Result<ExitCode> {
         Some(_) => labels::configuration(&found, &image)?,
         None => oci_spec::image::ImageConfiguration::default(),
     };
-    // A signal while it is set up must not leave half of it behind; it ends it all the same.
-    let interrupt = super::image::watch_signals()?;
-    let command = &arguments.command;
-    let mut container =
-        Container::open(&client, &image, name.as_deref(), container::attributes(&image, command, arguments.rm))?;
-    let wanted = [&arguments.volume[..], &arguments.mount, &arguments.tmpfs].concat();
-    let (volumes, mounts) = Volumes::mount(&client, &container.id, &container.root(), &wanted, &interrupt)?;
     let settings = Settings {
-        command: command.clone(),
-        hostname: hostname(name.as_deref()).unwrap_or_else(|| container.id.clone()),
+        command: arguments.command.clone(),
+        hostname: hostname(name.as_deref()).unwrap_or_default(),
         network: arguments.network,
         terminal,
         environment: arguments.env.iter().filter_map(|typed| variable(typed)).collect(),
         directory: arguments.workdir.clone(),
         user: arguments.user.clone(),
         read_only: arguments.read_only,
-        mounts,
+        mounts: Vec::new(),
     };
-    if !volumes.uuids.is_empty() {
-        let listed = serde_json::json!(volumes.uuids).to_string();
-        let noted = BTreeMap::from([(labels::CONTAINER_VOLUMES.to_owned(), Some(listed.as_str().into()))]);
-        client.set_attributes(&container.volume.name, noted)?;
-    }
-    bundle::write(&container.bundle, &configuration, &settings).with_context(|| image.clone())?;
-    ensure!(!interrupt.load(std::sync::atomic::Ordering::Relaxed), "interrupted by a signal");
-    let pool = client.pool_uuid()?;
-    let volume = container.volume.uuid;
-    let log = arguments.detach.then(|| Log::begin(pool, volume, arguments.log_size)).transpose()?;
-    let mut has_started = false;
-    let status = {
-        let started = || {
-            has_started = true;
-            if log.is_some() {
-                detached::started(&container.volume.name);
-            }
-        };
-        let streams = log.as_ref().map_or(Streams::Own, Streams::Log);
-        runtime::run(&container.bundle, &container.id, streams, started)
+    let terms = Terms {
+        settings: settings.on(&configuration).with_context(|| image.clone())?,
+        wanted: [&arguments.volume[..], &arguments.mount, &arguments.tmpfs].concat(),
+        log_bytes: arguments.log_size,
     };
-    runtime::remove(&container.id);
-    // From here on it is a container that has run: it stays unless it was said otherwise.
-    let keep = !arguments.rm && has_started;
-    container.keep(keep);
-    let noted = match &status {
-        Ok(status) if keep => {
-            let code = code(*status).to_string();
-            let noted = BTreeMap::from([(labels::CONTAINER_EXIT.to_owned(), Some(code.as_str().into()))]);
-            client.set_attributes(&container.volume.name, noted)
-        }
-        _ => Ok(()),
-    };
-    let closed = volumes.close().and(container.close());
-    let said = (!has_started).then(|| logs::last_line(pool, volume)).flatten();
-    if log.is_some() && !keep {
-        logs::remove(pool, volume)?;
-    }
-    let status = status?;
-    closed?;
-    noted?;
-    if let Some(said) = said {
-        bail!("the container did not start: {said}");
-    }
-    Ok(ExitCode::from(code(status)))
+    // A signal while it is set up must not leave half of it behind; it ends it all the same.
+    let interrupt = super::image::watch_signals()?;
+    let attributes = container::attributes(&image, &arguments.command, &terms, arguments.rm);
+    let container = Container::open(&client, &image, name.as_deref(), attributes)?;
+    let keep = if arguments.rm { Keep::Never } else { Keep::Started };
+    conduct(&client, container, terms, Course { detached: arguments.detach, keep }, &interrupt)
 }
 
 /// Whether the command has a terminal.
@@ -190,11 +149,6 @@ fn absolute(typed: &str) -> Result<String> {
     Ok(typed.to_owned())
 }
 
-fn code(status: ExitStatus) -> u8 {
-    let code = status.code().or_else(|| status.signal().map(|signal| 128 + signal)).unwrap_or(1);
-    u8::try_from(code & 0xff).unwrap_or(1)
-}
-
 /// A name that can stand for a host: at most 63 letters, digits and hyphens.
 fn hostname(name: Option<&str>) -> Option<String> {
     let name: String =
@@ -213,11 +167,5 @@ mod tests {
         assert_eq!(hostname(Some(&"é".repeat(9))), None);
         assert_eq!(hostname(Some(&"x".repeat(100))).unwrap().len(), 63);
         assert_eq!(hostname(None), None);
-    }
-
-    #[test]
-    fn exit_codes_pass_through_and_signals_are_told() {
-        assert_eq!(code(ExitStatus::from_raw(7 << 8)), 7);
-        assert_eq!(code(ExitStatus::from_raw(9)), 137);
     }
 }

@@ -12,9 +12,11 @@ use anyhow::{Context as _, Result, bail, ensure};
 use indicatif::ProgressBar;
 use oci_spec::runtime::{Mount, MountBuilder};
 use rustix::fs::{Gid, Mode, Uid};
+use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
-use crate::cli::image::{Filesystem, Interrupt, copy_directory, detach, open_root, tree_at};
+use crate::cli::attach::detach_when_idle;
+use crate::cli::image::{Filesystem, Interrupt, copy_directory, open_root, tree_at};
 use crate::cli::mount::{Mounted, mount_volume, unmount_volume};
 use crate::cli::size;
 use crate::cli::working::ephemeral;
@@ -29,7 +31,7 @@ const SIZE_BYTES: u64 = 10 << 30;
 const SECTOR_SIZE: u32 = 4096;
 
 /// Something that a container is to see.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Wanted {
     source: Source,
     /// Where: an absolute path in the container.
@@ -37,7 +39,8 @@ pub struct Wanted {
     read_only: bool,
 }
 
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
 enum Source {
     /// A file or directory of the host; `make` a directory where there is nothing.
     Host { path: PathBuf, make: bool },
@@ -202,7 +205,7 @@ impl<'a> Volumes<'a> {
         self.client.create_volume(name, SIZE_BYTES, SECTOR_SIZE, ephemeral("import"))?;
         let make = || -> Result<()> {
             Filesystem::default().make_empty(&self.client.attach(name, false)?.device)?;
-            detach(self.client, name)?;
+            detach_when_idle(self.client, name)?;
             self.client.set_attributes(name, [(EPHEMERAL.to_owned(), None)].into())?;
             Ok(())
         };

@@ -217,8 +217,6 @@ impl Forwarder {
 mod tests {
     use std::io::Write;
 
-    use oci_spec::image::ImageConfiguration;
-
     use super::*;
     use crate::cli::run::{Network, Settings, write_bundle};
 
@@ -238,7 +236,7 @@ mod tests {
             network,
             ..Settings::default()
         };
-        write_bundle(place.path(), &ImageConfiguration::default(), &settings).unwrap();
+        write_bundle(place.path(), &settings).unwrap();
         Some(place)
     }
 

@@ -10,7 +10,8 @@ use anyhow::{Context as _, Result, anyhow, bail};
 
 use super::content::Content;
 use super::file::NewFile;
-use crate::cli::image::{Disk, Source, detach, interrupted, progress_over, run_program, watch_signals};
+use crate::cli::attach::detach_when_idle;
+use crate::cli::image::{Disk, Source, interrupted, progress_over, run_program, watch_signals};
 use crate::cli::working::{ephemeral, private_name, take_away};
 use crate::cli::{Context, output, size};
 use crate::daemon::attributes::EPHEMERAL;
@@ -125,7 +126,7 @@ pub fn import(context: &Context, source: &Source, name: &str, sector_size: u32) 
         .attach(name, false)
         .map_err(anyhow::Error::from)
         .and_then(|attached| disk.copy_to(&attached.device, &bar, &interrupt))
-        .and_then(|()| Ok(detach(&client, name)?));
+        .and_then(|()| Ok(detach_when_idle(&client, name)?));
     bar.finish_and_clear();
     if let Err(error) = copied {
         take_away(&client, name);

@@ -21,7 +21,8 @@ use rustix::io::Errno;
 use serde::{Deserialize, Serialize};
 
 use super::stream::{Frame, Header, Identity, Reader, retain_portable};
-use crate::cli::image::{Interrupt, detach, interrupted, progress_over, watch_signals};
+use crate::cli::attach::detach_when_idle;
+use crate::cli::image::{Interrupt, interrupted, progress_over, watch_signals};
 use crate::cli::output::{self, Waiting};
 use crate::cli::working::{ephemeral, private_name, take_away};
 use crate::cli::{Context, Name, size};
@@ -284,7 +285,7 @@ impl<'a> Work<'a> {
     fn finish(&mut self, header: &Header, name: &str) -> Result<Volume> {
         self.device()?.sync_all().context("writing what was received")?;
         self.device = None;
-        detach(self.client, &self.volume)?;
+        detach_when_idle(self.client, &self.volume)?;
         let draft = private_name(name, "received");
         let mut attributes: Attributes = header.attributes.clone();
         attributes.extend(ephemeral("receive"));
@@ -338,7 +339,7 @@ impl Drop for Work<'_> {
         self.device = None;
         if self.drops {
             take_away(self.client, &self.volume);
-        } else if let Err(failure) = detach(self.client, &self.volume) {
+        } else if let Err(failure) = detach_when_idle(self.client, &self.volume) {
             tracing::warn!("{} stays attached: {failure}", self.volume);
         }
     }
