@@ -40,7 +40,8 @@ def about(root, program, directory, rounds, quick):
     disk = os.path.basename(os.path.realpath(source))
     release = re.search(r'^PRETTY_NAME="(.*)"', text_of("/etc/os-release"), re.M)
     commit = said("git", "-C", root, "rev-parse", "--short", "HEAD")
-    dirty = said("git", "-C", root, "status", "--porcelain", "--untracked-files=no")
+    # Of what the program is made of.
+    dirty = said("git", "-C", root, "status", "--porcelain", "--untracked-files=no", "--", "src", "Cargo.toml", "Cargo.lock")
     return {
         "when": now(),
         "processors": len(cpus),
