@@ -60,6 +60,14 @@ pub(super) struct Daemon {
     forced: AtomicBool,
 }
 
+/// What is known of a volume before something is done with its device.
+struct Known {
+    volume: VolumeInfo,
+    attachment: Option<Attachment>,
+    /// The mark of an attached volume.
+    mark: Option<Vec<u8>>,
+}
+
 /// How an engine process serves.
 pub(super) struct Serving {
     /// The pool.
@@ -183,13 +191,13 @@ impl Daemon {
             Command::Figures => Reply::Figures(Box::new(taken_figures(&self.remote)?)),
             Command::Metrics => Reply::Metrics(metrics::text(taken_figures(&self.remote)?)),
             Command::Attach { name, read_only } => {
-                let (_device, volume) = self.lock_volume(&name)?;
-                Reply::Attached(vec![self.attach(&volume, read_only)?])
+                let (_device, known) = self.lock_volume(&name)?;
+                Reply::Attached(vec![self.attach(&known, read_only)?])
             }
             Command::AttachAll => Reply::Attached(self.attach_all()?),
             Command::Detach { name } => {
-                let (_device, volume) = self.lock_volume(&name)?;
-                let Some(attachment) = self.attachment(volume.id)? else {
+                let (_device, Known { volume, attachment, .. }) = self.lock_volume(&name)?;
+                let Some(attachment) = attachment else {
                     // A predecessor may have died between detaching and forgetting.
                     self.forget(volume.id)?;
                     return Err(Error::NotFound(format!("{name} is not attached; nothing to detach")).into());
@@ -222,12 +230,12 @@ impl Daemon {
         else {
             return self.execute(command);
         };
-        let (_device, volume) = self.lock_volume(name)?;
+        let (_device, known) = self.lock_volume(name)?;
         match command {
             Command::VolumeResize { .. } => self.resize(command),
             Command::VolumeOnFull { .. } => self.on_full(command),
             Command::VolumeRename { .. } => self.rename(command),
-            Command::VolumeDelete { detach: true, .. } => self.delete(&volume, command),
+            Command::VolumeDelete { detach: true, .. } => self.delete(&known, command),
             command => self.execute(command),
         }
     }
@@ -237,13 +245,13 @@ impl Daemon {
     }
 
     /// The volume of that name, with which nobody else does anything.
-    fn lock_volume(&self, name: &str) -> Result<(OneVolume<'_>, VolumeInfo)> {
+    fn lock_volume(&self, name: &str) -> Result<(OneVolume<'_>, Known)> {
         loop {
-            let device = self.devices.one(self.find(name)?.id);
+            let device = self.devices.one(self.id_of(name)?);
             // Another may have got the name meanwhile.
-            let volume = self.find(name)?;
-            if device.is_of(volume.id) {
-                return Ok((device, volume));
+            let known = self.look_up(name)?;
+            if device.is_of(known.volume.id) {
+                return Ok((device, known));
             }
         }
     }
@@ -252,29 +260,27 @@ impl Daemon {
         self.remote.call(|engine| async move { execute(&engine.control, command).await })?
     }
 
-    fn find(&self, name: &str) -> Result<VolumeInfo> {
+    fn id_of(&self, name: &str) -> Result<VolumeId> {
         let name = name.to_owned();
-        self.remote.call(|engine| async move { engine.control.find(&name) })?
+        self.remote.call(|engine| async move { engine.control.find(&name).map(|volume| volume.id) })?
     }
 
-    fn attachment(&self, id: VolumeId) -> Result<Option<Attachment>> {
-        self.remote.call(move |engine| async move { engine.control.devices.borrow().get(&id).cloned() })
+    /// Asks for all at once: each question wakes the engine.
+    fn look_up(&self, name: &str) -> Result<Known> {
+        let name = name.to_owned();
+        self.remote.call(|engine| async move {
+            let volume = engine.control.find(&name)?;
+            let attachment = engine.control.devices.borrow().get(&volume.id).cloned();
+            let mark = engine.control.pool.attributes(volume.id).await?.get(attributes::ATTACHED).cloned();
+            Ok(Known { volume, attachment, mark })
+        })?
     }
 
     fn attachments(&self) -> Result<BTreeMap<VolumeId, Attachment>> {
         self.remote.call(|engine| async move { engine.control.devices.borrow().clone() })
     }
 
-    /// The mark of an attached volume, where there is one.
-    fn mark(&self, id: VolumeId) -> Result<Option<Vec<u8>>> {
-        let attributes = self.remote.call(move |engine| async move { engine.control.pool.attributes(id).await })??;
-        Ok(attributes.get(attributes::ATTACHED).cloned())
-    }
-
     fn set_mark(&self, id: VolumeId, mark: Option<Vec<u8>>) -> Result<()> {
-        if self.mark(id)? == mark {
-            return Ok(());
-        }
         let changes = BTreeMap::from([(attributes::ATTACHED.to_owned(), mark)]);
         self.remote.call(move |engine| async move { engine.control.pool.set_attributes(id, changes).await })?
     }
@@ -294,19 +300,23 @@ impl Daemon {
         self.directory.join(id.to_string())
     }
 
-    fn attach(&self, volume: &VolumeInfo, read_only: bool) -> Result<Attachment> {
+    fn attach(&self, known: &Known, read_only: bool) -> Result<Attachment> {
+        let Known { volume, attachment, mark: before } = known;
         let name = &volume.name;
         let read_only = read_only || volume.read_only;
-        if let Some(attachment) = self.attachment(volume.id)? {
+        if let Some(attachment) = attachment {
             if attachment.read_only == read_only {
-                return Ok(attachment);
+                return Ok(attachment.clone());
             }
             let (device, how) = (attachment.device.display(), if read_only { "for writing" } else { "read-only" });
             return Err(Error::Busy(format!("{name} is attached {how} as {device} already; detach it first")));
         }
         // First noted, then done: a successor knows of every device that there may be.
-        let before = self.mark(volume.id)?;
-        self.set_mark(volume.id, Some(if read_only { "ro" } else { attributes::FOR_WRITING }.into()))?;
+        let mark = Some(Vec::from(if read_only { "ro" } else { attributes::FOR_WRITING }));
+        let is_marked = *before == mark;
+        if !is_marked {
+            self.set_mark(volume.id, mark)?;
+        }
         let request = AttachRequest {
             file: self.file(volume.id),
             pool: self.pool,
@@ -323,7 +333,7 @@ impl Daemon {
             Ok(attached) => attached,
             Err(error) => {
                 // What was to be brought back still is.
-                if let Err(error) = self.set_mark(volume.id, before) {
+                if !is_marked && let Err(error) = self.set_mark(volume.id, before.clone()) {
                     tracing::warn!(volume = %name, "attach: {error}");
                 }
                 return Err(error);
@@ -405,21 +415,20 @@ impl Daemon {
             for volume in engine.control.pool.volumes() {
                 let attributes = engine.control.pool.attributes(volume.id).await?;
                 let ours = !attributes.contains_key(attributes::EPHEMERAL);
-                if let Some(how) = attributes.get(attributes::ATTACHED)
-                    && ours
-                {
-                    let read_only = how == b"ro";
-                    marked.push((volume, read_only));
+                let mark = attributes.get(attributes::ATTACHED).cloned();
+                if mark.is_some() && ours {
+                    let attachment = engine.control.devices.borrow().get(&volume.id).cloned();
+                    marked.push(Known { volume, attachment, mark });
                 }
             }
             Ok::<_, Error>(marked)
         })??;
         let (mut attached, mut failed) = (Vec::new(), None);
-        for (volume, read_only) in marked {
-            match self.attach(&volume, read_only) {
+        for known in marked {
+            match self.attach(&known, known.mark.as_deref() == Some(b"ro")) {
                 Ok(attachment) => attached.push(attachment),
                 Err(error) => {
-                    tracing::error!(volume = %volume.name, "attach --all: {error}");
+                    tracing::error!(volume = %known.volume.name, "attach --all: {error}");
                     failed.get_or_insert(error);
                 }
             }
@@ -463,11 +472,11 @@ impl Daemon {
     }
 
     /// One change of the pool: the mark of an attached volume goes with the volume.
-    fn delete(&self, volume: &VolumeInfo, command: Command) -> Result<Reply> {
-        if let Some(attachment) = self.attachment(volume.id)?
-            && !volume.protected
+    fn delete(&self, known: &Known, command: Command) -> Result<Reply> {
+        if let Some(attachment) = &known.attachment
+            && !known.volume.protected
         {
-            self.detach(volume.id, &attachment, false)?;
+            self.detach(known.volume.id, attachment, false)?;
         }
         self.execute(command)
     }
