@@ -64,8 +64,7 @@ impl Moments {
 impl Deaths {
     /// From now on.
     pub fn of(pool: &TestPool) -> Self {
-        let name = pool.folder().file_name().expect("a name").to_string_lossy().into_owned();
-        let log = PathBuf::from(format!("/var/log/plywood/{name}.log"));
+        let log = pool.log();
         let read = fs::metadata(&log).expect("the daemon's log").len();
         Self { log, read, table: Table::default() }
     }

@@ -267,8 +267,7 @@ pub fn sigterm_while_mounted() {
     });
     // What is mounted goes on working: the front cannot go while somebody stands on it.
     fs::write(point.join("still"), "works").expect("the mount works");
-    let name = pool.folder().file_name().expect("a name").to_string_lossy().into_owned();
-    let log = fs::read_to_string(format!("/var/log/plywood/{name}.log")).expect("the daemon's log");
+    let log = fs::read_to_string(pool.log()).expect("the daemon's log");
     assert!(log.contains(point.to_str().expect("a path")), "the log names the mount point: {log}");
     run("umount", [point.as_os_str()]).expect();
     pool.stop_if_running();

@@ -262,14 +262,21 @@ impl Drop for TestPool {
                 let _ = command::run("kill", ["-9".to_owned(), front.to_string()]);
             }
         }
+        if !std::thread::panicking() {
+            let _ = fs::remove_file(self.log());
+        }
     }
 }
 
 impl TestPool {
+    /// The daemon's log, by the pool's name, which is the folder's.
+    pub fn log(&self) -> PathBuf {
+        Path::new("/var/log/plywood").join(self.folder.path().file_name().expect("a name")).with_extension("log")
+    }
+
     /// For the message of a failed test: the end of the daemon's log, and what the kernel said.
     fn tell_state(&self) {
-        let name = self.folder.path().file_name().expect("a name").to_string_lossy().into_owned();
-        for line in [format!("tail -n 40 /var/log/plywood/{name}.log"), "dmesg | tail -n 15".to_owned()] {
+        for line in [format!("tail -n 40 {}", self.log().display()), "dmesg | tail -n 15".to_owned()] {
             let outcome = command::shell(&line);
             println!("--- {line}\n{}{}", outcome.stdout, outcome.stderr);
         }
