@@ -1,7 +1,7 @@
 //! Giving free space back to the host: by and by, and all of it at once.
 //!
-//! Invariants: a run under punch is held, so that nobody is handed its blocks (O7); what has been punched is unready until
-//! the host has its space again (`growth.rs`); as many blocks stay as are kept ready, or they would be taken back at once.
+//! Invariants: a run under punch is held, the holes in it as well, so that nobody is handed its blocks and nobody makes them ready
+//! (O7); what has been punched is unready until the host has its space again (`growth.rs`); as many blocks stay as are kept ready, or they would be taken back at once.
 
 use super::Storage;
 use super::pool::Pool;
@@ -12,7 +12,7 @@ use crate::error::{Error, Result};
 
 /// Runs punched before somebody else has a look.
 const RUNS: usize = 64;
-/// Shortest run that is worth punching (64 KiB), and the longest that is punched at once (32 MiB).
+/// Fewest free blocks that are worth punching (64 KiB), and the longest run that is punched at once (32 MiB).
 const PUNCH_BLOCKS: (u32, u32) = (16, 8192);
 /// The same where everything is to go: no longer ones, so that little is left for the sake of metadata.
 const TRIM_BLOCKS: (u32, u32) = (1, 256);
@@ -63,7 +63,7 @@ impl<S: Storage> Pool<S> {
         self.inner.storage.flush().await.map_err(|error| self.poison(&Error::io("flush after punching", error)))
     }
 
-    /// Gives up to `runs` free runs of `least` to `most` blocks back to the host, and answers how many; `keep_free` free blocks
+    /// Gives up to `runs` runs of up to `most` blocks, `least` of them free and not yet holes, back to the host, and answers how many; `keep_free` free blocks
     /// stay. A run under punch is claimed: nobody is handed its blocks.
     pub(super) async fn punch_some(&self, runs: usize, (least, most): (u32, u32), keep_free: u64) -> usize {
         let inner = &self.inner;
@@ -81,10 +81,9 @@ impl<S: Storage> Pool<S> {
             drop(work);
             {
                 let mut state = inner.state.borrow_mut();
-                state.counters.blocks_punched += if punched.is_ok() { run.count } else { 0 };
                 match &punched {
-                    _ if is_broken(Canary::PunchUnclaimed) => {}
-                    Ok(()) => state.allocator.give_back(run),
+                    Ok(()) if is_broken(Canary::PunchUnclaimed) => state.counters.blocks_punched += run.count,
+                    Ok(()) => state.counters.blocks_punched += state.allocator.give_back(run),
                     Err(_) => state.allocator.release_run(run),
                 }
             }

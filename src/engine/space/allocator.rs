@@ -108,6 +108,13 @@ impl GroupSpace {
         self.unready.as_ref().is_some_and(|blocks| blocks.contains(index))
     }
 
+    /// Whether all of them are nobody's holes, and nobody is making them ready.
+    fn are_holes(&self, blocks: Range<u32>) -> bool {
+        let none_is = |set: &Bitmap| set.next_set(blocks.start).is_none_or(|index| index >= blocks.end);
+        let unready = |set: &Bitmap| set.next_clear(blocks.start) >= blocks.end;
+        blocks.is_empty() || none_is(&self.held) && self.unready.as_ref().is_some_and(unready)
+    }
+
     fn set_ready(&mut self, index: u32) {
         if let Some(blocks) = &mut self.unready {
             blocks.remove(index);
@@ -161,6 +168,30 @@ fn find_in(set: &Bitmap, from: u32, least: u32, most: u32, wanted: impl Fn(u32) 
             at += count + 1;
         }
         from = end;
+    }
+    None
+}
+
+/// The first run of up to `most` blocks that has `least` free ones that are `wanted`, begins and ends with one, and has nothing but
+/// holes between them: start and count.
+fn find_among_holes(space: &GroupSpace, least: u32, most: u32, wanted: impl Fn(u32) -> bool) -> Option<(u32, u32)> {
+    let mut from = 0;
+    while let Some(start) = space.free.next_set(from) {
+        let limit = space.blocks.min(start.saturating_add(most));
+        let (mut at, mut end, mut found) = (start, start, 0);
+        while at < limit && wanted(at) {
+            let free = space.free.next_clear(at).min(limit);
+            end = (at..free).find(|index| !wanted(*index)).unwrap_or(free);
+            found += end - at;
+            match space.free.next_set(end) {
+                Some(next) if space.are_holes(end..next) => at = next,
+                _ => break,
+            }
+        }
+        if found >= least && found > 0 {
+            return Some((start, end - start));
+        }
+        from = end.max(start + 1);
     }
     None
 }
@@ -413,9 +444,10 @@ impl Allocator {
         });
     }
 
-    /// Takes a run of at least `least` free blocks that the host may have allocated, to be punched; they are held
-    /// meanwhile. Blocks for metadata are left when no more than `keep` of them are there, and `keep_free` blocks whatever
-    /// they are for.
+    /// Takes a run with at least `least` free blocks that the host may have allocated, to be punched; it is held meanwhile.
+    /// What stands between them are holes, punched before or never used: what was given back block by block would keep the
+    /// rest from ever being a run. Blocks for metadata are left when no more than `keep` of them are there, and `keep_free`
+    /// blocks whatever they are for.
     pub(crate) fn take_punchable(&mut self, least: u32, most: u32, keep: u64, keep_free: u64) -> Option<Run> {
         let most = u64::from(most).min(self.free.saturating_sub(keep_free)) as u32;
         if most < least {
@@ -438,12 +470,14 @@ impl Allocator {
         Some(found)
     }
 
-    /// A held run has been punched.
-    pub(crate) fn give_back(&mut self, run: Run) {
+    /// A held run has been punched. Answers how many of its blocks were no holes before.
+    pub(crate) fn give_back(&mut self, run: Run) -> u64 {
+        let before = self.unready;
         self.with_each(run, |space, index| {
             space.held.remove(index);
             space.unready.get_or_insert_with(Bitmap::new).insert(index);
         });
+        self.unready - before
     }
 
     /// Takes a run of up to `most` unprepared blocks at or after `from`; they are held meanwhile.
@@ -487,10 +521,10 @@ impl Allocator {
         });
     }
 
-    /// The first run of `least` to `most` free blocks that are all `wanted`.
+    /// The first run of up to `most` blocks with `least` free ones that are `wanted`, and holes between them.
     fn find_run(&self, least: u32, most: u32, wanted: impl Fn(&GroupSpace, u32) -> bool) -> Option<Run> {
         self.groups.iter().filter(|(_, space)| space.free_count >= least).find_map(|(group, space)| {
-            let (start, count) = find_in(&space.free, 0, least, most, |index| wanted(space, index))?;
+            let (start, count) = find_among_holes(space, least, most, |index| wanted(space, index))?;
             Some(Run { start: self.geometry.group_start(*group).plus(u64::from(start)), count: u64::from(count) })
         })
     }
