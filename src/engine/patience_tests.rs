@@ -189,9 +189,9 @@ fn what_is_freed_among_holes_is_given_back() {
         for _ in 0..50 {
             tick(&pool).await;
         }
-        let punched = pool.counters().blocks_punched - before;
-        // 64 MiB came free; what is kept ready and for metadata stays.
-        assert!((24 * MIB / 4096..=64 * MIB / 4096).contains(&punched), "{punched} blocks punched");
+        // 64 MiB came free; 32 MiB are kept ready, and 8 MiB for metadata.
+        let (punched, ready_bytes) = (pool.counters().blocks_punched - before, pool.info().ready_bytes);
+        assert!(punched >= 24 * MIB / 4096 && ready_bytes <= 41 * MIB, "{punched} blocks punched, {ready_bytes} ready");
         assert_clean(&pool).await;
     });
 }
