@@ -445,9 +445,9 @@ impl Allocator {
     }
 
     /// Takes a run with at least `least` free blocks that the host may have allocated, to be punched; it is held meanwhile.
-    /// What stands between them are holes, punched before or never used: what was given back block by block would keep the
-    /// rest from ever being a run. Blocks for metadata are left when no more than `keep` of them are there, and `keep_free`
-    /// blocks whatever they are for.
+    /// What stands between them may be holes, punched before or never used: what was given back block by block would keep the
+    /// rest from ever being a run. Those come last, since each piece of them costs the host as much as a long run. Blocks for
+    /// metadata are left when no more than `keep` of them are there, and `keep_free` blocks whatever they are for.
     pub(crate) fn take_punchable(&mut self, least: u32, most: u32, keep: u64, keep_free: u64) -> Option<Run> {
         let most = u64::from(most).min(self.free.saturating_sub(keep_free)) as u32;
         if most < least {
@@ -521,11 +521,22 @@ impl Allocator {
         });
     }
 
-    /// The first run of up to `most` blocks with `least` free ones that are `wanted`, and holes between them.
+    /// The first run of up to `most` blocks with `least` free ones that are `wanted`, and if need be holes between them.
     fn find_run(&self, least: u32, most: u32, wanted: impl Fn(&GroupSpace, u32) -> bool) -> Option<Run> {
-        self.groups.iter().filter(|(_, space)| space.free_count >= least).find_map(|(group, space)| {
-            let (start, count) = find_among_holes(space, least, most, |index| wanted(space, index))?;
-            Some(Run { start: self.geometry.group_start(*group).plus(u64::from(start)), count: u64::from(count) })
+        let whole = |space: &GroupSpace| find_in(&space.free, 0, least, most, |index| wanted(space, index));
+        let among_holes = |space: &GroupSpace| find_among_holes(space, least, most, |index| wanted(space, index));
+        self.find_group(least, whole).or_else(|| self.find_group(least, among_holes))
+    }
+
+    fn find_group(&self, least: u32, find: impl Fn(&GroupSpace) -> Option<(u32, u32)>) -> Option<Run> {
+        let found = self
+            .groups
+            .iter()
+            .filter(|(_, space)| space.free_count >= least)
+            .find_map(|(group, space)| Some((*group, find(space)?)));
+        found.map(|(group, (start, count))| Run {
+            start: self.geometry.group_start(group).plus(u64::from(start)),
+            count: u64::from(count),
         })
     }
 
