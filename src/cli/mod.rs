@@ -88,7 +88,7 @@ enum Command {
     Image(image::ImageCommand),
     /// Run a command in a container on a clone of an image
     Run(run::RunArguments),
-    /// Start a container that has ended once more
+    /// Run a container again that has ended
     Start(run::StartArguments),
     /// List the containers that run has made
     Ps(ps::PsArguments),

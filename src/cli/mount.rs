@@ -17,7 +17,7 @@ use super::attach::{delete_when_idle, detach_when_idle};
 use super::working::{ephemeral, private_name};
 use super::{Context, Name, output};
 use crate::daemon::filesystem::{self, FileSystem};
-use crate::daemon::mounts::{Mount, device_number, own_mounts};
+use crate::daemon::mounts::{Mount, device_number, mount_of, own_mounts};
 use crate::daemon::protocol::{Attachment, Bytes, Command, Kind, Reply};
 use crate::daemon::{Client, attributes, making, running_daemons};
 
@@ -270,6 +270,11 @@ fn attach_for_mount(client: &Client, name: &str, read_only: bool) -> Result<Path
 pub(super) fn release(client: &Client, name: &str) -> Result<()> {
     let found = client.attributes(name)?;
     let marked = |key: &str| found.get(key).is_some_and(|value| value.0 == b"mount");
+    if let Some(device) = client.volume(name)?.device
+        && mount_of(&device)?.is_some()
+    {
+        return Ok(());
+    }
     let released = match (marked(attributes::ATTACHED_BY), marked(attributes::EPHEMERAL)) {
         (true, true) => delete_when_idle(client, name),
         (true, false) => detach_when_idle(client, name),

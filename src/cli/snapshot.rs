@@ -10,7 +10,7 @@ use super::image::labels;
 use super::output::{self, Waiting, confirm};
 use super::{Context, Name, size, volume};
 use crate::daemon::Client;
-use crate::daemon::mounts::{device_number, own_mounts};
+use crate::daemon::mounts::mount_of;
 use crate::daemon::protocol::{Command, Keep, Volume};
 use crate::io::Frozen;
 
@@ -198,9 +198,7 @@ fn list(context: &Context, snapshots: Vec<Volume>) -> Result<()> {
 /// `instead` is what to do where it is mounted elsewhere only.
 pub(super) fn hold_still(volume: &Volume, instead: &str) -> Result<Option<Frozen>> {
     let Some(device) = &volume.device else { return Ok(None) };
-    let number = device_number(device).with_context(|| device.display().to_string())?;
-    let mounts = own_mounts().context("/proc/self/mountinfo")?;
-    let Some(mount) = mounts.into_iter().find(|mount| mount.is_of(device, number)) else {
+    let Some(mount) = mount_of(device).with_context(|| device.display().to_string())? else {
         let device: PathBuf = device.clone();
         anyhow::bail!(
             "{} is not mounted in this mount namespace; run this where it is mounted, {instead}",

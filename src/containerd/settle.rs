@@ -9,7 +9,7 @@ use std::io;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
-use crate::daemon::mounts::{Use, device_number, own_mounts, users};
+use crate::daemon::mounts::{Use, device_number, mount_of, users};
 
 /// Writes out what is mounted from `device`, in whichever mount namespace; nothing when it is not mounted.
 ///
@@ -20,7 +20,7 @@ pub fn settle(device: &Path) -> io::Result<()> {
         return Ok(());
     }
     let number = device_number(device)?;
-    let own = own_mounts()?.into_iter().find(|mount| mount.is_of(device, number)).map(|mount| mount.mount_point);
+    let own = mount_of(device)?.map(|mount| mount.mount_point);
     let directory = own.or_else(|| users(device, &[]).iter().find_map(directory_of));
     match directory.map(|directory| File::open(&directory)) {
         Some(Ok(directory)) if file_system_of(&directory)? == number => Ok(rustix::fs::syncfs(&directory)?),

@@ -64,8 +64,20 @@ pub(super) struct Daemon {
 struct Known {
     volume: VolumeInfo,
     attachment: Option<Attachment>,
+    attributes: BTreeMap<String, Vec<u8>>,
+}
+
+impl Known {
+    async fn of(engine: &Engine, volume: VolumeInfo) -> Result<Self> {
+        let attachment = engine.control.devices.borrow().get(&volume.id).cloned();
+        let attributes = engine.control.pool.attributes(volume.id).await?;
+        Ok(Self { volume, attachment, attributes })
+    }
+
     /// The mark of an attached volume.
-    mark: Option<Vec<u8>>,
+    fn mark(&self) -> Option<&Vec<u8>> {
+        self.attributes.get(attributes::ATTACHED)
+    }
 }
 
 /// How an engine process serves.
@@ -196,13 +208,14 @@ impl Daemon {
             }
             Command::AttachAll => Reply::Attached(self.attach_all()?),
             Command::Detach { name } => {
-                let (_device, Known { volume, attachment, .. }) = self.lock_volume(&name)?;
-                let Some(attachment) = attachment else {
+                let (_device, known) = self.lock_volume(&name)?;
+                let id = known.volume.id;
+                let Some(attachment) = known.attachment else {
                     // A predecessor may have died between detaching and forgetting.
-                    self.forget(volume.id)?;
+                    self.forget(id)?;
                     return Err(Error::NotFound(format!("{name} is not attached; nothing to detach")).into());
                 };
-                self.detach(volume.id, &attachment, true)?;
+                self.detach(id, &attachment, true)?;
                 Reply::Done
             }
             Command::DetachAll => Reply::Detached(self.detach_all(true)?),
@@ -270,9 +283,7 @@ impl Daemon {
         let name = name.to_owned();
         self.remote.call(|engine| async move {
             let volume = engine.control.find(&name)?;
-            let attachment = engine.control.devices.borrow().get(&volume.id).cloned();
-            let mark = engine.control.pool.attributes(volume.id).await?.get(attributes::ATTACHED).cloned();
-            Ok(Known { volume, attachment, mark })
+            Known::of(&engine, volume).await
         })?
     }
 
@@ -301,7 +312,7 @@ impl Daemon {
     }
 
     fn attach(&self, known: &Known, read_only: bool) -> Result<Attachment> {
-        let Known { volume, attachment, mark: before } = known;
+        let Known { volume, attachment, .. } = known;
         let name = &volume.name;
         let read_only = read_only || volume.read_only;
         if let Some(attachment) = attachment {
@@ -313,7 +324,7 @@ impl Daemon {
         }
         // First noted, then done: a successor knows of every device that there may be.
         let mark = Some(Vec::from(if read_only { "ro" } else { attributes::FOR_WRITING }));
-        let is_marked = *before == mark;
+        let is_marked = known.mark() == mark.as_ref();
         if !is_marked {
             self.set_mark(volume.id, mark)?;
         }
@@ -333,7 +344,7 @@ impl Daemon {
             Ok(attached) => attached,
             Err(error) => {
                 // What was to be brought back still is.
-                if !is_marked && let Err(error) = self.set_mark(volume.id, before.clone()) {
+                if !is_marked && let Err(error) = self.set_mark(volume.id, known.mark().cloned()) {
                     tracing::warn!(volume = %name, "attach: {error}");
                 }
                 return Err(error);
@@ -413,19 +424,16 @@ impl Daemon {
         let marked = self.remote.call(|engine| async move {
             let mut marked = Vec::new();
             for volume in engine.control.pool.volumes() {
-                let attributes = engine.control.pool.attributes(volume.id).await?;
-                let ours = !attributes.contains_key(attributes::EPHEMERAL);
-                let mark = attributes.get(attributes::ATTACHED).cloned();
-                if mark.is_some() && ours {
-                    let attachment = engine.control.devices.borrow().get(&volume.id).cloned();
-                    marked.push(Known { volume, attachment, mark });
+                let known = Known::of(&engine, volume).await?;
+                if known.mark().is_some() && !known.attributes.contains_key(attributes::EPHEMERAL) {
+                    marked.push(known);
                 }
             }
             Ok::<_, Error>(marked)
         })??;
         let (mut attached, mut failed) = (Vec::new(), None);
         for known in marked {
-            match self.attach(&known, known.mark.as_deref() == Some(b"ro")) {
+            match self.attach(&known, known.mark().is_some_and(|mark| mark == b"ro")) {
                 Ok(attachment) => attached.push(attachment),
                 Err(error) => {
                     tracing::error!(volume = %known.volume.name, "attach --all: {error}");

@@ -37,6 +37,15 @@ pub fn own_mounts() -> io::Result<Vec<Mount>> {
     Ok(parse(&fs::read("/proc/self/mountinfo")?))
 }
 
+/// Where this process sees a block device mounted first. None: nowhere.
+///
+/// # Errors
+/// What the host says of the device, and when `/proc` is not there.
+pub fn mount_of(device: &Path) -> io::Result<Option<Mount>> {
+    let number = device_number(device)?;
+    Ok(own_mounts()?.into_iter().find(|mount| mount.is_of(device, number)))
+}
+
 /// Splits `mountinfo`. A line that does not look like one is left out.
 pub fn parse(text: &[u8]) -> Vec<Mount> {
     text.split(|byte| *byte == b'\n').filter_map(parse_line).collect()

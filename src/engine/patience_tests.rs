@@ -167,19 +167,25 @@ fn full_pool_grows_by_itself_up_to_its_limit() {
     });
 }
 
+/// Writes a volume's first `bytes`, and discards the blocks of even number again.
+async fn every_other_block(pool: &Pool<MemoryStorage>, volume: VolumeId, bytes: u64) -> VolumeHandle<MemoryStorage> {
+    fill(pool, volume, 0, bytes as usize, 1).await;
+    let handle = pool.open_volume(volume, false).unwrap();
+    for block in (0..bytes / 4096).step_by(2) {
+        drop(handle.discard(block * 4096, 4096).await.unwrap());
+    }
+    for _ in 0..5 {
+        tick(pool).await;
+    }
+    handle
+}
+
 /// The holes that a trim had left between blocks in use kept these from being a run when they came free.
 #[test]
 fn what_is_freed_among_holes_is_given_back() {
     with_pool(|pool| async move {
         let volume = pool.create_volume(new_volume("v", 256 * MIB)).await.unwrap().id;
-        fill(&pool, volume, 0, 128 * MIB as usize, 1).await;
-        let handle = pool.open_volume(volume, false).unwrap();
-        for block in (0..128 * MIB / 4096).step_by(2) {
-            drop(handle.discard(block * 4096, 4096).await.unwrap());
-        }
-        for _ in 0..5 {
-            tick(&pool).await;
-        }
+        let handle = every_other_block(&pool, volume, 128 * MIB).await;
         pool.trim().await.unwrap();
         let before = pool.counters().blocks_punched;
         drop(handle.discard(0, 256 * MIB).await.unwrap());
@@ -200,14 +206,7 @@ fn what_is_freed_among_holes_is_given_back() {
 fn trim_gives_single_blocks_back() {
     with_pool(|pool| async move {
         let volume = pool.create_volume(new_volume("v", 64 * MIB)).await.unwrap().id;
-        fill(&pool, volume, 0, 16 * MIB as usize, 1).await;
-        let handle = pool.open_volume(volume, false).unwrap();
-        for block in (0..4096).step_by(2) {
-            drop(handle.discard(block * 4096, 4096).await.unwrap());
-        }
-        for _ in 0..5 {
-            tick(&pool).await;
-        }
+        let handle = every_other_block(&pool, volume, 16 * MIB).await;
         let before = pool.counters().blocks_punched;
         pool.trim().await.unwrap();
         assert!(pool.counters().blocks_punched >= before + 2048, "{} punched", pool.counters().blocks_punched - before);

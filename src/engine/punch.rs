@@ -1,7 +1,8 @@
 //! Giving free space back to the host: by and by, and all of it at once.
 //!
-//! Invariants: a run under punch is held, the holes in it as well, so that nobody is handed its blocks and nobody makes them ready
-//! (O7); what has been punched is unready until the host has its space again (`growth.rs`); as many blocks stay as are kept ready, or they would be taken back at once.
+//! Invariants: a run under punch is held, the holes in it as well, so that nobody is handed its blocks and nobody makes them
+//! ready (O7); what has been punched is unready until the host has its space again (`growth.rs`); as many blocks stay as are
+//! kept ready, or they would be taken back at once.
 
 use super::Storage;
 use super::pool::Pool;
@@ -63,8 +64,8 @@ impl<S: Storage> Pool<S> {
         self.inner.storage.flush().await.map_err(|error| self.poison(&Error::io("flush after punching", error)))
     }
 
-    /// Gives up to `runs` runs of up to `most` blocks, `least` of them free and not yet holes, back to the host, and answers how many; `keep_free` free blocks
-    /// stay. A run under punch is claimed: nobody is handed its blocks.
+    /// Gives up to `runs` runs of up to `most` blocks, `least` of them free and not yet holes, back to the host, and answers
+    /// how many; `keep_free` free blocks stay. A run under punch is claimed: nobody is handed its blocks.
     pub(super) async fn punch_some(&self, runs: usize, (least, most): (u32, u32), keep_free: u64) -> usize {
         let inner = &self.inner;
         for done in 0..runs {
@@ -82,7 +83,7 @@ impl<S: Storage> Pool<S> {
             {
                 let mut state = inner.state.borrow_mut();
                 match &punched {
-                    Ok(()) if is_broken(Canary::PunchUnclaimed) => state.counters.blocks_punched += run.count,
+                    _ if is_broken(Canary::PunchUnclaimed) => state.counters.blocks_punched += run.count,
                     Ok(()) => state.counters.blocks_punched += state.allocator.give_back(run),
                     Err(_) => state.allocator.release_run(run),
                 }

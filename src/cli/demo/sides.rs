@@ -221,7 +221,7 @@ fn add_layer(story: &Story, client: &Client, below: &str, layer: usize) -> Resul
     let working = format!("building-{name}");
     let mut container = Container::open(client, below, Some(&working), [].into())?;
     write_layer(layer, &container.root(), story.arguments.file_size, &story.interrupt)?;
-    container.keep(true);
+    container.keep = true;
     container.close()?;
     client.create_snapshot(&working, &name, [].into())?;
     client.delete(&working)?;

@@ -26,30 +26,12 @@ pub struct Terms {
     pub wanted: Vec<Wanted>,
     /// When a file of its log is full, where it runs in the background.
     pub log_bytes: u64,
+    /// It goes when its command has ended.
+    pub thrown_away: bool,
 }
 
-/// What is decided anew at each start.
-#[derive(Clone, Copy, Debug)]
-pub struct Course {
-    /// It runs in the background, and this process looks after it.
-    pub detached: bool,
-    /// Whether the container stays.
-    pub keep: Keep,
-}
-
-/// Whether a container stays when it has ended.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Keep {
-    /// It goes.
-    Never,
-    /// It stays if its command has run.
-    Started,
-    /// It stays.
-    Always,
-}
-
-/// Runs a container until it ends, and takes it down. Answers the command's exit code; 128 and the signal's number when a
-/// signal ended it.
+/// Runs a container until it ends, and takes it down; `detached` where this process looks after it in the background. Answers
+/// the command's exit code; 128 and the signal's number when a signal ended it.
 ///
 /// # Errors
 ///
@@ -58,10 +40,10 @@ pub fn conduct(
     client: &Client,
     mut container: Container<'_>,
     terms: Terms,
-    course: Course,
+    detached: bool,
     interrupt: &Interrupt,
 ) -> Result<ExitCode> {
-    let Terms { mut settings, wanted, log_bytes } = terms;
+    let Terms { mut settings, wanted, log_bytes, thrown_away } = terms;
     let name = container.volume.name.clone();
     let (volumes, mounts) = Volumes::mount(client, &container.id, &container.root(), &wanted, interrupt)?;
     settings.mounts = mounts;
@@ -76,7 +58,7 @@ pub fn conduct(
     bundle::write(&container.bundle, &settings).with_context(|| name.clone())?;
     ensure!(!interrupt.load(Ordering::Relaxed), "interrupted by a signal");
     let (pool, volume) = (client.pool_uuid()?, container.volume.uuid);
-    let log = course.detached.then(|| Log::begin(pool, volume, log_bytes)).transpose()?;
+    let log = detached.then(|| Log::begin(pool, volume, log_bytes)).transpose()?;
     let mut has_started = false;
     let status = {
         let started = || {
@@ -89,9 +71,11 @@ pub fn conduct(
         runtime::run(&container.bundle, &container.id, streams, started)
     };
     runtime::remove(&container.id);
-    // From here on it is a container that has run: it stays unless it was said otherwise.
-    let keep = course.keep == Keep::Always || course.keep == Keep::Started && has_started;
-    container.keep(keep);
+    if has_started {
+        // From here on it is a container that has run: it stays unless it was said otherwise.
+        container.keep = !thrown_away;
+    }
+    let keep = container.keep;
     let noted = match &status {
         Ok(status) if keep && has_started => {
             let code = code(*status).to_string();

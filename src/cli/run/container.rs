@@ -36,7 +36,8 @@ pub struct Container<'a> {
     pub volume: Volume,
     /// The directory of its bundle; `rootfs` in it is the mount point.
     pub bundle: PathBuf,
-    keep: bool,
+    /// Whether the clone stays when the container is closed: a new one does not, until it is said.
+    pub keep: bool,
     progress: Progress,
     /// Held for as long as somebody looks after the container.
     _attended: File,
@@ -150,11 +151,6 @@ impl<'a> Container<'a> {
         self.bundle.join("rootfs")
     }
 
-    /// Whether the clone stays when the container is closed.
-    pub fn keep(&mut self, keep: bool) {
-        self.keep = keep;
-    }
-
     /// Unmounts and detaches it, and deletes the clone where it is not to be kept.
     ///
     /// # Errors
@@ -214,7 +210,8 @@ fn default_name(image: &str, id: &str) -> String {
 }
 
 /// The attributes of a container. One that is thrown away at its end is also thrown away when whoever ran it has died.
-pub fn attributes(image: &str, command: &[String], terms: &Terms, thrown_away: bool) -> Attributes {
+pub fn attributes(image: &str, command: &[String], terms: &Terms) -> Attributes {
+    let thrown_away = terms.thrown_away;
     let [command, terms] = [serde_json::json!(command), serde_json::json!(terms)].map(|value| value.to_string());
     let mut attributes: Attributes = [
         (labels::CONTAINER_IMAGE.to_owned(), image.into()),

@@ -1,4 +1,4 @@
-//! `plywood logs`, `plywood kill` and `plywood rm`: containers after they were started.
+//! `plywood start`, `plywood logs`, `plywood kill` and `plywood rm`: containers that were run before.
 
 use std::io::{self, IsTerminal, Write};
 use std::path::Path;
@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, Result, ensure};
 use clap::Args;
 
-use super::conduct::{Course, Keep, Terms, conduct};
+use super::conduct::{Terms, conduct};
 use super::container::{CONTAINERS, Container, is_attended};
 use super::detached;
 use super::logs::{self, Line, Reader};
@@ -172,7 +172,7 @@ pub fn start(context: &Context, arguments: &StartArguments) -> Result<ExitCode> 
     terms.settings.terminal = !detached && io::stdin().is_terminal() && io::stdout().is_terminal();
     let interrupt = watch_signals()?;
     let container = Container::reopen(&client, container, id)?;
-    conduct(&client, container, terms, Course { detached, keep: Keep::Always }, &interrupt)
+    conduct(&client, container, terms, detached, &interrupt)
 }
 
 /// Does `plywood kill`.

@@ -23,7 +23,7 @@ pub use manage::{
 };
 pub use runtime::{check as check_runtime, remove as remove_container, run_in_background};
 
-use conduct::{Course, Keep, Terms, conduct};
+use conduct::{Terms, conduct};
 use mounts::Wanted;
 
 use super::image::labels;
@@ -120,13 +120,13 @@ pub fn run(context: &Context, arguments: &RunArguments) -> Result<ExitCode> {
         settings: settings.on(&configuration).with_context(|| image.clone())?,
         wanted: [&arguments.volume[..], &arguments.mount, &arguments.tmpfs].concat(),
         log_bytes: arguments.log_size,
+        thrown_away: arguments.rm,
     };
     // A signal while it is set up must not leave half of it behind; it ends it all the same.
     let interrupt = super::image::watch_signals()?;
-    let attributes = container::attributes(&image, &arguments.command, &terms, arguments.rm);
+    let attributes = container::attributes(&image, &arguments.command, &terms);
     let container = Container::open(&client, &image, name.as_deref(), attributes)?;
-    let keep = if arguments.rm { Keep::Never } else { Keep::Started };
-    conduct(&client, container, terms, Course { detached: arguments.detach, keep }, &interrupt)
+    conduct(&client, container, terms, arguments.detach, &interrupt)
 }
 
 /// Whether the command has a terminal.

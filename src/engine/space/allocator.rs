@@ -172,8 +172,8 @@ fn find_in(set: &Bitmap, from: u32, least: u32, most: u32, wanted: impl Fn(u32) 
     None
 }
 
-/// The first run of up to `most` blocks that has `least` free ones that are `wanted`, begins and ends with one, and has nothing but
-/// holes between them: start and count.
+/// The first run of up to `most` blocks that has `least` free ones that are `wanted`, begins and ends with one, and has
+/// nothing but holes between them: start and count.
 fn find_among_holes(space: &GroupSpace, least: u32, most: u32, wanted: impl Fn(u32) -> bool) -> Option<(u32, u32)> {
     let mut from = 0;
     while let Some(start) = space.free.next_set(from) {
