@@ -339,7 +339,6 @@ impl Daemon {
         let attached = self.helpers.run(&LoopCommand::Attach(request)).and_then(|devices| {
             devices.into_iter().next().ok_or_else(|| Error::Busy("no loop device was made; try again".into()))
         });
-        self.spares.see();
         let attached = match attached {
             Ok(attached) => attached,
             Err(error) => {
@@ -355,6 +354,8 @@ impl Daemon {
         let how = if read_only { ", read-only" } else { "" };
         self.tell(EventKind::Attached, name, format!("{}{how}", attachment.device.display()));
         self.enter(volume.id, attachment.clone())?;
+        // Last: it takes a processor from whoever waits for the answer.
+        self.spares.see();
         Ok(attachment)
     }
 

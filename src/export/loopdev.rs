@@ -32,6 +32,8 @@ use crate::units::VolumeId;
 const ATTEMPTS: u32 = 64;
 /// How long a detached device may take to let go of its file: probes of udev and the like hold it for a moment.
 const DETACH_PATIENCE: Duration = Duration::from_secs(5);
+/// How often it is looked whether a device has no other user any more.
+const LOOK_AGAIN: Duration = Duration::from_millis(20);
 /// Beginning of the name that we give our devices.
 const LABEL: &str = "plywood/";
 
@@ -188,27 +190,26 @@ pub fn prepare(spares: usize) -> Result<()> {
     let listing = |error| Error::io("looking at the loop devices", error);
     let mut numbers = Vec::new();
     for entry in fs::read_dir("/sys/block").map_err(listing)? {
-        let name = entry.map_err(listing)?.file_name();
-        numbers.extend(name.to_str().and_then(|name| name.strip_prefix("loop")?.parse::<u32>().ok()));
+        numbers.extend(loop_number(&entry.map_err(listing)?.file_name()));
     }
     numbers.sort_unstable();
-    let mut free: Vec<u32> = numbers.iter().copied().filter(|number| !sys_path(*number, "loop").exists()).collect();
-    let mut next = numbers.last().map_or(0, |last| last + 1);
-    while free.len() < spares {
-        match control()?.add(next) {
-            Ok(_) => free.push(next),
+    // The lowest are taken first: the rest are not looked at.
+    let mut free: Vec<u32> = numbers.iter().copied().filter(|number| !is_attached(*number)).take(spares).collect();
+    let first_new = numbers.last().map_or(0, |last| last + 1);
+    for number in first_new..=first_new + ATTEMPTS {
+        if free.len() == spares {
+            break;
+        }
+        match control()?.add(number) {
+            Ok(_) => free.push(number),
             // Somebody else was faster, or its node comes a moment later.
             Err(error) if matches!(error.kind(), io::ErrorKind::AlreadyExists | io::ErrorKind::NotFound) => {}
             Err(error) => return Err(Error::io("making a loop device", error)),
         }
-        next += 1;
-        if next > numbers.last().map_or(0, |last| last + 1) + ATTEMPTS {
-            break;
-        }
     }
-    // The lowest are taken first. Each waits for its own queue only.
+    // Each waits for its own queue only.
     thread::scope(|scope| {
-        for number in free.into_iter().take(spares) {
+        for number in free {
             scope.spawn(move || tune(number, None));
         }
     });
@@ -266,42 +267,88 @@ fn is_set(text: &str, value: &str) -> bool {
 
 /// Detaches a device and waits until it has let go of its file. Nothing happens when it is not attached.
 ///
+/// The driver detaches at once when nobody else has the device open, and with its last user otherwise, without a word about
+/// which it will be. So it is asked, and told to stay attached when the device did not go: to look first who has it open
+/// would mean to read all descriptors of all processes, most often for nothing.
+///
 /// # Errors
-/// [`Error::Busy`] that names mount points, in any mount namespace, and processes.
+/// [`Error::Busy`] that names mount points, in any mount namespace, and processes. The device stays attached then.
 pub fn detach(number: u32) -> Result<()> {
     let path = device_path(number);
-    if !sys_path(number, "loop").exists() {
-        return Ok(());
-    }
-    // O_EXCL fails while the device is mounted anywhere, or otherwise claimed, and keeps it from being mounted until it is
-    // detached. Without it the kernel would accept, and detach whenever the last user goes.
     let deadline = Instant::now() + DETACH_PATIENCE;
-    let Some(device) = claim(number, deadline)? else { return Ok(()) };
-    // Somebody who has it open keeps it attached too, whatever the driver answers: probes go after a moment.
-    while !in_use::users(number).is_empty() {
+    let Some(carried) = open(number)?.and_then(|device| Carried::by(&device)) else { return Ok(()) };
+    loop {
+        // O_EXCL fails while the device is mounted anywhere, or otherwise claimed, and keeps it from being mounted until it
+        // is asked to go. The number may be somebody else's by now.
+        let Some(device) = claim(number, deadline)?.filter(|device| carried.is_on(device)) else { break };
+        match abi::clear(&device) {
+            Ok(()) => {}
+            Err(error) if error.raw_os_error() == Some(libc::ENXIO) => break,
+            Err(error) if error.raw_os_error() == Some(libc::EBUSY) => return Err(busy(number)),
+            Err(error) => return Err(Error::io(format!("detaching {}", path.display()), error)),
+        }
+        // The last descriptor, ours, lets the driver finish.
+        drop(device);
+        if has_gone(number) {
+            break;
+        }
+        // Somebody has it open: probes go after a moment. It must not be mounted meanwhile and go with its file system.
+        let Some(device) = open(number)?.filter(|device| carried.is_on(device)) else { break };
+        abi::stay_attached(&device).map_err(|error| Error::io(format!("keeping {}", path.display()), error))?;
         if Instant::now() > deadline {
             return Err(busy(number));
         }
-        sleep(Duration::from_millis(20));
-    }
-    match abi::clear(&device) {
-        Ok(()) => {}
-        Err(error) if error.raw_os_error() == Some(libc::ENXIO) => return Ok(()),
-        Err(error) if error.raw_os_error() == Some(libc::EBUSY) => return Err(busy(number)),
-        Err(error) => return Err(Error::io(format!("detaching {}", path.display()), error)),
-    }
-    // The last descriptor, ours, lets the driver finish.
-    drop(device);
-    let mut pause = Duration::from_micros(100);
-    while sys_path(number, "loop").exists() {
-        if Instant::now() > deadline {
-            return Err(busy(number));
-        }
-        sleep(pause);
-        pause = (pause * 2).min(Duration::from_millis(20));
     }
     tracing::info!(device = %path.display(), "detached");
     Ok(())
+}
+
+/// What a device carries: its file, and the name that it was given; empty where the file's front has died and cannot say.
+#[derive(Debug, PartialEq, Eq)]
+struct Carried(Option<(u64, u64, String)>);
+
+impl Carried {
+    /// None when nothing is attached.
+    fn by(device: &File) -> Option<Self> {
+        match abi::status_of(device) {
+            Ok(status) => Some(Self(Some((status.device, status.inode, status.name())))),
+            Err(error) if error.raw_os_error() == Some(libc::ENXIO) => None,
+            Err(_) => Some(Self(None)),
+        }
+    }
+
+    /// Nothing shows that it is not.
+    fn is_on(&self, device: &File) -> bool {
+        Self::by(device).is_some_and(|Self(now)| now.is_none() || self.0.is_none() || now == self.0)
+    }
+}
+
+/// Opens a device as anybody may. None when there is none, or one that is being detached.
+fn open(number: u32) -> Result<Option<File>> {
+    let path = device_path(number);
+    match File::open(&path) {
+        Ok(device) => Ok(Some(device)),
+        Err(error) if matches!(error.raw_os_error(), Some(libc::ENXIO | libc::ENOENT)) => Ok(None),
+        Err(error) => Err(Error::io(format!("opening {}", path.display()), error)),
+    }
+}
+
+fn is_attached(number: u32) -> bool {
+    sys_path(number, "loop").exists()
+}
+
+/// Waits a moment for a device that was asked to go: Linux 5.17 lets go of the file a little later.
+fn has_gone(number: u32) -> bool {
+    let deadline = Instant::now() + LOOK_AGAIN;
+    let mut pause = Duration::from_micros(100);
+    while is_attached(number) {
+        if Instant::now() > deadline {
+            return false;
+        }
+        sleep(pause);
+        pause *= 2;
+    }
+    true
 }
 
 /// Whether nobody has a device mounted, also where no mount can be seen: one that an import works in is in no namespace.
@@ -329,7 +376,7 @@ fn claim(number: u32, deadline: Instant) -> Result<Option<File>> {
         if mounted || Instant::now() > deadline {
             return Err(busy(number));
         }
-        sleep(Duration::from_millis(20));
+        sleep(LOOK_AGAIN);
     }
 }
 
@@ -418,7 +465,7 @@ fn labelled() -> Result<Vec<(u32, abi::Info)>> {
     for entry in entries.flatten() {
         let name = entry.file_name();
         let Some(number) = loop_number(&name) else { continue };
-        if !sys_path(number, "loop").exists() {
+        if !is_attached(number) {
             continue;
         }
         // It may be detached, or deleted, at any moment: then it is not in the list.

@@ -181,6 +181,7 @@ fn main() {
         trial("volumes_of_a_real_docker", DOCKER, docker::volumes_of_docker),
         trial("volumes_of_a_real_podman", PODMAN, docker::volumes_of_podman),
         trial("detach_of_mounted_volume_names_who_and_where", EXT4, refusals::detach_of_mounted),
+        trial("device_that_is_open_stays_attached", EXT4, refusals::detach_of_opened),
         trial("detach_sees_other_mount_namespaces", EXT4, refusals::detach_in_other_namespace),
         trial("attached_volume_is_not_deleted_or_rolled_back", EXT4, refusals::attached_is_kept),
         trial("shrinking_below_the_file_system_is_refused", EXT4, refusals::shrink_below_file_system),

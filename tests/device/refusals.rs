@@ -44,6 +44,30 @@ pub fn detach_of_mounted() {
     pool.check();
 }
 
+/// A device that somebody has open stays attached for good, and does not go when that one closes it; a short look at it is
+/// waited for.
+pub fn detach_of_opened() {
+    let (pool, device) = with_file_system();
+    let opened = fs::File::open(&device).expect("the device");
+    let own = std::process::id().to_string();
+    pool.refused("detach files", &[&own, "open"]);
+    assert_eq!(pool.volume("files")["device"], *device, "it is attached as before");
+    drop(opened);
+    std::thread::sleep(Duration::from_millis(200));
+    let point = pool.mount("files");
+    fs::write(point.join("still"), "works").expect("the mount works");
+    pool.unmount(&point);
+    assert_eq!(pool.volume("files")["device"], *device, "unmounting does not detach either");
+    let probe = Background::start("sh", ["-c", &format!("exec sleep 1 <{device}")]);
+    wait_until("the probe has it open", Duration::from_secs(20), || {
+        fs::read_link(format!("/proc/{}/fd/0", probe.id())).is_ok_and(|at| at == Path::new(&device))
+    });
+    pool.done("detach files");
+    drop(probe);
+    pool.stop();
+    pool.check();
+}
+
 pub fn detach_in_other_namespace() {
     let (pool, device) = with_file_system();
     let point = pool.mount_point("elsewhere");

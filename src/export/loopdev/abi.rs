@@ -7,11 +7,14 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 use bytemuck::{Pod, Zeroable};
 
 const LOOP_CLR_FD: libc::Ioctl = 0x4C01;
+const LOOP_SET_STATUS64: libc::Ioctl = 0x4C04;
 const LOOP_GET_STATUS64: libc::Ioctl = 0x4C05;
 const LOOP_CONFIGURE: libc::Ioctl = 0x4C0A;
 
 /// Writes are refused.
 pub(super) const FLAG_READ_ONLY: u32 = 1;
+/// It is detached when its last user has closed it.
+const FLAG_AUTOCLEAR: u32 = 4;
 /// Past the page cache.
 pub(super) const FLAG_DIRECT_IO: u32 = 16;
 
@@ -21,7 +24,8 @@ pub(super) const FLAG_DIRECT_IO: u32 = 16;
 pub(super) struct Info {
     /// The file system of the backing file.
     pub device: u64,
-    inode: u64,
+    /// That file's number in it.
+    pub inode: u64,
     rdevice: u64,
     offset: u64,
     size_limit: u64,
@@ -76,10 +80,22 @@ pub(super) fn configure(
     Ok(())
 }
 
-/// Detaches, on a descriptor of the caller's choice: `loopdev-3` opens its own without O_EXCL.
+/// Detaches, on a descriptor of the caller's choice: `loopdev-3` opens its own without O_EXCL. The driver sets
+/// FLAG_AUTOCLEAR, so that it happens when the last descriptor is closed.
 pub(super) fn clear(device: &File) -> io::Result<()> {
     // SAFETY: the ioctl takes no argument.
     if unsafe { libc::ioctl(device.as_raw_fd(), LOOP_CLR_FD, 0) } < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    Ok(())
+}
+
+/// Takes FLAG_AUTOCLEAR back.
+pub(super) fn stay_attached(device: &File) -> io::Result<()> {
+    let mut info = status_of(device)?;
+    info.flags &= !FLAG_AUTOCLEAR;
+    // SAFETY: the ioctl reads one struct loop_info64, which lives through the call.
+    if unsafe { libc::ioctl(device.as_raw_fd(), LOOP_SET_STATUS64, &raw const info) } < 0 {
         return Err(io::Error::last_os_error());
     }
     Ok(())
