@@ -8,8 +8,9 @@
 //! `plain_export loop-helper` does one command on loop devices, as JSON on its standard input.
 //!
 //! `--record` appends all that changes FILE to LOG, in the form that `tests/device/recording.rs` reads. `--slow` names a file: the
-//! number in it is how many milliseconds every operation waits before it is done, none while the file is not there. An operation
-//! that comes while others still wait, and does not itself, is counted in the file MS.overtaken; MS.waits says how many wait.
+//! number in it is how many milliseconds every operation waits before it is done, none while the file is not there. A write that
+//! comes while others still wait, and does not itself, is told in the file MS.overtaken (whoever looks at the device reads it, so
+//! a read tells nothing); MS.waits says how many wait.
 //! `--faulty` names a file as well: while it is there, operations that its text names fail with EIO (read, write, flush).
 //!
 //! Prints the loop device when it is ready, and the pid of each engine process. What this device reaches is the most that
@@ -172,13 +173,13 @@ struct Recorder {
 }
 
 /// Fails an operation that is to fail, or waits where the disk is slow.
-async fn before(operation: &str, faulty: Option<Rc<Path>>, slow: Option<Rc<Slow>>) -> std::io::Result<()> {
+async fn before(operation: &'static str, faulty: Option<Rc<Path>>, slow: Option<Rc<Slow>>) -> std::io::Result<()> {
     let failing = faulty.and_then(|file| std::fs::read_to_string(file).ok());
     if failing.is_some_and(|words| words.split_whitespace().any(|word| word == operation)) {
         return Err(std::io::Error::from_raw_os_error(libc::EIO));
     }
     match slow {
-        Some(slow) => slow.wait().await,
+        Some(slow) => slow.wait(operation == "write").await,
         None => Ok(()),
     }
 }
@@ -191,10 +192,10 @@ struct Slow {
 }
 
 impl Slow {
-    async fn wait(&self) -> std::io::Result<()> {
+    async fn wait(&self, writes: bool) -> std::io::Result<()> {
         let text = std::fs::read_to_string(&self.file).unwrap_or_default();
         let Ok(milliseconds) = text.trim().parse() else {
-            if self.waiting.get() > 0 {
+            if writes && self.waiting.get() > 0 {
                 let mut overtaken = self.file.clone().into_os_string();
                 overtaken.push(".overtaken");
                 let mut file = std::fs::OpenOptions::new().create(true).append(true).open(overtaken)?;

@@ -1,4 +1,4 @@
-//! Rule O9 on a slow disk: an engine is killed while its reads and writes are on their way, and its successor does nothing
+//! Rule O9 on a slow disk: an engine is killed while its reads and writes are on their way, and its successor writes nothing
 //! before the last of them has ended.
 
 use std::ffi::OsStr;
@@ -32,8 +32,15 @@ pub fn successor_waits_for_the_dead(transport: Transport) {
         let engine = pool.process("engine_pid").expect("an engine");
         fs::write(&slow, SLOW_MS.to_string()).expect("a number");
         let waits = slow.with_extension("waits");
-        wait_until("many operations are on their way", Duration::from_secs(60), || {
-            fs::read_to_string(&waits).is_ok_and(|text| text.parse().is_ok_and(|count: u32| count > 8))
+        let waiting = || fs::read_to_string(&waits).ok().and_then(|text| text.parse::<u32>().ok()).unwrap_or(0);
+        wait_until("many operations are on their way", Duration::from_secs(60), || waiting() > 8);
+        // What it has sent must have come to the disk before the disk is quick again: it would overtake itself.
+        run("kill", ["-STOP".to_owned(), engine.to_string()]).expect();
+        let mut seen = 0;
+        wait_until("all that was sent has come", Duration::from_secs(60), || {
+            std::thread::sleep(Duration::from_millis(100));
+            let now = waiting();
+            std::mem::replace(&mut seen, now) == now
         });
         run("kill", ["-9".to_owned(), engine.to_string()]).expect();
         fs::remove_file(&slow).and_then(|()| fs::remove_file(&waits)).expect("the numbers");
@@ -43,7 +50,7 @@ pub fn successor_waits_for_the_dead(transport: Transport) {
     }
     writer.finish().expect();
     let overtaken = folder.path().join("slow.overtaken");
-    assert!(!overtaken.exists(), "a successor did I/O while that of the dead engine was on its way");
+    assert!(!overtaken.exists(), "a successor wrote while the dead engine's I/O was on its way");
     pool.done("detach raw");
     pool.stop();
     pool.check();
