@@ -43,6 +43,10 @@ pub struct Container<'a> {
     _attended: File,
 }
 
+/// How long whoever looked after a container has for what is left to do when its device has gone.
+const PATIENCE: Duration = Duration::from_secs(5);
+const LOOK_AGAIN: Duration = Duration::from_millis(20);
+
 /// The file in a bundle that is locked by whoever looks after its container.
 const ATTENDED: &str = "attended";
 
@@ -74,7 +78,10 @@ fn attend(bundle: &Path) -> Result<Option<File>> {
             .mode(0o700)
             .create(bundle)
             .with_context(|| bundle.display().to_string())?;
-        let file = File::create(&path).with_context(|| path.display().to_string())?;
+        let file = match File::create(&path) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
+            file => file.with_context(|| path.display().to_string())?,
+        };
         match flock(&file, FlockOperation::NonBlockingLockExclusive) {
             Err(Errno::WOULDBLOCK) => return Ok(None),
             locked => locked.with_context(|| path.display().to_string())?,
@@ -84,6 +91,31 @@ fn attend(bundle: &Path) -> Result<Option<File>> {
         if is_there {
             return Ok(Some(file));
         }
+    }
+}
+
+/// Removes a bundle, its lock last: from then on it may be somebody else's.
+fn remove_bundle(bundle: &Path) -> io::Result<()> {
+    let gone_is_fine = |removed: io::Result<()>| match removed {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+        removed => removed,
+    };
+    let entries = match fs::read_dir(bundle) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+        entries => entries?,
+    };
+    for entry in entries {
+        let entry = entry?;
+        if entry.file_type()?.is_dir() {
+            gone_is_fine(fs::remove_dir_all(entry.path()))?;
+        } else if entry.file_name() != ATTENDED {
+            gone_is_fine(fs::remove_file(entry.path()))?;
+        }
+    }
+    gone_is_fine(fs::remove_file(bundle.join(ATTENDED)))?;
+    match fs::remove_dir(bundle) {
+        Err(error) if error.kind() == io::ErrorKind::DirectoryNotEmpty => Ok(()),
+        removed => gone_is_fine(removed),
     }
 }
 
@@ -128,7 +160,15 @@ impl<'a> Container<'a> {
             bail!("{name} is attached as {}; detach it first", device.display());
         }
         let bundle = Path::new(CONTAINERS).join(&id);
-        let attended = attend(&bundle)?.with_context(|| format!("{name} runs already"))?;
+        let began = Instant::now();
+        let attended = loop {
+            // Whoever looked after it is not quite done when the device has gone.
+            match attend(&bundle)? {
+                Some(attended) => break attended,
+                None if began.elapsed() < PATIENCE => thread::sleep(LOOK_AGAIN),
+                None => bail!("{name} runs already"),
+            }
+        };
         let mut container =
             Self { client, id, volume, bundle, keep: true, progress: Progress::Cloned, _attended: attended };
         container.mount()?;
@@ -173,12 +213,7 @@ impl<'a> Container<'a> {
             }
             self.progress = Progress::Closed;
         }
-        match fs::remove_dir_all(&self.bundle) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => {
-                Err(error).with_context(|| self.bundle.display().to_string())
-            }
-            _ => Ok(()),
-        }
+        remove_bundle(&self.bundle).with_context(|| self.bundle.display().to_string())
     }
 }
 
