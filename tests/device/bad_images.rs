@@ -196,11 +196,16 @@ pub fn leave_nothing() {
 
     // An import that is killed leaves what prune takes.
     let slow = Layout::new(&pool, "slow", archive(&pool, "slow", 100 * MIB, "file")).write();
+    let volumes = pool.names().len();
     let mut killed = pool.prepare(["image", "import", &slow, "bad", "--size", "200M"]).spawn().expect("an import");
-    wait_until("its volume", Duration::from_secs(60), || left(&pool).len() > before.len());
     // Its parent is the program that would end it in time.
-    let import = run("pgrep", ["-P", &killed.id().to_string()]).expect();
-    run("kill", ["-9", import.trim()]).expect();
+    let mut import = String::new();
+    wait_until("the import", Duration::from_secs(60), || {
+        import = run("pgrep", ["-P", &killed.id().to_string()]).stdout.trim().to_owned();
+        !import.is_empty()
+    });
+    wait_until("its volume", Duration::from_secs(60), || pool.names().len() > volumes);
+    run("kill", ["-9", &import]).expect();
     killed.wait().expect("its end");
     pool.done("detach --all");
     pool.done("prune --yes");

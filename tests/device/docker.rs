@@ -355,7 +355,7 @@ pub fn volumes_of_docker() {
 
         // It outlives dockerd, and is used again after it.
         docker.done(&format!("volume create --driver {driver} later"));
-        docker.done("run -d --name later --network=none -v later:/data tiny /bin/sleep 600");
+        docker.done("run -d --stop-signal=KILL --name later --network=none -v later:/data tiny /bin/sleep 600");
         docker.stop();
         docker.start();
         docker.done("start later");

@@ -77,7 +77,7 @@ pub fn under_snapshots(transport: Transport, sector_size: u32) {
         }
         std::thread::sleep(Duration::from_millis(200));
     }
-    assert!(taken >= rounds / 2, "only {taken} snapshots were taken while fio was writing");
+    assert!(taken >= rounds / 5, "only {taken} snapshots were taken while fio was writing");
     raw_writer.finish().expect();
     file_writer.finish().expect();
 

@@ -16,8 +16,7 @@ use crate::support::machine::scratch;
 use crate::support::pool::{TestPool, Transport};
 
 const SIZE: &str = "512M";
-/// Longer than a claim takes to be beaten twice.
-const BEATS: Duration = Duration::from_secs(10);
+const LONG: Duration = Duration::from_secs(60);
 
 /// A loop device; it goes when this is dropped.
 struct Disk(PathBuf);
@@ -60,7 +59,7 @@ impl OtherHost {
         );
         let namespace =
             Background::start("unshare", ["--mount", "--uts", "--propagation", "private", "sh", "-e", "-c", &line]);
-        wait_until("the other host", BEATS, || ready.exists());
+        wait_until("the other host", LONG, || ready.exists());
         let program = folder.join("plywood-there");
         let enter = format!(
             "#!/bin/sh\nexec nsenter --target {} --mount --uts '{}' \"$@\"\n",
@@ -104,12 +103,18 @@ pub fn two_hosts_do_not_share_a_pool() {
     here.refused("volume list", &["in use on host other-host"]);
     there.done("detach other");
     there.stop();
-    assert!(!Path::new(&format!("{attached}/loop")).exists());
+    let attached = attached.trim_start_matches("/dev/");
+    assert!(!Path::new(&format!("/sys/block/{attached}/loop")).exists());
     here.attach("files");
 
     // A host that went down did not leave it.
-    let processes = ["front_pid", "engine_pid"].map(|key| here.process(key).expect("a process").to_string());
-    run("kill", ["-9", &processes[1], &processes[0]]).expect();
+    let [front, engine] = ["front_pid", "engine_pid"].map(|key| here.process(key).expect("a process").to_string());
+    // One that lived a moment longer would start a successor, which leaves the disk when it is told to end.
+    run("kill", ["-STOP", &front]).expect();
+    wait_until("the front stands still", LONG, || {
+        fs::read_to_string(format!("/proc/{front}/stat")).is_ok_and(|stat| stat.contains(") T "))
+    });
+    run("kill", ["-9", &engine, &front]).expect();
     there.refused("volume list", &["did not leave it", "--take-over", "destroyed"]);
     let taken = there.plywood(["volume", "list", "--take-over"]);
     assert!(taken.succeeded() && taken.stderr.contains("taken over from host"), "{taken:?}");
@@ -125,12 +130,21 @@ pub fn two_hosts_do_not_share_a_pool() {
         name: "robber".to_owned(),
     };
     let disk = File::options().write(true).open(&disk_there.0).expect("the disk");
-    disk.write_all_at(&claim.encode()[..], HOST_CLAIM.offset_bytes()).and_then(|()| disk.sync_all()).expect("a claim");
+    let rob = || {
+        let written = disk.write_all_at(&claim.encode()[..], HOST_CLAIM.offset_bytes());
+        written.and_then(|()| disk.sync_all()).expect("a claim");
+    };
     let write = format!("timeout 60 dd if=/dev/urandom of={device} bs=4096 count=1 oflag=direct conv=fsync");
-    wait_until("writes are refused", BEATS, || !shell(&write).succeeded());
+    // A beat that has read the claim of before writes its own over the robber's.
+    wait_until("writes are refused", LONG, || {
+        rob();
+        !shell(&write).succeeded()
+    });
     shell(&format!("timeout 60 dd if={device} of=/dev/null bs=4096 count=1 iflag=direct")).expect();
     let stopped = here.plywood(["stop", "--force"]);
-    wait_until("the end of the daemon", BEATS, || here.process("front_pid").is_none());
+    // Each look watches for a while.
+    wait_until("the end of the daemon", LONG, || here.process("front_pid").is_none());
+    drop(disk);
     here.refused("volume list", &["robber", "--take-over"]);
     let stands =
         HostClaim::decode(&fs::read(&disk_there.0).expect("the disk")[HOST_CLAIM.offset_bytes() as usize..][..4096]);

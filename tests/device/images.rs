@@ -9,6 +9,7 @@ use std::path::{Path, PathBuf};
 use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
 
+use crate::containers::UNTOUCHED_BYTES;
 use crate::support::command::run;
 use crate::support::machine::rootfs;
 use crate::support::pool::{TestPool, Transport};
@@ -319,7 +320,7 @@ pub fn images_share_what_they_have_in_common() {
     pool.done("run e --name idle");
     let own = pool.volume("idle")["own_bytes"].as_u64().expect("a number");
     println!("a container that wrote nothing has {own} bytes");
-    assert!(own < 64 << 10, "{own}");
+    assert!(own < UNTOUCHED_BYTES, "{own}");
     pool.done("volume delete idle --yes");
     let before = used();
     pool.done("image delete d e --yes");

@@ -292,7 +292,8 @@ pub fn is_alive(process: u32) -> bool {
             let now = Timespec { tv_sec: 0, tv_nsec: 0 };
             poll(&mut [PollFd::new(&descriptor, PollFlags::IN)], Some(&now)).expect("poll") == 0
         }
-        Err(error) if error == Errno::SRCH => false,
+        // One reaped meanwhile is an invalid argument before Linux 6.16, no such entry since.
+        Err(Errno::SRCH | Errno::INVAL | Errno::NOENT) => false,
         Err(error) => panic!("process {process:?}: {error}"),
     }
 }
