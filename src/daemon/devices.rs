@@ -7,13 +7,14 @@
 mod ending;
 
 use std::collections::BTreeMap;
-use std::ffi::OsStr;
+use std::ffi::{OsStr, OsString};
+use std::io;
 use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use signal_hook::consts::{SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
@@ -27,7 +28,7 @@ use super::figures::figures;
 use super::protocol::{Attachment, Command, Detached, EventKind, Failure, Figures, Kept, Reply};
 use super::remote::Remote;
 use super::spares::{SPARES, Spares};
-use super::{attributes, metrics, mounts, places, server};
+use super::{attributes, metrics, mounts, places, process, server};
 use crate::engine::{Underway, VolumeInfo, Work};
 use crate::error::{Error, Result};
 use crate::export::loopdev::helper::{Helpers, LoopCommand};
@@ -39,6 +40,8 @@ use crate::units::VolumeId;
 const OWN_BUILD: &str = "/proc/self/exe";
 /// The hidden command that calls [`serve`](crate::export::loopdev::helper::serve).
 pub const LOOP_HELPER: &str = "loop-helper";
+/// How long helpers of an engine that died may take: one that detaches waits for probes, 5 s at most.
+const HELPER_PATIENCE: Duration = Duration::from_secs(30);
 /// How often a stop looks whether what was in use still is.
 const LOOK_AGAIN: Duration = Duration::from_millis(200);
 
@@ -117,7 +120,7 @@ impl Daemon {
         listener: UnixListener,
     ) -> Result<()> {
         let Serving { pool, front_pid, restarts, attach_all, board, replaceable } = serving;
-        let helpers = Arc::new(Helpers::new(OWN_BUILD.into(), vec![LOOP_HELPER.into()]));
+        let helpers = Arc::new(Helpers::new(OWN_BUILD.into(), helper_arguments(pool).into()));
         let of_spares = Arc::clone(&helpers);
         let daemon = Arc::new(Self {
             remote,
@@ -509,6 +512,9 @@ impl Daemon {
 
     /// Finds the devices that a predecessor attached, and cleans up after an earlier daemon.
     fn recover(&self, restarts: u64, attach_all: bool) {
+        if let Err(error) = wait_for_helpers_of_the_dead(self.pool) {
+            tracing::error!("waiting for loop helpers of the engine before: {error}");
+        }
         self.spares.see();
         if let Err(error) = self.find_devices() {
             tracing::error!("finding the loop devices of this pool: {error}");
@@ -565,6 +571,23 @@ impl Daemon {
             Ok(())
         })?
     }
+}
+
+/// The pool is there so that a successor knows its predecessor's helpers.
+fn helper_arguments(pool: Uuid) -> [OsString; 2] {
+    [LOOP_HELPER.into(), pool.to_string().into()]
+}
+
+/// A helper does what it has begun though its engine has died; opening a volume's file, it even waits for the successor. What
+/// it attaches or detaches after the devices were listed would be known to nobody.
+fn wait_for_helpers_of_the_dead(pool: Uuid) -> io::Result<()> {
+    let began = Instant::now();
+    for helper in process::strangers_with(&helper_arguments(pool))? {
+        if !process::wait_for_end(helper, HELPER_PATIENCE.saturating_sub(began.elapsed()))? {
+            tracing::error!(helper, "a loop helper of the engine before does not end; its device may not be found");
+        }
+    }
+    Ok(())
 }
 
 /// What is noted of a command while it is done.

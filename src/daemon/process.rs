@@ -1,6 +1,8 @@
 //! What the processes of a daemon ask of the kernel for themselves before they do anything else: a daemon under mounted
 //! file systems must not wait for them, be swapped onto them, or be killed for their memory.
 
+use std::ffi::OsString;
+use std::os::unix::ffi::OsStrExt;
 use std::time::{Duration, Instant};
 use std::{fs, io};
 
@@ -71,6 +73,24 @@ pub fn wait_for_end(process: u32, patience: Duration) -> io::Result<bool> {
     }
 }
 
+/// Processes that were started with `arguments`, these and no others, by somebody else than this one.
+///
+/// # Errors
+/// When /proc cannot be read.
+pub fn strangers_with(arguments: &[OsString]) -> io::Result<Vec<u32>> {
+    let own = std::process::id().to_string();
+    let is_stranger = |id: u32| {
+        let line = fs::read(format!("/proc/{id}/cmdline")).unwrap_or_default();
+        let words = line.strip_suffix(&[0]).unwrap_or_default().split(|byte| *byte == 0);
+        // Behind the name: state, parent.
+        let stat = || fs::read_to_string(format!("/proc/{id}/stat")).unwrap_or_default();
+        words.skip(1).eq(arguments.iter().map(|argument| argument.as_bytes()))
+            && stat().rsplit_once(") ").is_some_and(|(_, rest)| rest.split(' ').nth(1) != Some(&own))
+    };
+    let ids = fs::read_dir("/proc")?.flatten().filter_map(|entry| entry.file_name().to_str()?.parse().ok());
+    Ok(ids.filter(|id| is_stranger(*id)).collect())
+}
+
 /// Whether the first thread of a process has ended. Where it never ends by itself, the process has been killed, and the
 /// others follow.
 pub fn is_ending(process: u32) -> bool {
@@ -113,23 +133,30 @@ fn is_loop(path: &std::path::Path) -> bool {
 mod tests {
     use std::process::Command;
 
+    use rustix::process::{Signal, kill_process};
+
     use super::*;
 
     #[test]
-    fn process_that_lives_has_not_ended() {
-        let patience = Duration::from_millis(10);
-        assert!(!is_ending(std::process::id()));
-        assert!(!wait_for_end(std::process::id(), patience).unwrap());
-        assert!(is_ending(u32::MAX));
-        assert!(wait_for_end(u32::MAX, patience).unwrap());
-    }
-
-    #[test]
-    fn child_that_nobody_has_waited_for_has_ended() {
-        let mut child = Command::new("true").spawn().unwrap();
-        assert!(wait_for_end(child.id(), Duration::from_secs(60)).unwrap());
-        assert!(is_ending(child.id()));
-        child.wait().unwrap();
-        assert!(wait_for_end(child.id(), Duration::ZERO).unwrap());
+    fn strangers_are_found_by_their_arguments_and_waited_for() {
+        let arguments = [OsString::from(format!("600.{}", std::process::id()))];
+        let named = arguments[0].to_str().unwrap();
+        let mut own = Command::new("sleep").args(&arguments).spawn().unwrap();
+        assert!(strangers_with(&arguments).unwrap().is_empty(), "a child is none");
+        // The shell does not wait for what it starts.
+        let line = format!("sleep {named} >/dev/null 2>&1 & echo $!");
+        let said = Command::new("sh").args(["-c", &line]).output().unwrap().stdout;
+        let stranger: u32 = String::from_utf8(said).unwrap().trim().parse().unwrap();
+        let began = Instant::now();
+        while strangers_with(&arguments).unwrap() != [stranger] {
+            assert!(began.elapsed() < Duration::from_secs(60), "not found");
+        }
+        assert!(!strangers_with(&[]).unwrap().contains(&stranger));
+        assert!(!wait_for_end(stranger, Duration::ZERO).unwrap());
+        kill_process(Pid::from_raw(stranger.cast_signed()).unwrap(), Signal::KILL).unwrap();
+        assert!(wait_for_end(stranger, Duration::from_secs(60)).unwrap());
+        assert!(strangers_with(&arguments).unwrap().is_empty());
+        own.kill().unwrap();
+        own.wait().unwrap();
     }
 }

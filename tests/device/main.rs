@@ -138,6 +138,7 @@ fn main() {
         trial("front_is_replaced_where_nothing_is_attached", EXT4, succession::front_replaced),
         trial("mount_and_umount_know_volumes", FSTAB, fstab::mounts_and_unmounts),
         trial("nobody_opens_the_pool_before_the_successor", EXT4, succession::nobody_slips_in),
+        trial("loop_helpers_of_a_dead_engine_are_waited_for", EXT4, succession::helpers_of_the_dead_are_waited_for),
         trial("damage_of_a_sealed_snapshot_is_an_error", EXT4, sealed::damage_is_an_error),
         trial("full_pool_lets_writes_wait_for_space", EXT4, full::writes_wait_for_space),
         trial("full_pool_refuses_writes_and_loses_nothing", EXT4, full::writes_fail_and_nothing_is_lost),

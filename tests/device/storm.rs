@@ -20,7 +20,7 @@ use crate::moments::{Deaths, Moments, Table};
 use crate::story::FileSystem;
 use crate::support::command::{is_slow, run, wait_until};
 use crate::support::kernel_log::KernelLog;
-use crate::support::pool::{TestPool, Transport};
+use crate::support::pool::{TestPool, Transport, children};
 use crate::workload::{StopOnDrop, compare, work};
 
 const KILLS: u64 = 30;
@@ -31,7 +31,9 @@ const SUCCESSORS_KILLED_MAX: u32 = 3;
 /// Snapshots of each volume that are kept at a time.
 const KEPT: usize = 3;
 /// Longest that anybody may wait for an engine to serve again, on a machine that is busy with other things as well.
-const LONGEST_PAUSE: Duration = Duration::from_secs(20);
+const LONGEST_PAUSE: Duration = Duration::from_secs(60);
+/// The same for a command, while engines die under it.
+const PATIENCE: Duration = Duration::from_secs(300);
 
 /// What the storm met.
 #[derive(Debug, Default)]
@@ -178,26 +180,12 @@ fn kill(engine: u32) {
 fn wait_for_engine(front: u32, after: Option<u32>) -> u32 {
     let began = Instant::now();
     loop {
-        if let Some(engine) = engines(front).into_iter().find(|engine| Some(*engine) != after) {
+        if let Some(engine) = children(front, "engine").into_iter().find(|engine| Some(*engine) != after) {
             return engine;
         }
         assert!(began.elapsed() < LONGEST_PAUSE, "the front starts no engine");
         std::thread::sleep(Duration::from_micros(500));
     }
-}
-
-/// Living children of the front that are engines. It has other helpers.
-fn engines(front: u32) -> Vec<u32> {
-    let tasks = fs::read_dir(format!("/proc/{front}/task")).expect("the front lives");
-    let children = tasks.flatten().filter_map(|task| fs::read_to_string(task.path().join("children")).ok());
-    let ids: Vec<u32> =
-        children.flat_map(|line| line.split_whitespace().flat_map(str::parse).collect::<Vec<_>>()).collect();
-    ids.into_iter()
-        .filter(|id| {
-            let line = fs::read(format!("/proc/{id}/cmdline")).unwrap_or_default();
-            line.split(|byte| *byte == 0).any(|word| word == b"engine")
-        })
-        .collect()
 }
 
 /// Takes snapshots of all volumes, makes clones of them, and deletes them again, until told to stop.
@@ -209,14 +197,14 @@ fn come_and_go(pool: &TestPool, stop: &AtomicBool, snapshots: &AtomicU64, deleti
         }
         let volume = ["raw", "one", "two"][round % 3];
         let (snapshot, clone) = (format!("snapshot-{round}"), format!("clone-{round}"));
-        pool.done(&format!("snapshot create {volume} {snapshot}"));
-        pool.done(&format!("clone create {snapshot} {clone}"));
+        in_the_end(pool, &format!("snapshot create {volume} {snapshot}"));
+        in_the_end(pool, &format!("clone create {snapshot} {clone}"));
         snapshots.fetch_add(1, Ordering::Relaxed);
         kept.push((volume, snapshot, clone));
         if kept.len() > KEPT {
             let (_, snapshot, clone) = kept.remove(round % KEPT);
-            pool.done(&format!("volume delete {clone} --yes"));
-            pool.done(&format!("snapshot delete {snapshot} --yes"));
+            in_the_end(pool, &format!("volume delete {clone} --yes"));
+            in_the_end(pool, &format!("snapshot delete {snapshot} --yes"));
             deletions.fetch_add(1, Ordering::Relaxed);
         }
         std::thread::sleep(Duration::from_millis(100));
@@ -242,17 +230,35 @@ fn be_busy(pool: &TestPool, stop: &AtomicBool) {
         }
         match round % 4 {
             0 => {
-                pool.done("detach idle");
-                pool.attach("idle");
+                in_the_end(pool, "detach idle");
+                in_the_end(pool, "attach idle");
             }
             1 => {
-                pool.done("snapshot create idle sealed");
+                in_the_end(pool, "snapshot create idle sealed");
                 long(pool, "snapshot seal sealed");
-                pool.done("snapshot delete sealed --yes");
+                in_the_end(pool, "snapshot delete sealed --yes");
             }
             2 => long(pool, "upgrade"),
             _ => long(pool, "pool trim"),
         }
+    }
+}
+
+/// Repeats a command that could not be answered between two deaths within its client's patience. What was not answered may have
+/// been done.
+fn in_the_end(pool: &TestPool, line: &str) {
+    let (began, mut unanswered) = (Instant::now(), false);
+    loop {
+        let outcome = pool.plywood(line.split_whitespace());
+        let is_unanswered = outcome.stderr.contains("does not answer");
+        if !is_unanswered || began.elapsed() > PATIENCE {
+            let done = ["already", "no volume or snapshot named", "nothing to detach"];
+            if !(unanswered && done.iter().any(|words| outcome.stderr.contains(words))) {
+                outcome.expect();
+            }
+            return;
+        }
+        unanswered = true;
     }
 }
 

@@ -7,9 +7,9 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use crate::fio::Verify;
-use crate::support::command::{binary, is_slow, prepare, run, run_command, wait_until};
+use crate::support::command::{binary, prepare, run, run_command, wait_until};
 use crate::support::mounted::device_at;
-use crate::support::pool::{TestPool, Transport, is_alive};
+use crate::support::pool::{TestPool, Transport, children, is_alive};
 use crate::workload::StopOnDrop;
 
 /// Longest that I/O may stand still under an upgrade, on a machine that is busy with other things as well.
@@ -77,27 +77,45 @@ pub fn upgraded_under_load() {
     pool.done("volume create files --size 256M --sector-size 4096");
     run("mkfs.ext4", ["-q", &pool.attach("files")]).expect();
     let point = pool.mount("files");
-    let mut writer = Verify { file: &raw, size_mib: if is_slow() { 64 } else { 256 }, rate_iops: 4000 }.start();
+    let stop = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        let ending = StopOnDrop(&stop);
+        let verifier = scope.spawn(|| {
+            while !stop.load(Ordering::Relaxed) {
+                Verify { file: &raw, size_mib: 32, rate_iops: 4000 }.start().finish().expect();
+            }
+        });
+        upgrade_and_refuse(&pool, &program, &point);
+        drop(ending);
+        verifier.join().expect("fio found what it wrote");
+    });
+    pool.unmount(&point);
+    pool.done("detach --all");
+    pool.stop();
+    pool.check();
+}
+
+fn upgrade_and_refuse(pool: &TestPool, program: &Path, point: &Path) {
     for build in 1..=3 {
         std::thread::sleep(Duration::from_millis(500));
         let old = pool.process("engine_pid");
-        install(&program, format!("build {build}").as_bytes());
-        let (without, ()) = longest_pause(&point, || std::thread::sleep(Duration::from_millis(300)));
-        let (pause, told) = longest_pause(&point, || pool.done("upgrade"));
+        install(program, format!("build {build}").as_bytes());
+        let (without, ()) = longest_pause(point, || std::thread::sleep(Duration::from_millis(300)));
+        let (pause, told) = longest_pause(point, || pool.done("upgrade"));
         assert!(told.contains("stays the former program while volumes are attached"), "{told}");
         let (pause_ms, without_ms) = (pause.as_millis(), without.as_millis());
         println!("{told}: the longest write and fsync beside it took {pause_ms} ms, {without_ms} ms without");
         assert!(pause < LONGEST_PAUSE, "I/O stood still for {pause:?}");
         let new = pool.process("engine_pid").expect("a successor");
         assert_ne!(Some(new), old);
-        let (running, there) = (fs::metadata(format!("/proc/{new}/exe")), fs::metadata(&program));
+        let (running, there) = (fs::metadata(format!("/proc/{new}/exe")), fs::metadata(program));
         let inodes = (running.expect("it runs").ino(), there.expect("it is there").ino());
         assert_eq!(inodes.0, inodes.1, "the successor is another program");
     }
     let serving = pool.process("engine_pid");
-    let good = fs::read(&program).expect("the program");
+    let good = fs::read(program).expect("the program");
     for (text, named) in [("#!/bin/sh\nexit 78\n", "does not read"), ("#!/bin/sh\nexit 3\n", "cannot serve")] {
-        replace(&program, text.as_bytes());
+        replace(program, text.as_bytes());
         let asked = run_command({
             let mut command = prepare(&binary().to_string_lossy(), ["upgrade"]);
             command.env("PLYWOOD_POOL", pool.file());
@@ -105,14 +123,8 @@ pub fn upgraded_under_load() {
         });
         asked.expect_refusal(&[named]);
     }
-    replace(&program, &good);
+    replace(program, &good);
     assert_eq!(pool.process("engine_pid"), serving, "a refused upgrade changes nothing");
-    assert!(writer.is_running(), "fio ended before the last upgrade");
-    writer.finish().expect();
-    pool.unmount(&point);
-    pool.done("detach --all");
-    pool.stop();
-    pool.check();
 }
 
 /// Longest time that a write and fsync of a file takes while `work` is done.
@@ -163,9 +175,12 @@ pub fn front_replaced() {
         std::thread::scope(|scope| {
             let ending = StopOnDrop(&stop);
             scope.spawn(|| {
-                while !stop.load(Ordering::Relaxed) {
+                loop {
                     pool.done("volume list");
                     asked.fetch_add(1, Ordering::Relaxed);
+                    if stop.load(Ordering::Relaxed) {
+                        break;
+                    }
                 }
             });
             let told = pool.done("upgrade");
@@ -214,9 +229,11 @@ pub fn nobody_slips_in() {
     let uuid = info["uuid"].as_str().expect("a uuid").to_owned();
     let frozen = Frozen::freeze(front, &uuid);
     run("kill", ["-9".to_owned(), engine.to_string()]).expect();
-    for line in ["volume create other --size 1M", "pool check"] {
-        pool.refused(line, &["in use"]);
-    }
+    std::thread::scope(|scope| {
+        for line in ["volume create other --size 1M", "pool check"] {
+            scope.spawn(|| pool.refused(line, &["in use"]));
+        }
+    });
     drop(frozen);
     write_directly(&raw, 0x33);
     assert_eq!(pool.names(), ["raw"]);
@@ -248,4 +265,43 @@ impl Drop for Frozen {
         let _ = fs::rename(&self.hidden, &self.socket);
         let _ = std::process::Command::new("kill").args(["-CONT", &self.front.to_string()]).status();
     }
+}
+
+/// A loop helper outlives the engine that it works for: what it attaches afterwards, the successor knows, and nobody attaches
+/// the volume a second time.
+pub fn helpers_of_the_dead_are_waited_for() {
+    let pool = TestPool::create("1G", Transport::Auto);
+    for name in ["raw", "late"] {
+        pool.done(&format!("volume create {name} --size 64M"));
+    }
+    pool.attach("raw");
+    let [front, engine] = ["front_pid", "engine_pid"].map(|key| pool.process(key).expect("a process"));
+    // Those that are kept for the next command; one may still be at work.
+    std::thread::sleep(Duration::from_secs(1));
+    let helpers = children(engine, "loop-helper");
+    assert!(!helpers.is_empty(), "no helper is kept");
+    let to_helpers =
+        |signal: &str| helpers.iter().map(u32::to_string).for_each(|id| drop(run("kill", [signal, id.as_str()])));
+    to_helpers("-STOP");
+    std::thread::scope(|scope| {
+        let attaching = scope.spawn(|| pool.attach("late"));
+        std::thread::sleep(Duration::from_secs(1));
+        assert!(!attaching.is_finished(), "it was attached by nobody");
+        run("kill", ["-9".to_owned(), engine.to_string()]).expect();
+        wait_until("a successor", Duration::from_secs(60), || {
+            children(front, "engine").into_iter().any(|id| id != engine)
+        });
+        std::thread::sleep(Duration::from_secs(2));
+        to_helpers("-CONT");
+        let device = attaching.join().expect("it is attached");
+        wait_until("the helpers' end", Duration::from_secs(60), || !helpers.iter().any(|id| is_alive(*id)));
+        let devices = run("losetup", ["--list", "--noheadings", "--output", "NAME,BACK-FILE"]).expect();
+        let uuid = pool.info()["uuid"].as_str().expect("a uuid").to_owned();
+        let of_pool: Vec<&str> = devices.lines().filter(|line| line.contains(&uuid)).collect();
+        assert_eq!(of_pool.len(), 2, "{of_pool:?}");
+        assert!(of_pool.iter().any(|line| line.starts_with(&device)), "{of_pool:?}");
+    });
+    pool.done("detach --all");
+    pool.stop();
+    pool.check();
 }

@@ -297,3 +297,17 @@ pub fn is_alive(process: u32) -> bool {
         Err(error) => panic!("process {process:?}: {error}"),
     }
 }
+
+/// Living children of a process that have `word` among their arguments: those of a front that are engines, and others.
+pub fn children(process: u32, word: &str) -> Vec<u32> {
+    let tasks = fs::read_dir(format!("/proc/{process}/task")).expect("it lives");
+    let lines = tasks.flatten().filter_map(|task| fs::read_to_string(task.path().join("children")).ok());
+    let ids: Vec<u32> =
+        lines.flat_map(|line| line.split_whitespace().flat_map(str::parse).collect::<Vec<_>>()).collect();
+    ids.into_iter()
+        .filter(|id| {
+            let line = fs::read(format!("/proc/{id}/cmdline")).unwrap_or_default();
+            line.split(|byte| *byte == 0).any(|found| found == word.as_bytes())
+        })
+        .collect()
+}

@@ -2,9 +2,9 @@
 //!
 //! The engine process asks for attach and detach, but must not do them itself: it would wait in the kernel for an answer
 //! that only it can give, and if it were killed then, it could neither die nor be succeeded. A helper belongs to
-//! nobody's request path. It does what it has begun when the engine dies, and what it has attached is found by
-//! [`list`](super::list); then it ends, since nobody asks any more. Some are kept for the next command: starting one takes as
-//! much of the processor as what it does.
+//! nobody's request path. It does what it has begun when the engine dies, then it ends, since nobody asks any
+//! more; a successor waits for that, and finds what it has attached by [`list`](super::list). Some are kept for the next
+//! command: starting one takes as much of the processor as what it does.
 
 use std::ffi::OsString;
 use std::io::{self, BufRead, BufReader, Write};
