@@ -19,7 +19,7 @@ pub fn daemon_keeps_to_its_budget(transport: Transport) {
     pool.refused("serve --memory 1M", &["--memory", "8 MiB"]);
     let mut serve = pool.prepare(["serve", "--background", "--memory", "8M"]);
     let mut daemon = serve.stdout(std::process::Stdio::null()).spawn().expect("the daemon");
-    wait_until("the daemon serves", Duration::from_secs(20), || pool.process("engine_pid").is_some());
+    wait_until("the daemon serves", Duration::from_secs(60), || pool.process("engine_pid").is_some());
     let device = pool.attach("a");
     // 16384 leaves, sixteen times the nodes that the budget holds.
     let writes = if is_slow() { 500 } else { 20_000 };

@@ -8,7 +8,7 @@ use std::fs;
 use std::io::{BufRead, BufReader, Write};
 use std::path::Path;
 use std::process::{Command, Stdio};
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use crate::recording::{RecordedDisk, Recording};
@@ -21,6 +21,9 @@ use crate::workload::{StopOnDrop, work};
 const CUTS: u64 = 10;
 const DISK_BYTES: u64 = 3 << 30;
 const RUNS: Duration = Duration::from_secs(8);
+/// On a slow disk it takes longer to this many transactions, but no longer than that.
+const TRANSACTIONS: u64 = 20;
+const RUNS_MOST: Duration = Duration::from_secs(180);
 const VOLUMES: [(&str, FileSystem); 3] =
     [("files", FileSystem::Ext4), ("more", FileSystem::Xfs), ("database", FileSystem::Ext4)];
 
@@ -41,7 +44,7 @@ pub fn programs_survive() {
     let mut random = fastrand::Rng::with_seed(seed);
     let folder = tempfile::Builder::new().prefix("plywood-test-").tempdir_in(scratch()).expect("a folder");
     let (log, ready, acknowledged) = record(folder.path(), seed);
-    assert!(acknowledged.len() > 20, "sqlite made only {} transactions", acknowledged.len());
+    assert!(acknowledged.len() as u64 > TRANSACTIONS, "sqlite made only {} transactions", acknowledged.len());
 
     let mut recording = Recording::open(&log, &folder.path().join("image"), DISK_BYTES);
     let first = recording.index_at(ready).max(1);
@@ -81,18 +84,19 @@ fn record(folder: &Path, seed: u64) -> (std::path::PathBuf, u64, Vec<Acknowledge
         run("sync", ["-f", point.to_str().expect("a path")]).expect();
     }
     let ready = disk.position();
-    let stop = AtomicBool::new(false);
+    let (stop, made) = (AtomicBool::new(false), AtomicU64::new(0));
     let acknowledged = std::thread::scope(|scope| {
         let ending = StopOnDrop(&stop);
-        let (stop, pool, disk) = (&stop, &pool, &disk);
+        let (stop, made, pool, disk) = (&stop, &made, &pool, &disk);
         for (number, point) in points.iter().take(2).enumerate() {
             scope.spawn(move || work(&point.join("work"), seed.wrapping_add(number as u64), stop));
         }
         let database = points[2].join("numbers.sqlite");
-        let transactions = scope.spawn(move || insert_until(&database, stop, || disk.position()));
+        let transactions = scope.spawn(move || insert_until(&database, stop, made, || disk.position()));
         let began = Instant::now();
         for round in 0.. {
-            if began.elapsed() > RUNS {
+            let enough = began.elapsed() > RUNS && made.load(Ordering::Relaxed) > TRANSACTIONS;
+            if enough || began.elapsed() > RUNS_MOST {
                 break;
             }
             std::thread::sleep(Duration::from_secs(1));
@@ -112,7 +116,7 @@ fn record(folder: &Path, seed: u64) -> (std::path::PathBuf, u64, Vec<Acknowledge
 }
 
 /// Inserts numbers from 1 on, a transaction each, durable when sqlite has answered.
-fn insert_until(database: &Path, stop: &AtomicBool, position: impl Fn() -> u64) -> Vec<Acknowledged> {
+fn insert_until(database: &Path, stop: &AtomicBool, made: &AtomicU64, position: impl Fn() -> u64) -> Vec<Acknowledged> {
     let mut sqlite = Command::new("sqlite3")
         .arg(database)
         .stdin(Stdio::piped())
@@ -137,6 +141,7 @@ fn insert_until(database: &Path, stop: &AtomicBool, position: impl Fn() -> u64) 
         let wanted = format!("ack {number}");
         assert!(answers.by_ref().map_while(Result::ok).any(|line| line == wanted), "sqlite has ended");
         acknowledged.push(Acknowledged { number, position: position() });
+        made.store(number, Ordering::Relaxed);
     }
     drop(input);
     assert!(sqlite.wait().expect("sqlite ends").success());

@@ -72,9 +72,12 @@ impl RecordedDisk {
     }
 
     pub fn stop(mut self) -> (PathBuf, PathBuf) {
-        self.terminate();
-        wait_until("the end of the recorder", Duration::from_secs(30), || {
-            matches!(self.server.try_wait(), Ok(Some(_)))
+        wait_until("the end of the recorder", Duration::from_secs(60), || {
+            let ended = matches!(self.server.try_wait(), Ok(Some(_)));
+            if !ended {
+                self.terminate();
+            }
+            ended
         });
         (self.image.clone(), self.log.clone())
     }

@@ -58,12 +58,14 @@ pub fn detach_of_opened() {
     fs::write(point.join("still"), "works").expect("the mount works");
     pool.unmount(&point);
     assert_eq!(pool.volume("files")["device"], *device, "unmounting does not detach either");
-    let probe = Background::start("sh", ["-c", &format!("exec sleep 1 <{device}")]);
-    wait_until("the probe has it open", Duration::from_secs(20), || {
-        fs::read_link(format!("/proc/{}/fd/0", probe.id())).is_ok_and(|at| at == Path::new(&device))
+    // As udev's probes do.
+    let opened = fs::File::open(&device).expect("the device");
+    let probe = std::thread::spawn(move || {
+        std::thread::sleep(Duration::from_secs(1));
+        drop(opened);
     });
     pool.done("detach files");
-    drop(probe);
+    probe.join().expect("the probe");
     pool.stop();
     pool.check();
 }
@@ -291,8 +293,9 @@ pub fn sigterm_while_mounted() {
     });
     // What is mounted goes on working: the front cannot go while somebody stands on it.
     fs::write(point.join("still"), "works").expect("the mount works");
-    let log = fs::read_to_string(pool.log()).expect("the daemon's log");
-    assert!(log.contains(point.to_str().expect("a path")), "the log names the mount point: {log}");
+    wait_until("the log names the mount point", Duration::from_secs(30), || {
+        fs::read_to_string(pool.log()).is_ok_and(|log| log.contains(point.to_str().expect("a path")))
+    });
     run("umount", [point.as_os_str()]).expect();
     pool.stop_if_running();
     pool.check();

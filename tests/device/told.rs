@@ -216,7 +216,7 @@ pub fn top_on_a_terminal() {
     pool.attach("files");
     let plywood = crate::support::command::binary();
     let line = format!(
-        "(sleep 3; printf q) | script -qec 'stty -a > before; {} --pool {} top --interval 0.5; stty -a > after' shown >/dev/null; echo $? > status",
+        "(for look in $(seq 600); do grep -aq VOLUME shown 2>/dev/null && break; sleep 0.1; done; printf q) | script -qefc 'stty -a > before; {} --pool {} top --interval 0.5; stty -a > after' shown >/dev/null; echo $? > status",
         plywood.display(),
         pool.file().display()
     );
