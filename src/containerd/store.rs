@@ -125,11 +125,14 @@ impl Store {
 
     fn load(&self) -> Result<()> {
         self.link.begin_certainty();
+        // A command of a process that has died may be carried out meanwhile, or be in a socket still: what is read is what
+        // stays.
+        self.link.call(Command::Settle)?;
         let (mut volumes, _) = self.volumes()?;
-        // A command of a process that has died may be carried out a moment later: what is read is what stays.
         let (found, gone) = loop {
             let found = self.records(&volumes);
             std::thread::sleep(SETTLING);
+            self.link.call(Command::Settle)?;
             let (now, gone) = self.volumes()?;
             let is_same = volumes == now;
             volumes = now;

@@ -20,6 +20,7 @@ use signal_hook::consts::{SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
 use uuid::Uuid;
 
+use super::changes::Changes;
 use super::device_locks::{DeviceLocks, OneVolume};
 use super::engine_process::Engine;
 use super::events::{self, Draft, EventRing};
@@ -42,6 +43,8 @@ const OWN_BUILD: &str = "/proc/self/exe";
 pub const LOOP_HELPER: &str = "loop-helper";
 /// How long helpers of an engine that died may take: one that detaches waits for probes, 5 s at most.
 const HELPER_PATIENCE: Duration = Duration::from_secs(30);
+/// How long changes under way may take that somebody waits for.
+const SETTLE_PATIENCE: Duration = Duration::from_secs(30);
 /// How often a stop looks whether what was in use still is.
 const LOOK_AGAIN: Duration = Duration::from_millis(200);
 
@@ -56,6 +59,7 @@ pub(super) struct Daemon {
     devices: DeviceLocks,
     spares: Spares,
     helpers: Arc<Helpers>,
+    changes: Changes,
     replaceable: bool,
     /// This process ends, and another answers whoever asks again.
     replacing: AtomicBool,
@@ -132,6 +136,7 @@ impl Daemon {
             devices: DeviceLocks::default(),
             spares: Spares::start(move || of_spares.run(&LoopCommand::Prepare { spares: SPARES }).map(drop))?,
             helpers,
+            changes: Changes::default(),
             replaceable,
             replacing: AtomicBool::new(false),
             stopping: AtomicBool::new(false),
@@ -179,7 +184,9 @@ impl Daemon {
             self.events.post(draft);
         }
         let underway = asked.as_ref().map(|asked| Underway::new(&self.board, work_of(asked)));
+        let change = command.changes_volumes().then(|| self.changes.begin());
         let done = Arc::clone(&self).answer(command);
+        drop(change);
         drop(underway);
         match (&done, &asked) {
             (Ok(reply), Some(asked)) => {
@@ -202,6 +209,14 @@ impl Daemon {
         let reply = match command {
             Command::Events { after, wait_ms } => {
                 Reply::Events(self.events.after(after, Duration::from_millis(wait_ms))?)
+            }
+            Command::Settle => {
+                if !self.changes.settle(SETTLE_PATIENCE) {
+                    return Err(
+                        Error::Busy("a change of a volume has been under way for long; try again".into()).into()
+                    );
+                }
+                Reply::Done
             }
             Command::Figures => Reply::Figures(Box::new(taken_figures(&self.remote)?)),
             Command::Metrics => Reply::Metrics(metrics::text(taken_figures(&self.remote)?)),

@@ -99,6 +99,8 @@ pub async fn execute<S: Medium>(control: &Control<S>, command: Command) -> Resul
         Command::Hello => hello(control),
         Command::PoolInfo => Ok(Reply::Pool(Box::new(pool_info(control)))),
         Command::Events { .. } => Err(Error::InvalidInput("events are the engine process's own".into())),
+        // Here nobody else has one under way.
+        Command::Settle => Ok(Reply::Done),
         Command::Figures => Ok(Reply::Figures(Box::new(figures::figures(control, &[])))),
         Command::Metrics => Ok(Reply::Metrics(metrics::text(figures::figures(control, &[])))),
         Command::PoolCheck => {

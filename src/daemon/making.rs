@@ -75,7 +75,10 @@ mod tests {
         drop(first);
         assert!(alone(pool).unwrap().is_none());
         drop(second);
-        assert!(alone(pool).unwrap().is_some());
+        // Another test's program, between fork and exec, may have it a moment longer.
+        let again = std::iter::repeat_with(|| alone(pool).unwrap().is_some()).take(1000);
+        let mut again = again.inspect(|_| std::thread::sleep(std::time::Duration::from_millis(10)));
+        assert!(again.any(|is_alone| is_alone));
         std::fs::remove_file(Path::new(places::RUN_DIRECTORY).join(format!("{pool}.making"))).unwrap();
     }
 }

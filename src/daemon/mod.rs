@@ -6,6 +6,7 @@
 #![forbid(unsafe_code)]
 
 pub mod attributes;
+mod changes;
 mod check;
 mod client;
 mod create;

@@ -109,6 +109,9 @@ pub enum Command {
         /// Longest wait when there is nothing; then the answer has no events.
         wait_ms: u64,
     },
+    /// Waits until no change of a volume is under way that had begun before: by a client that has died meanwhile, perhaps.
+    /// Answer: [`Reply::Done`].
+    Settle,
     /// What the volumes do. Answer: [`Reply::Figures`].
     Figures,
     /// The same for programs that collect metrics. Answer: [`Reply::Metrics`].
@@ -359,6 +362,7 @@ impl Command {
             Self::Hello => "hello".into(),
             Self::PoolInfo => "pool info".into(),
             Self::Events { .. } => "events".into(),
+            Self::Settle => "settle".into(),
             Self::Figures => "figures".into(),
             Self::Metrics => "metrics".into(),
             Self::PoolCheck | Self::PoolCheckProgress => "pool check".into(),
@@ -409,6 +413,22 @@ impl Command {
         matches!(self, Self::ScrubStep { .. })
     }
 
+    /// Whether it makes, changes or deletes volumes or snapshots, in few commits.
+    pub fn changes_volumes(&self) -> bool {
+        matches!(
+            self,
+            Self::VolumeCreate { .. }
+                | Self::VolumeRename { .. }
+                | Self::VolumeDelete { .. }
+                | Self::VolumeQuota { .. }
+                | Self::SnapshotCreate { .. }
+                | Self::SnapshotCreateAll { .. }
+                | Self::SnapshotDelete { .. }
+                | Self::CloneCreate { .. }
+                | Self::AttributesSet { .. }
+        )
+    }
+
     /// Whether it changes nothing that lasts.
     pub fn is_read_only(&self) -> bool {
         matches!(
@@ -416,6 +436,7 @@ impl Command {
             Self::Hello
                 | Self::PoolInfo
                 | Self::Events { .. }
+                | Self::Settle
                 | Self::Figures
                 | Self::Metrics
                 | Self::PoolCheck

@@ -3,7 +3,7 @@
 
 use std::collections::BTreeSet;
 use std::fs;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
 
 use tonic::Code;
@@ -113,7 +113,7 @@ impl Told {
 }
 
 /// Prepares, commits and removes until nobody answers.
-fn work(client: &mut Client, life: usize, stop: &AtomicBool) -> Told {
+fn work(client: &mut Client, life: usize, stop: &AtomicBool, made: &AtomicUsize) -> Told {
     let mut told = Told::default();
     for number in 0.. {
         if stop.load(Ordering::Relaxed) {
@@ -128,6 +128,7 @@ fn work(client: &mut Client, life: usize, stop: &AtomicBool) -> Told {
         if !told.take(&committed, Some(&layer), Some(&key)) {
             break;
         }
+        made.store(told.calls, Ordering::Relaxed);
         if number % 2 == 0 && !told.take(&client.remove(&layer), None, Some(&layer)) {
             break;
         }
@@ -146,11 +147,16 @@ pub fn random_moments() {
     let (mut calls, mut done, mut undone) = (0, 0, 0);
     let mut there = BTreeSet::from(["image".to_owned()]);
     for life in 0..lives {
-        let stop = AtomicBool::new(false);
+        let (stop, made) = (AtomicBool::new(false), AtomicUsize::new(0));
         let mut client = snapshotter.client();
         let told = std::thread::scope(|scope| {
-            let worker = scope.spawn(|| work(&mut client, life, &stop));
-            std::thread::sleep(Duration::from_millis(random.u64(20..600)));
+            let worker = scope.spawn(|| work(&mut client, life, &stop, &made));
+            let wanted = random.usize(4..40);
+            wait_until("some calls", Duration::from_secs(120), || {
+                made.load(Ordering::Relaxed) >= wanted || worker.is_finished()
+            });
+            // Somewhere in a call.
+            std::thread::sleep(Duration::from_micros(random.u64(..20_000)));
             run("kill", ["-9".to_owned(), snapshotter.id().to_string()]).expect();
             stop.store(true, Ordering::Relaxed);
             worker.join().expect("a thread")
