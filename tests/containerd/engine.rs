@@ -26,7 +26,10 @@ impl Engine {
              \"io.containerd.snapshotter.v1.btrfs\", \"io.containerd.snapshotter.v1.zfs\", \
              \"io.containerd.snapshotter.v1.devmapper\", \"io.containerd.snapshotter.v1.aufs\"]\n\
              [grpc]\n  address = \"{shown}/sock\"\n\
-             [proxy_plugins.plywood]\n  type = \"snapshot\"\n  address = \"{}\"\n",
+             [proxy_plugins.plywood]\n  type = \"snapshot\"\n  address = \"{}\"\n\
+             # On a slow disk a shim is not dead after the five seconds that are meant for one.\n\
+             [timeouts]\n  \"io.containerd.timeout.shim.load\" = \"60s\"\n  \"io.containerd.timeout.shim.cleanup\" = \"60s\"\n  \
+             \"io.containerd.timeout.shim.shutdown\" = \"60s\"\n  \"io.containerd.timeout.task.state\" = \"60s\"\n",
             snapshotter.display()
         );
         fs::write(folder.join("config.toml"), configuration).expect("a file");
