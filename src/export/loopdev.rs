@@ -28,8 +28,12 @@ pub use self::in_use::{Use, users};
 use crate::error::{Error, Result};
 use crate::units::VolumeId;
 
-/// How often another process may take the free device before us.
-const ATTEMPTS: u32 = 64;
+/// How long others may take every free device before us.
+const ATTACH_PATIENCE: Duration = Duration::from_secs(10);
+/// Longest pause after one was taken.
+const ATTACH_PAUSE_MOST: Duration = Duration::from_millis(5);
+/// Numbers behind the last device that are tried for new ones.
+const NEW_NUMBERS: u32 = 64;
 /// How long a detached device may take to let go of its file: probes of udev and the like hold it for a moment.
 const DETACH_PATIENCE: Duration = Duration::from_secs(5);
 /// How often it is looked whether a device has no other user any more.
@@ -131,12 +135,14 @@ pub fn attach(request: &AttachRequest) -> Result<Attached> {
         .map_err(|error| Error::io(format!("opening {}", request.file.display()), error))?;
     let control = control()?;
     let label = label(request.pool, request.volume);
-    for _ in 0..ATTEMPTS {
+    let began = Instant::now();
+    let mut pause = Duration::from_micros(100);
+    loop {
         let device = match control.next_free() {
             Ok(device) => device,
             // The node of a device that was just made may come a moment later.
-            Err(error) if error.kind() == io::ErrorKind::NotFound => {
-                sleep(Duration::from_millis(5));
+            Err(error) if error.kind() == io::ErrorKind::NotFound && began.elapsed() < ATTACH_PATIENCE => {
+                sleep(ATTACH_PAUSE_MOST);
                 continue;
             }
             Err(error) => return Err(Error::io("finding a free loop device", error)),
@@ -146,7 +152,15 @@ pub fn attach(request: &AttachRequest) -> Result<Attached> {
             abi::configure(descriptor(&device), &file, request.sector_size, request.read_only, label.as_bytes());
         match configured {
             Ok(()) => {}
-            Err(error) if error.raw_os_error() == Some(libc::EBUSY) => continue,
+            // The driver names a device as free until it is configured, to all that ask.
+            Err(error) if error.raw_os_error() == Some(libc::EBUSY) && began.elapsed() < ATTACH_PATIENCE => {
+                sleep(pause);
+                pause = (pause * 2).min(ATTACH_PAUSE_MOST);
+                continue;
+            }
+            Err(error) if error.raw_os_error() == Some(libc::EBUSY) => {
+                return Err(Error::Busy("every free loop device was taken by somebody else first; try again".into()));
+            }
             Err(error) => return Err(Error::io(format!("attaching {}", device_path(number).display()), error)),
         }
         if let Err(error) = verify_direct_io(&device, number) {
@@ -163,7 +177,6 @@ pub fn attach(request: &AttachRequest) -> Result<Attached> {
             stale: false,
         });
     }
-    Err(Error::Busy("every free loop device was taken by somebody else first; try again".into()))
 }
 
 fn descriptor(device: &LoopDevice) -> BorrowedFd<'_> {
@@ -196,7 +209,7 @@ pub fn prepare(spares: usize) -> Result<()> {
     // The lowest are taken first: the rest are not looked at.
     let mut free: Vec<u32> = numbers.iter().copied().filter(|number| !is_attached(*number)).take(spares).collect();
     let first_new = numbers.last().map_or(0, |last| last + 1);
-    for number in first_new..=first_new + ATTEMPTS {
+    for number in first_new..=first_new + NEW_NUMBERS {
         if free.len() == spares {
             break;
         }
