@@ -139,6 +139,24 @@ mod tests {
     use super::*;
 
     #[test]
+    fn process_that_lives_has_not_ended() {
+        let patience = Duration::from_millis(10);
+        assert!(!is_ending(std::process::id()));
+        assert!(!wait_for_end(std::process::id(), patience).unwrap());
+        assert!(is_ending(u32::MAX));
+        assert!(wait_for_end(u32::MAX, patience).unwrap());
+    }
+
+    #[test]
+    fn child_that_nobody_has_waited_for_has_ended() {
+        let mut child = Command::new("true").spawn().unwrap();
+        assert!(wait_for_end(child.id(), Duration::from_secs(60)).unwrap());
+        assert!(is_ending(child.id()));
+        child.wait().unwrap();
+        assert!(wait_for_end(child.id(), Duration::ZERO).unwrap());
+    }
+
+    #[test]
     fn strangers_are_found_by_their_arguments_and_waited_for() {
         let arguments = [OsString::from(format!("600.{}", std::process::id()))];
         let named = arguments[0].to_str().unwrap();

@@ -13,26 +13,6 @@ use crate::support::pool::{TestPool, Transport};
 /// Own bytes of a container that did nothing but start.
 const UNTOUCHED_BYTES: u64 = 64 << 10;
 
-/// Runs a container of `image` whose `command`, in words behind its options, does nothing. Answers its name and its own bytes, when they are as few as they are to be.
-///
-/// 15 blocks were seen. One that takes some seconds meets another commit of ext4's journal, three blocks more, which is no
-/// fault of ours: the least of some counts.
-pub fn untouched(pool: &TestPool, image: &str, command: &str) -> (String, u64) {
-    let mut seen = Vec::new();
-    for number in 0..4 {
-        let name = format!("untouched-{number}");
-        pool.done(&format!("run {image} --name {name} {command}"));
-        let own = pool.volume(&name)["own_bytes"].as_u64().expect("a number");
-        seen.push(own);
-        if own < UNTOUCHED_BYTES {
-            println!("an untouched container owns {own} bytes");
-            return (name, own);
-        }
-        pool.done(&format!("volume delete {name} --yes"));
-    }
-    panic!("untouched containers own {seen:?} bytes");
-}
-
 fn with_image() -> TestPool {
     let pool = TestPool::create("10G", Transport::Auto);
     let source = format!("tar:{}", rootfs().display());
@@ -42,12 +22,15 @@ fn with_image() -> TestPool {
 
 pub fn untouched_owns_next_to_nothing() {
     let pool = with_image();
-    let (name, own) = untouched(&pool, "debian", "-- /bin/true");
+    pool.done("run debian --name untouched -- /bin/true");
+    let own = pool.volume("untouched")["own_bytes"].as_u64().expect("a number");
     let listed = pool.json("ps", "containers");
-    assert_eq!((&listed[0]["name"], &listed[0]["own_bytes"]), (&name.as_str().into(), &own.into()));
+    assert_eq!((&listed[0]["name"], &listed[0]["own_bytes"]), (&"untouched".into(), &own.into()));
     let shown = pool.done("ps -s");
     assert!(shown.contains("ended") && shown.contains("1 container takes"), "{shown}");
-    pool.done(&format!("volume delete {name} --yes"));
+    println!("an untouched container owns {own} bytes");
+    assert!(own < UNTOUCHED_BYTES, "an untouched container owns {own} bytes");
+    pool.done("volume delete untouched --yes");
     pool.stop();
     pool.check();
 }

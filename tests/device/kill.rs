@@ -21,18 +21,20 @@ pub fn under_fio(transport: Transport) {
     let pool = TestPool::create("10G", transport);
     pool.done("volume create raw --size 1G --sector-size 4096");
     let device = pool.attach("raw");
-    let (size_mib, rate_iops, pause_ms) = if is_slow() { (128, 400, 3000) } else { (384, 6000, 700) };
-    let mut writer = Verify { file: &device, size_mib, rate_iops }.start();
-    let mut kills = 0;
-    while kills < KILLS && writer.is_running() {
-        std::thread::sleep(Duration::from_millis(pause_ms));
-        pool.kill_engine();
-        kills += 1;
-    }
-    writer.finish().expect();
-    // On a slow machine fio ends before the last of them.
-    assert!(kills > KILLS / 2, "fio ended after {kills} kills");
-    assert_eq!(pool.info()["engine_restarts"], kills);
+    let (size_mib, rate_iops, pause_ms) = if is_slow() { (32, 400, 3000) } else { (64, 6000, 700) };
+    let stop = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        let ending = StopOnDrop(&stop);
+        let verifier = scope.spawn(|| Verify { file: &device, size_mib, rate_iops }.until(&stop));
+        for _ in 0..KILLS {
+            std::thread::sleep(Duration::from_millis(pause_ms));
+            assert!(!verifier.is_finished(), "fio has ended");
+            pool.kill_engine();
+        }
+        drop(ending);
+        verifier.join().expect("fio found what it wrote");
+    });
+    assert_eq!(pool.info()["engine_restarts"], KILLS);
     pool.done("detach raw");
     pool.stop();
     pool.check();

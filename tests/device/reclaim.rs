@@ -74,7 +74,7 @@ pub fn writer_in_small_memory_hangs_nobody() {
     run("mkfs.ext4", ["-q", &device]).expect();
     let point = pool.mount("files");
     let memory = SmallMemory::new();
-    let (log, hung) = (KernelLog::from_now(), HungTasks::watch(60));
+    let (log, hung) = (KernelLog::from_now(), HungTasks::watch(20));
     let file = point.join("large");
     let enter = format!("echo $$ > '{}/cgroup.procs'", memory.folder.display());
     shell(&format!("{enter} && exec dd if=/dev/urandom of='{}' bs=1M count={count} conv=fsync", file.display()))

@@ -80,11 +80,7 @@ pub fn upgraded_under_load() {
     let stop = AtomicBool::new(false);
     std::thread::scope(|scope| {
         let ending = StopOnDrop(&stop);
-        let verifier = scope.spawn(|| {
-            while !stop.load(Ordering::Relaxed) {
-                Verify { file: &raw, size_mib: 32, rate_iops: 4000 }.start().finish().expect();
-            }
-        });
+        let verifier = scope.spawn(|| Verify { file: &raw, size_mib: 32, rate_iops: 4000 }.until(&stop));
         upgrade_and_refuse(&pool, &program, &point);
         drop(ending);
         verifier.join().expect("fio found what it wrote");

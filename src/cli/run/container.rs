@@ -79,6 +79,7 @@ fn attend(bundle: &Path) -> Result<Option<File>> {
             .create(bundle)
             .with_context(|| bundle.display().to_string())?;
         let file = match File::create(&path) {
+            // Whoever looked after it before has removed the bundle meanwhile.
             Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
             file => file.with_context(|| path.display().to_string())?,
         };
