@@ -57,6 +57,10 @@ pub enum Canary {
     UnseededChecksums,
     /// A flush that failed is taken for one that worked.
     FailedFlushIgnored,
+    /// A flush that worked is believed though one that overlapped it has failed.
+    FlushBelievedAlone,
+    /// A FLUSH is answered when its batch has been written, though the flush that makes it durable has not ended.
+    AnsweredWhenWritten,
     /// A block that comes free keeps its checksum.
     ChecksumKept,
     /// A snapshot is called sealed before its checksums are durable.
@@ -67,7 +71,7 @@ pub enum Canary {
 
 impl Canary {
     /// All of them.
-    pub const ALL: [Self; 27] = [
+    pub const ALL: [Self; 29] = [
         Self::CutAfterFlush,
         Self::FlushWithoutRecords,
         Self::SnapshotOverWrites,
@@ -92,6 +96,8 @@ impl Canary {
         Self::OnePassReplay,
         Self::UnseededChecksums,
         Self::FailedFlushIgnored,
+        Self::FlushBelievedAlone,
+        Self::AnsweredWhenWritten,
         Self::ChecksumKept,
         Self::SealedTooEarly,
         Self::ChecksumPagesUnprepared,

@@ -185,6 +185,6 @@ impl<S: Storage> Pool<S> {
             self.write_blocks([(*bad, Rc::from(bytes))].into()).await?;
             tracing::warn!("block {bad} was bad and is what block {good} beside it is again");
         }
-        self.inner.storage.flush().await.map_err(|error| self.poison(&Error::io("flush of mended blocks", error)))
+        self.flush_medium("flush of mended blocks").await
     }
 }

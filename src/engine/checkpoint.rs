@@ -128,10 +128,7 @@ impl<S: Storage> Pool<S> {
         let indexes = self.write_indexes(&groups, &mut image.superblock).await?;
         if !is_broken(Canary::SuperblockFirst) {
             let _flush = self.at(Work::Flush);
-            let flushed = inner.storage.flush().await.map_err(|error| Error::io("flush of a checkpoint", error));
-            if !is_broken(Canary::FailedFlushIgnored) {
-                flushed?;
-            }
+            self.flush_medium("flush of a checkpoint").await?;
         }
         let slot = inner.state.borrow().slot.other();
         self.write_superblock(&image.superblock, slot).await?;
@@ -343,15 +340,14 @@ impl<S: Storage> Pool<S> {
     pub(super) async fn write_superblock(&self, superblock: &Superblock, slot: Slot) -> Result<()> {
         let memory = to_memory(&self.inner.storage, &superblock.encode());
         let [first, second] = SUPERBLOCK_COPIES[slot.index()];
-        let first = self.inner.storage.write_durable(first.offset_bytes(), &memory);
-        let second = self.inner.storage.write_durable(second.offset_bytes(), &memory);
-        let outcome = if is_broken(Canary::OneSuperblockCopy) {
-            first.await
+        let first = self.write_durable(first, &memory, "write of the superblock");
+        let second = self.write_durable(second, &memory, "write of the superblock");
+        if is_broken(Canary::OneSuperblockCopy) {
+            first.await?;
         } else {
             let (first, second) = futures_lite::future::zip(first, second).await;
-            first.and(second)
-        };
-        outcome.map_err(|error| Error::io("write of the superblock", error))?;
+            first.and(second)?;
+        }
         self.inner.state.borrow_mut().counters.metadata_bytes_written += 2 * BLOCK_SIZE as u64;
         Ok(())
     }

@@ -2,14 +2,38 @@
 //!
 //! A commit *cuts* (takes the pending records up to LSN n), then starts an fdatasync, then appends exactly the cut. So the
 //! data of every record in a batch was durable before the batch. FLUSHes that arrive meanwhile share the next commit.
+//!
+//! Where somebody waits for that next one already, the batch is only written: the fdatasync with which the next commit
+//! begins makes it durable beside the data of its own cut, so a busy pool pays one flush of the medium for each commit
+//! instead of two. Until then nothing is answered, let go or appended by it: of two batches that are not durable a power
+//! cut could leave the second alone. Where nobody waits it is a durable write of its own.
 
+use super::Storage;
 use super::pool::{Pool, until};
 use super::work::Work;
-use super::{Memory, Storage};
 use crate::canary::{Canary, is_broken};
 use crate::error::{Error, Result};
 use crate::format::{self, BATCH_RECORD_BYTES_MAX, JOURNAL_FIRST};
-use crate::units::{BLOCK_SIZE, Lsn, PoolBlock};
+use crate::units::{BLOCK_BYTES, BLOCK_SIZE, Lsn, PoolBlock};
+
+/// Records that were appended, or are being so.
+struct Batch {
+    /// LSN of its last record.
+    last: Lsn,
+    /// Block within the ring.
+    at: u64,
+    /// Blocks left out before it, at the ring's end.
+    skipped: u64,
+    blocks: u64,
+    /// Its checksum, which the next one names.
+    chain: u32,
+}
+
+impl Batch {
+    fn address(&self) -> PoolBlock {
+        PoolBlock(JOURNAL_FIRST.0 + self.at)
+    }
+}
 
 impl<S: Storage> Pool<S> {
     /// Makes every change made so far durable.
@@ -45,6 +69,7 @@ impl<S: Storage> Pool<S> {
     /// The committing task: one commit after the other, as long as somebody wants one.
     pub(super) async fn run_commits(&self) {
         let inner = &self.inner;
+        let mut written = None;
         loop {
             until(&inner.signals.work, || {
                 inner.commit_wanted.get() || inner.stopped.get() || inner.state.borrow().poisoned.is_some()
@@ -55,16 +80,21 @@ impl<S: Storage> Pool<S> {
             }
             inner.commit_wanted.set(false);
             inner.committing.set(true);
-            let committed = self.commit_once().await;
+            let committed = self.commit_once(written.take()).await;
             inner.committing.set(false);
-            if let Err(error) = committed {
-                self.poison(&error);
-                return;
+            match committed {
+                Ok(batch) => written = batch,
+                Err(error) => {
+                    self.poison(&error);
+                    return;
+                }
             }
         }
     }
 
-    async fn commit_once(&self) -> Result<()> {
+    /// One commit. `written` is the batch of the one before, where its flush is still to come; answered is its own, likewise:
+    /// then somebody wants another commit.
+    async fn commit_once(&self, written: Option<Batch>) -> Result<Option<Batch>> {
         let inner = &self.inner;
         let mut cut = inner.state.borrow().journal.last();
         if is_broken(Canary::ReleasedBeforeRecorded) {
@@ -72,10 +102,10 @@ impl<S: Storage> Pool<S> {
         }
         inner.flushes_begun.set(inner.flushes_begun.get() + 1);
         let flush = self.at(Work::Flush);
-        let flushed = inner.storage.flush().await.map_err(|error| Error::io("flush of the pool", error));
+        self.flush_medium("flush of the pool").await?;
         drop(flush);
-        if !is_broken(Canary::FailedFlushIgnored) {
-            flushed?;
+        if let Some(batch) = written {
+            self.recorded(batch);
         }
         if is_broken(Canary::CutAfterFlush) {
             cut = inner.state.borrow().journal.last();
@@ -86,54 +116,62 @@ impl<S: Storage> Pool<S> {
             if let Some(error) = self.poison_error() {
                 return Err(error);
             }
-            self.append_batch(cut).await?;
+            let Some((batch, memory)) = self.next_batch(cut) else {
+                // Full: mapping changes wait until the checkpoint has ended; reads and in-place writes go on.
+                self.checkpoint().await?;
+                continue;
+            };
+            let _work = self.at(Work::Commit);
+            if batch.last == cut && inner.commit_wanted.get() {
+                let to = batch.address();
+                let landed = inner.storage.write(to.offset_bytes(), &memory).await;
+                landed.map_err(|error| Error::io(format!("append to the journal at pool block {to}"), error))?;
+                if is_broken(Canary::AnsweredWhenWritten) {
+                    self.recorded(batch);
+                    continue;
+                }
+                return Ok(Some(batch));
+            }
+            self.write_durable(batch.address(), &memory, "append to the journal").await?;
+            self.recorded(batch);
         }
-        Ok(())
+        Ok(None)
     }
 
-    /// Appends one batch of the records up to `cut`, waiting for the ring to have room.
-    async fn append_batch(&self, cut: Lsn) -> Result<()> {
+    /// The next batch of the records up to `cut`, and its bytes; `None` while the ring has no room for it.
+    fn next_batch(&self, cut: Lsn) -> Option<(Batch, S::Memory)> {
         let inner = &self.inner;
-        let prepared = {
-            let state = inner.state.borrow();
-            let Some(records) = state.journal.cut(cut, BATCH_RECORD_BYTES_MAX) else { return Ok(()) };
-            let (bytes, chain) = format::encode_batch(
-                &state.uuid,
-                state.generation,
-                records.first,
-                records.last,
-                state.journal.position().chain,
-                &records.records,
-            );
-            let blocks = (bytes.len() / BLOCK_SIZE) as u64;
-            state.journal.room(blocks).map(|(at, skipped)| (bytes, chain, records.last, at, skipped, blocks))
-        };
-        let Some((bytes, chain, last, at, skipped, blocks)) = prepared else {
-            // Full: mapping changes wait until the checkpoint has ended; reads and in-place writes go on.
-            return self.checkpoint().await;
-        };
-        let _work = self.at(Work::Commit);
-        let memory = super::pool::to_memory(&inner.storage, &bytes);
-        let address = PoolBlock(JOURNAL_FIRST.0 + at);
-        inner
-            .storage
-            .write_durable(address.offset_bytes(), &memory)
-            .await
-            .map_err(|error| Error::io(format!("append to the journal at pool block {address}"), error))?;
-        {
-            let mut state = inner.state.borrow_mut();
-            state.journal.recorded(last, at, skipped, blocks, chain);
-            state.counters.batches += 1;
-            state.counters.metadata_bytes_written += memory.len() as u64;
-            self.after_durable(&mut state);
-        }
-        self.announce_durable();
         let state = inner.state.borrow();
-        if state.journal.used() * 2 > state.journal.ring_blocks() {
-            drop(state);
+        let records = state.journal.cut(cut, BATCH_RECORD_BYTES_MAX)?;
+        let (bytes, chain) = format::encode_batch(
+            &state.uuid,
+            state.generation,
+            records.first,
+            records.last,
+            state.journal.position().chain,
+            &records.records,
+        );
+        let blocks = (bytes.len() / BLOCK_SIZE) as u64;
+        let (at, skipped) = state.journal.room(blocks)?;
+        let batch = Batch { last: records.last, at, skipped, blocks, chain };
+        Some((batch, super::pool::to_memory(&inner.storage, &bytes)))
+    }
+
+    /// A batch is durable.
+    fn recorded(&self, batch: Batch) {
+        let inner = &self.inner;
+        let is_half_full = {
+            let mut state = inner.state.borrow_mut();
+            state.journal.recorded(batch.last, batch.at, batch.skipped, batch.blocks, batch.chain);
+            state.counters.batches += 1;
+            state.counters.metadata_bytes_written += batch.blocks * BLOCK_BYTES;
+            self.after_durable(&mut state);
+            state.journal.used() * 2 > state.journal.ring_blocks()
+        };
+        self.announce_durable();
+        if is_half_full {
             self.want_checkpoint();
         }
-        Ok(())
     }
 
     /// What follows, in memory, from more changes being durable.

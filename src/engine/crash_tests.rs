@@ -61,6 +61,7 @@ struct Gated {
     inner: MemoryStorage,
     journal: Rc<Cell<bool>>,
     writes: Rc<Cell<bool>>,
+    flushes: Rc<Cell<bool>>,
     read_of: Rc<Cell<u64>>,
 }
 
@@ -70,6 +71,7 @@ impl Gated {
             inner: MemoryStorage::from_image(image),
             journal: Rc::default(),
             writes: Rc::default(),
+            flushes: Rc::default(),
             read_of: Rc::new(Cell::new(u64::MAX)),
         }
     }
@@ -102,7 +104,8 @@ impl Storage for Gated {
     fn write(&self, offset: u64, from: &IoMemory) -> impl Future<Output = io::Result<()>> + 'static {
         let (storage, from) = (self.clone(), from.clone());
         async move {
-            while_held(|| storage.writes.get()).await;
+            let is_batch = (JOURNAL_FIRST.offset_bytes()..JOURNAL_FIRST.offset_bytes() + MIB).contains(&offset);
+            while_held(|| storage.writes.get() || (storage.journal.get() && is_batch)).await;
             storage.inner.write(offset, &from).await
         }
     }
@@ -114,7 +117,11 @@ impl Storage for Gated {
         }
     }
     fn flush(&self) -> impl Future<Output = io::Result<()>> + 'static {
-        self.inner.flush()
+        let storage = self.clone();
+        async move {
+            while_held(|| storage.flushes.get()).await;
+            storage.inner.flush().await
+        }
     }
     fn extend(&self, range: Range<u64>) -> impl Future<Output = io::Result<()>> + 'static {
         self.inner.extend(range)
@@ -241,15 +248,26 @@ fn volume_discarded_whole_does_not_keep_the_pool_from_opening() {
 #[test]
 fn batch_behind_changes_that_only_a_checkpoint_holds_is_replayed() {
     let storage = Gated::new(new_image());
-    let gate = Rc::clone(&storage.journal);
+    let (gate, flushes) = (Rc::clone(&storage.journal), Rc::clone(&storage.flushes));
     let image = storage.inner.clone();
     with(storage, &Log::new(1), |pool| async move {
         let volume = create(&pool, 1, 8 * MIB).await;
         gate.set(true);
+        flushes.set(true);
         write(&pool, volume, 0, 1).await;
-        let committed = pool.commit();
+        let committed = async {
+            // The second is wanted while the first flushes: so the first one's batch is only written.
+            let second = async {
+                turns(100).await;
+                pool.commit().await
+            };
+            let (first, second) = zip(pool.commit(), second).await;
+            first.and(second)
+        };
         let checkpointed = async {
-            // The commit's cut is made by now, and its batch waits.
+            turns(200).await;
+            flushes.set(false);
+            // The batch waits by now.
             turns(100).await;
             write(&pool, volume, 1, 2).await;
             pool.checkpoint().await.unwrap();

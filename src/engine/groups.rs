@@ -21,7 +21,7 @@ impl<S: Storage> Pool<S> {
         let layout = geometry.layout_blocks(group);
         let at_once = geometry.layout_blocks_unsealed(group);
         self.extend(start.offset_bytes()..start.plus(at_once).offset_bytes()).await?;
-        inner.storage.flush().await.map_err(|error| self.poison(&Error::io("flush of a new group", error)))?;
+        self.flush_medium("flush of a new group").await?;
         let mut state = inner.state.borrow_mut();
         state.groups_in_use = group + 1;
         let record = Record::PoolGrown { groups_in_use: group + 1 };

@@ -26,6 +26,7 @@ mod create;
 mod diff;
 mod discard;
 mod dump;
+mod durable;
 mod enlarge;
 mod epoch;
 mod exclusive;

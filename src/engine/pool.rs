@@ -8,6 +8,7 @@ use event_listener::{Event, listener};
 use rustc_hash::FxHashMap;
 
 use super::bounds;
+use super::durable::Barriers;
 use super::enlarge::Enlarger;
 use super::epoch::EpochId;
 use super::gather::Scattered;
@@ -58,6 +59,7 @@ pub(super) struct Inner<S: Storage> {
     /// Commits wanted so far, and flushes of the medium begun and ended.
     pub(super) commit_wanted: Cell<bool>,
     pub(super) committing: Cell<bool>,
+    pub(super) barriers: Barriers,
     pub(super) flushes_begun: Cell<u64>,
     pub(super) flushes_ended: Cell<u64>,
     pub(super) checkpoint_wanted: Cell<bool>,
@@ -130,6 +132,7 @@ impl<S: Storage> Pool<S> {
                 loading_pages: RefCell::default(),
                 commit_wanted: Cell::new(false),
                 committing: Cell::new(false),
+                barriers: Barriers::default(),
                 flushes_begun: Cell::new(0),
                 flushes_ended: Cell::new(0),
                 checkpoint_wanted: Cell::new(false),

@@ -9,7 +9,7 @@ use super::pool::Pool;
 use super::space::PREPARED_BLOCKS;
 use super::work::Work;
 use crate::canary::{Canary, is_broken};
-use crate::error::{Error, Result};
+use crate::error::Result;
 
 /// Runs punched before somebody else has a look.
 const RUNS: usize = 64;
@@ -61,7 +61,7 @@ impl<S: Storage> Pool<S> {
             punched += self.counters().blocks_punched - before;
             futures_lite::future::yield_now().await;
         }
-        self.inner.storage.flush().await.map_err(|error| self.poison(&Error::io("flush after punching", error)))
+        self.flush_medium("flush after punching").await
     }
 
     /// Gives up to `runs` runs of up to `most` blocks, `least` of them free and not yet holes, back to the host, and answers

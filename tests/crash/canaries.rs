@@ -41,6 +41,8 @@ fn story(canary: Canary) -> Option<fn()> {
         Canary::OnePassReplay => stories::replay_puts_no_node_on_what_a_later_record_maps,
         Canary::UnseededChecksums => stories::node_in_a_wrong_place_is_found,
         Canary::FailedFlushIgnored => stories::failed_flush_is_never_taken_for_one_that_worked,
+        Canary::FlushBelievedAlone => stories::flush_beside_one_that_fails_is_not_believed,
+        Canary::AnsweredWhenWritten => stories::batch_that_was_only_written_is_not_answered,
         Canary::ChecksumKept => stories::checksum_goes_with_the_content_it_was_taken_of,
         Canary::SealedTooEarly => stories::snapshot_is_called_sealed_after_its_checksums_are_durable,
         Canary::ChecksumPagesUnprepared => stories::sealing_on_a_full_host_fails_and_no_checkpoint_does,
@@ -55,6 +57,7 @@ fn is_for_worlds(canary: Canary) -> bool {
         Canary::AnySession
             | Canary::UnseededChecksums
             | Canary::FailedFlushIgnored
+            | Canary::FlushBelievedAlone
             | Canary::ReplayNotFlushed
             | Canary::SnapshotOverWrites
             | Canary::EatenFreedAtOnce

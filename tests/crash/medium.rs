@@ -34,6 +34,8 @@ struct Operation {
     is_started: bool,
     /// It takes much longer than others.
     is_slow: bool,
+    /// It has failed already, and says so at its end.
+    failure: Option<i32>,
     done: Rc<RefCell<Done>>,
 }
 
@@ -187,6 +189,7 @@ impl Medium {
                 pieces: late.pieces,
                 is_started: true,
                 is_slow: true,
+                failure: None,
                 done: Rc::default(),
             })
             .collect();
@@ -316,8 +319,10 @@ impl Medium {
         for operation in &state.in_flight {
             match &operation.action {
                 Action::Read(..) => {}
+                Action::Write(offset, _) | Action::WriteDurable(offset, _) if state.journal.contains(offset) => {
+                    phase.journal = true;
+                }
                 Action::Write(..) => phase.write = true,
-                Action::WriteDurable(offset, _) if state.journal.contains(offset) => phase.journal = true,
                 Action::WriteDurable(..) => phase.superblock = true,
                 Action::Flush(_) => phase.flush = true,
                 Action::Extend(_) => phase.extend = true,
@@ -438,20 +443,22 @@ impl State {
                 );
             }
         }
-        if self.fails(&action, &done) {
+        let is_held = self.held.as_ref().is_some_and(|held| held(action.call(), &range));
+        let failure = self.failure(&action);
+        if let (Some(errno), false) = (failure, is_held) {
+            done.borrow_mut().result = Some(Err(io::Error::from_raw_os_error(errno)));
             return;
         }
         self.begun += 1;
         self.events += 1;
         let number = self.next;
         self.next += 1;
-        let pieces = parts(range.start, (range.end - range.start) as usize)
+        let length = if failure.is_some() { 0 } else { range.end - range.start };
+        let pieces = parts(range.start, length as usize)
             .map(|(_, _, part)| range.start + part.start as u64..range.start + part.end as u64)
             .collect();
         let is_slow = self.random.u32(..10) == 0;
-        self.in_flight.push(Operation { number, action, pieces, is_started: false, is_slow, done });
-        let is_held =
-            self.held.as_ref().is_some_and(|held| held(self.in_flight[self.in_flight.len() - 1].action.call(), &range));
+        self.in_flight.push(Operation { number, action, pieces, is_started: false, is_slow, failure, done });
         if self.at_once && self.begun <= self.stop_after && !is_held {
             let index = self.in_flight.len() - 1;
             self.carry_out_all(index);
@@ -460,9 +467,9 @@ impl State {
         }
     }
 
-    /// Counts a call, and fails it when it is its turn. A flush that fails loses what it was to make durable, and does
-    /// not know it later.
-    fn fails(&mut self, action: &Action, done: &Rc<RefCell<Done>>) -> bool {
+    /// Counts a call, and has it fail when it is its turn: answers with what. A flush that fails loses what it was to make
+    /// durable, and does not know it later.
+    fn failure(&mut self, action: &Action) -> Option<i32> {
         let call = action.call();
         let number = self.calls[call as usize];
         self.calls[call as usize] += 1;
@@ -473,15 +480,12 @@ impl State {
                 Action::Punch(_) => host.give_back(&range),
                 Action::Write(..) | Action::WriteDurable(..) | Action::Extend(_) => {
                     if !host.allocate(&range) {
-                        done.borrow_mut().result = Some(Err(io::Error::from_raw_os_error(libc::ENOSPC)));
-                        return true;
+                        return Some(libc::ENOSPC);
                     }
                 }
             }
         }
-        let Some(fault) = self.fault.filter(|fault| fault.call == call && fault.number == number) else {
-            return false;
-        };
+        let fault = self.fault.filter(|fault| fault.call == call && fault.number == number)?;
         let range = action.range();
         match (action, action.content()) {
             (Action::Flush(numbers), _) => {
@@ -497,8 +501,7 @@ impl State {
             }
             _ => {}
         }
-        done.borrow_mut().result = Some(Err(io::Error::from_raw_os_error(fault.errno)));
-        true
+        Some(fault.errno)
     }
 
     fn carry_out_all(&mut self, index: usize) {
@@ -540,6 +543,11 @@ impl State {
     fn end(&mut self, index: usize) -> Option<Waker> {
         self.events += 1;
         let operation = self.in_flight.swap_remove(index);
+        let mut done = operation.done.borrow_mut();
+        if let Some(errno) = operation.failure {
+            done.result = Some(Err(io::Error::from_raw_os_error(errno)));
+            return done.waker.take();
+        }
         let range = operation.action.range();
         let content = operation.action.content();
         match (&operation.action, content) {
@@ -563,7 +571,6 @@ impl State {
             }
             _ => {}
         }
-        let mut done = operation.done.borrow_mut();
         done.result = Some(Ok(()));
         done.waker.take()
     }

@@ -11,9 +11,10 @@ mod trees;
 
 #[cfg(feature = "canary")]
 pub use order::{
-    death_between_the_two_copies_of_a_superblock_leaves_the_former_whole, death_loses_nothing_that_was_answered,
-    flush_during_a_commit_waits_for_the_batch, leftovers_of_an_aborted_checkpoint_are_never_adopted,
-    redirected_block_is_mapped_when_its_data_has_landed, write_that_lands_during_a_flush_is_not_in_its_batch,
+    batch_that_was_only_written_is_not_answered, death_between_the_two_copies_of_a_superblock_leaves_the_former_whole,
+    death_loses_nothing_that_was_answered, flush_during_a_commit_waits_for_the_batch,
+    leftovers_of_an_aborted_checkpoint_are_never_adopted, redirected_block_is_mapped_when_its_data_has_landed,
+    write_that_lands_during_a_flush_is_not_in_its_batch,
 };
 #[cfg(feature = "canary")]
 pub use replay::replay_puts_no_node_on_what_a_later_record_maps;
@@ -71,6 +72,54 @@ pub fn failed_flush_is_never_taken_for_one_that_worked() {
     }
     assert!(matches!(first, Err(Error::Poisoned(_))), "{first:?}");
     assert!(matches!(second, Err(Error::Poisoned(_))), "{second:?}");
+}
+
+/// **A5, overlapping.** The flush of a checkpoint fails while that of a FLUSH is under way, and takes with it what both were
+/// to make durable. The FLUSH's own then works, having nothing left to do, and says so before the other says anything.
+#[test]
+pub fn flush_beside_one_that_fails_is_not_believed() {
+    let engine = Engine::open(at_once(new_pool()), Log::new(1)).expect("open");
+    let volume = engine.create(1, MIB);
+    engine.write(volume, 0, 1).expect("written");
+    engine.flush(volume).expect("flushed");
+    engine.write(volume, 0, 2).expect("written in place");
+    engine.medium.hold(|call, _| call == Call::Flush);
+    let flushed = engine.begin_flush(volume);
+    assert!(flushed.borrow().is_none(), "its flush is under way");
+    let number = engine.medium.calls(Call::Flush);
+    engine.medium.fail(Fault { call: Call::Flush, number, errno: libc::EIO, in_part: false });
+    let pool = engine.pool.clone();
+    let checkpointed = engine.begin(async move { pool.checkpoint().await });
+    assert!(engine.medium.waiting() == 2, "the checkpoint flushes, too");
+    engine.medium.let_go();
+    engine.turns();
+    assert!(matches!(*checkpointed.borrow(), Some(Err(Error::Poisoned(_)))));
+    assert!(matches!(*flushed.borrow(), Some(Err(Error::Poisoned(_)))), "a FLUSH is answered, and its data is lost");
+}
+
+/// The same the other way round: what a checkpoint has written is lost by the failed flush of a commit, and the
+/// checkpoint's own works. Its superblock would lead to nodes that are not there.
+#[test]
+pub fn checkpoint_beside_a_flush_that_fails_writes_no_superblock() {
+    let engine = Engine::open(at_once(new_pool()), Log::new(1)).expect("open");
+    let volume = engine.create(1, MIB);
+    engine.write(volume, 0, 1).expect("written");
+    engine.flush(volume).expect("flushed");
+    engine.medium.hold(|call, _| call == Call::Flush);
+    let pool = engine.pool.clone();
+    let checkpointed = engine.begin(async move { pool.checkpoint().await });
+    assert!(checkpointed.borrow().is_none(), "its flush is under way");
+    let number = engine.medium.calls(Call::Flush);
+    engine.medium.fail(Fault { call: Call::Flush, number, errno: libc::EIO, in_part: false });
+    let flushed = engine.begin_flush(volume);
+    assert!(engine.medium.waiting() == 2, "the commit flushes, too");
+    engine.medium.let_go();
+    engine.turns();
+    assert!(matches!(*flushed.borrow(), Some(Err(Error::Poisoned(_)))));
+    assert!(matches!(*checkpointed.borrow(), Some(Err(Error::Poisoned(_)))), "a superblock over nodes that are lost");
+    let engine = engine.lose_power();
+    assert_eq!(engine.read(volume, 0).expect("readable"), 1);
+    engine.assert_clean();
 }
 
 /// **O10, sessions.** The memory that one front holds says nothing about what another engine has made of the pool since.

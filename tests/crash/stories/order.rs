@@ -59,6 +59,62 @@ pub fn flush_during_a_commit_waits_for_the_batch() {
     assert_eq!(engine.read(volume, 0).expect("readable"), 2);
 }
 
+/// **O2, shared flush.** While a commit flushes, somebody wants the next one: the batch is only written, and what makes it
+/// durable is the flush of the next commit. Nobody is answered before that has ended, and one flush has been saved.
+#[test]
+pub fn batch_that_was_only_written_is_not_answered() {
+    let engine = Engine::open(at_once(new_pool()), Log::new(1)).expect("open");
+    let volume = engine.create(1, MIB);
+    engine.commit();
+    let calls = |call| engine.medium.calls(call);
+    let before = (calls(Call::Flush), calls(Call::WriteDurable));
+    engine.write(volume, 0, 1).expect("written");
+    engine.medium.hold(|call, _| call == Call::Flush);
+    let first = engine.begin_flush(volume);
+    engine.write(volume, 1, 2).expect("written");
+    let second = engine.begin_flush(volume);
+    engine.medium.end_what_waits();
+    engine.turns();
+    assert_eq!(calls(Call::WriteDurable), before.1, "the batch is a plain write");
+    assert!(engine.medium.waiting() == 1, "and the next commit has begun");
+    assert!(first.borrow().is_none(), "a FLUSH is answered whose batch may be lost");
+    engine.medium.let_go();
+    engine.turns();
+    assert!(matches!(*first.borrow(), Some(Ok(()))) && matches!(*second.borrow(), Some(Ok(()))));
+    assert_eq!((calls(Call::Flush), calls(Call::WriteDurable)), (before.0 + 2, before.1 + 1));
+    let engine = engine.lose_power();
+    assert_eq!(engine.read(volume, 0).expect("readable"), 1);
+    assert_eq!(engine.read(volume, 1).expect("readable"), 2);
+    engine.assert_clean();
+}
+
+/// A power cut while a batch that was only written waits for its flush: there or not, and whole.
+#[test]
+fn batch_that_was_only_written_is_there_or_not() {
+    for is_kept in [false, true] {
+        let engine = Engine::open(at_once(new_pool()), Log::new(1)).expect("open");
+        let volume = engine.create(1, MIB);
+        engine.commit();
+        engine.write(volume, 0, 1).expect("written");
+        engine.medium.hold(|call, _| call == Call::Flush);
+        let _first = engine.begin_flush(volume);
+        engine.write(volume, 1, 2).expect("written");
+        let _second = engine.begin_flush(volume);
+        engine.medium.end_what_waits();
+        engine.turns();
+        let left = engine.medium.power_cut_keeping(|_| is_kept);
+        drop(engine);
+        let engine = Engine::open(at_once(left), Log::new(2)).expect("open");
+        assert_eq!(engine.read(volume, 0).expect("readable"), u8::from(is_kept));
+        assert_eq!(engine.read(volume, 1).expect("readable"), 0, "its batch was not appended");
+        engine.write(volume, 1, 3).expect("written");
+        engine.flush(volume).expect("flushed");
+        let engine = engine.lose_power();
+        assert_eq!(engine.read(volume, 1).expect("readable"), 3);
+        engine.assert_clean();
+    }
+}
+
 /// **O2, C6c.** Two changes of one block are pending at a checkpoint's instant and are appended after it. Replayed over
 /// the new trees the first would bring a block back that has been given to somebody else.
 #[test]
