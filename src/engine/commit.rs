@@ -105,7 +105,7 @@ impl<S: Storage> Pool<S> {
         self.flush_medium("flush of the pool").await?;
         drop(flush);
         if let Some(batch) = written {
-            self.recorded(batch);
+            self.recorded(&batch);
         }
         if is_broken(Canary::CutAfterFlush) {
             cut = inner.state.borrow().journal.last();
@@ -127,13 +127,13 @@ impl<S: Storage> Pool<S> {
                 let landed = inner.storage.write(to.offset_bytes(), &memory).await;
                 landed.map_err(|error| Error::io(format!("append to the journal at pool block {to}"), error))?;
                 if is_broken(Canary::AnsweredWhenWritten) {
-                    self.recorded(batch);
+                    self.recorded(&batch);
                     continue;
                 }
                 return Ok(Some(batch));
             }
             self.write_durable(batch.address(), &memory, "append to the journal").await?;
-            self.recorded(batch);
+            self.recorded(&batch);
         }
         Ok(None)
     }
@@ -158,7 +158,7 @@ impl<S: Storage> Pool<S> {
     }
 
     /// A batch is durable.
-    fn recorded(&self, batch: Batch) {
+    fn recorded(&self, batch: &Batch) {
         let inner = &self.inner;
         let is_half_full = {
             let mut state = inner.state.borrow_mut();
