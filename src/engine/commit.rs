@@ -47,6 +47,7 @@ impl<S: Storage> Pool<S> {
         // A flush of the medium that begins from now on covers every write that has completed.
         let ticket = self.inner.flushes_begun.get() + 1;
         let inner = &self.inner;
+        inner.flush_awaited.set(ticket);
         self.want_commit();
         until(&inner.signals.durable, || {
             let state = inner.state.borrow();
@@ -93,7 +94,7 @@ impl<S: Storage> Pool<S> {
     }
 
     /// One commit. `written` is the batch of the one before, where its flush is still to come; answered is its own, likewise:
-    /// then somebody wants another commit.
+    /// then somebody waits for another commit.
     async fn commit_once(&self, written: Option<Batch>) -> Result<Option<Batch>> {
         let inner = &self.inner;
         let mut cut = inner.state.borrow().journal.last();
@@ -122,7 +123,7 @@ impl<S: Storage> Pool<S> {
                 continue;
             };
             let _work = self.at(Work::Commit);
-            if batch.last == cut && inner.commit_wanted.get() {
+            if batch.last == cut && inner.flush_awaited.get() > inner.flushes_begun.get() {
                 let to = batch.address();
                 let landed = inner.storage.write(to.offset_bytes(), &memory).await;
                 landed.map_err(|error| Error::io(format!("append to the journal at pool block {to}"), error))?;

@@ -19,7 +19,7 @@ use crate::task::Panicked;
 use crate::verify::{check, run};
 
 pub const MIB: u64 = 1 << 20;
-const POOL_BYTES: u64 = 8 * MIB;
+pub const POOL_BYTES: u64 = 8 * MIB;
 const JOURNAL_BYTES: u64 = MIB;
 
 /// An engine on a medium that does at once what it is asked.

@@ -32,6 +32,11 @@ impl<'a> Plugin<'a> {
         plugin
     }
 
+    /// The name that Docker knows it by.
+    pub fn driver(&self) -> &str {
+        &self.driver
+    }
+
     fn socket(&self) -> PathBuf {
         self.pool.folder().join("plugin.sock")
     }
@@ -104,7 +109,7 @@ impl Drop for Plugin<'_> {
 }
 
 /// A program that drives containers, in a folder of its own.
-trait Engine {
+pub trait Engine {
     fn run(&self, words: &[&str]) -> Outcome;
 
     #[track_caller]
@@ -157,13 +162,13 @@ fn tiny_image() -> Vec<u8> {
 }
 
 /// A dockerd with everything of its own in one folder.
-struct Docker {
+pub struct Docker {
     folder: PathBuf,
     process: Option<Background>,
 }
 
 impl Docker {
-    fn new(folder: &Path) -> Self {
+    pub fn new(folder: &Path) -> Self {
         let folder = folder.join("docker");
         fs::create_dir_all(&folder).expect("a folder");
         fs::write(folder.join("daemon.json"), "{}").expect("settings");

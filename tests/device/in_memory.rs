@@ -4,14 +4,14 @@ use std::fs;
 use std::path::Path;
 use std::time::Duration;
 
-use crate::docker::Plugin;
+use crate::docker::{Docker, Engine, Plugin};
 use crate::support::command::{binary, run, wait_until};
 use crate::support::machine::scratch;
 use crate::support::pool::TestPool;
 
 const MIB: u64 = 1 << 20;
 
-/// What a volume of it holds, of Docker's, is searched for in swap, beside something of an ordinary tmpfs that has to be found there.
+/// What a container of Docker's keeps in a volume of it is searched for in swap, beside something of an ordinary tmpfs that has to be found there.
 pub fn never_in_swap() {
     let name = format!("plywood-test-memory-{}", std::process::id());
     let program = binary();
@@ -26,17 +26,21 @@ pub fn never_in_swap() {
     let file = Path::new("/run/plywood-memory").join(&name).join("pool");
     let _deleted = Deleted(&name);
     let pool = TestPool::adopt(&file);
-    // As Docker has it: a volume for secrets that is gone after its use.
+    // A container of Docker's with a volume for secrets, which is gone after its use.
     let plugin = Plugin::new(&pool);
-    let ask = |what: &str, more: &str| {
-        plugin.done(&format!("VolumeDriver.{what}"), &format!(r#"{{"Name":"secrets",{more}}}"#))
-    };
-    ask("Create", r#""Opts":{"size":"64M","ephemeral":"true"}"#);
-    let mounted = ask("Mount", r#""ID":"1""#);
-    let point = Path::new(mounted["Mountpoint"].as_str().expect("a path"));
-    let secret = format!("a secret of {name} that nobody may find");
-    fs::write(point.join("secret"), secret.repeat((32 * MIB) as usize / secret.len())).expect("a file");
-    run("sync", ["-f".as_ref(), point.as_os_str()]).expect();
+    let docker = Docker::new(pool.folder());
+    docker.import(pool.folder());
+    docker.done(&format!("volume create --driver {} -o ephemeral=true -o size=64M secrets", plugin.driver()));
+    docker.done("run -d --name keeper --network=none -v secrets:/data tiny /bin/sleep 600");
+    // No command line has it as one: those are in memory that may be swapped.
+    let (first, second) = (format!("a secret of {name}"), "that nobody may find");
+    let script = format!(
+        "x='{first}'; echo \"$x {second}\" > /data/a; for i in 1 2 3 4 5 6 7 8 9; do \
+         cat /data/a /data/a > /data/b && cat /data/b /data/b > /data/a || exit 1; done; sync; stat -c %s /data/a"
+    );
+    let written = docker.run(&["exec", "keeper", "/bin/sh", "-c", &script]).expect();
+    assert!(written.parse::<u64>().is_ok_and(|bytes| bytes > 8 * MIB), "{written} bytes of it");
+    let secret = format!("{first} {second}");
 
     let ordinary = pool.mount_point("ordinary");
     run("mount", ["-t".as_ref(), "tmpfs".as_ref(), "none".as_ref(), ordinary.as_os_str()]).expect();
@@ -56,9 +60,11 @@ pub fn never_in_swap() {
 
     let refused = plywood(&["--pool", &name, "pool", "delete", "--yes"]);
     assert!(!refused.succeeded() && refused.stderr.contains("secrets is attached"), "{}", refused.stderr);
-    ask("Unmount", r#""ID":"1""#);
+    docker.refused("volume rm secrets", "in use");
+    docker.done("rm -f keeper");
     wait_until("its end", Duration::from_secs(60), || pool.names().is_empty());
-    drop(plugin);
+    docker.done("rmi tiny");
+    drop((docker, plugin));
     plywood(&["--pool", &name, "pool", "delete", "--yes"]).expect();
     assert!(!file.parent().expect("a directory").exists());
     wait_until("the memory's return", Duration::from_secs(60), || shared_bytes() < shared_before + 16 * MIB);

@@ -67,8 +67,14 @@ const CONTAINERS: &[Need] = &[Need::FileSystem("ext4"), Need::Program("runc")];
 const IMAGES: &[Need] = &[Need::FileSystem("ext4"), Need::Program("runc"), Need::Program("skopeo")];
 const IMAGES_XFS: &[Need] = &[Need::FileSystem("xfs"), Need::Program("runc"), Need::Program("skopeo")];
 
-const IN_MEMORY: &[Need] =
-    &[Need::FileSystem("ext4"), Need::Program("mkswap"), Need::Program("python3"), Need::Linux(6, 6)];
+const IN_MEMORY: &[Need] = &[
+    Need::FileSystem("ext4"),
+    Need::Program("mkswap"),
+    Need::Program("python3"),
+    Need::Program("dockerd"),
+    Need::Program("busybox"),
+    Need::Linux(6, 6),
+];
 const TRANSFER: &[Need] = &[];
 const DISKS: &[Need] = &[Need::Program("qemu-img")];
 const PLUGIN: &[Need] = &[Need::FileSystem("ext4"), Need::Program("e2fsck")];

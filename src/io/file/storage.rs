@@ -99,7 +99,8 @@ impl FileStorage {
         &self.shared.path
     }
 
-    /// Makes the file larger, sparse; or takes note of a device that has grown. The new size is durable on return.
+    /// Makes the file larger, sparse; or takes note of a device that has grown. The new size is durable with the next
+    /// [`flush`](Storage::flush): one of its own could fail, and take with it what others were to make durable.
     ///
     /// # Errors
     /// [`Error::InvalidInput`] when `size_bytes` is less than the size, or more than the device has; what the host
@@ -117,7 +118,6 @@ impl FileStorage {
         }
         if !shared.block_device && size_bytes > present {
             rustix::fs::ftruncate(shared.file.fd(), size_bytes).map_err(|error| failed(error.into()))?;
-            rustix::fs::fsync(shared.file.fd()).map_err(|error| failed(error.into()))?;
         }
         shared.size_bytes.set(size_bytes.max(present));
         Ok(())

@@ -97,6 +97,28 @@ pub fn flush_beside_one_that_fails_is_not_believed() {
     assert!(matches!(*flushed.borrow(), Some(Err(Error::Poisoned(_)))), "a FLUSH is answered, and its data is lost");
 }
 
+/// The same with the batch of a FLUSH on its way.
+#[test]
+fn batch_beside_a_flush_that_fails_is_not_believed() {
+    let engine = Engine::open(at_once(new_pool()), Log::new(1)).expect("open");
+    let volume = engine.create(1, MIB);
+    engine.write(volume, 0, 1).expect("written");
+    engine.medium.hold(|call, _| call == Call::WriteDurable);
+    let flushed = engine.begin_flush(volume);
+    assert!(engine.medium.waiting() == 1, "its batch is on its way");
+    engine.medium.hold(|call, _| call == Call::Flush);
+    let number = engine.medium.calls(Call::Flush);
+    engine.medium.fail(Fault { call: Call::Flush, number, errno: libc::EIO, in_part: false });
+    let _checkpointed = engine.begin_checkpoint();
+    assert!(engine.medium.waiting() == 2, "the checkpoint flushes");
+    engine.medium.let_go();
+    engine.turns();
+    assert!(
+        matches!(*flushed.borrow(), Some(Err(Error::Poisoned(_)))),
+        "a FLUSH is answered, and its batch may be lost"
+    );
+}
+
 /// The same the other way round: what a checkpoint has written is lost by the failed flush of a commit, and the
 /// checkpoint's own works. Its superblock would lead to nodes that are not there.
 #[test]
