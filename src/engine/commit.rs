@@ -9,31 +9,13 @@
 //! cut could leave the second alone. Where nobody waits it is a durable write of its own.
 
 use super::Storage;
+use super::journal::Batch;
 use super::pool::{Pool, until};
 use super::work::Work;
 use crate::canary::{Canary, is_broken};
 use crate::error::{Error, Result};
-use crate::format::{self, BATCH_RECORD_BYTES_MAX, JOURNAL_FIRST};
-use crate::units::{BLOCK_BYTES, BLOCK_SIZE, Lsn, PoolBlock};
-
-/// Records that were appended, or are being so.
-struct Batch {
-    /// LSN of its last record.
-    last: Lsn,
-    /// Block within the ring.
-    at: u64,
-    /// Blocks left out before it, at the ring's end.
-    skipped: u64,
-    blocks: u64,
-    /// Its checksum, which the next one names.
-    chain: u32,
-}
-
-impl Batch {
-    fn address(&self) -> PoolBlock {
-        PoolBlock(JOURNAL_FIRST.0 + self.at)
-    }
-}
+use crate::format::{self, BATCH_RECORD_BYTES_MAX};
+use crate::units::{BLOCK_BYTES, BLOCK_SIZE, Lsn};
 
 impl<S: Storage> Pool<S> {
     /// Makes every change made so far durable.
@@ -163,7 +145,7 @@ impl<S: Storage> Pool<S> {
         let inner = &self.inner;
         let is_half_full = {
             let mut state = inner.state.borrow_mut();
-            state.journal.recorded(batch.last, batch.at, batch.skipped, batch.blocks, batch.chain);
+            state.journal.recorded(batch);
             state.counters.batches += 1;
             state.counters.metadata_bytes_written += batch.blocks * BLOCK_BYTES;
             self.after_durable(&mut state);

@@ -77,6 +77,10 @@ impl Gated {
     }
 }
 
+fn is_journal(offset: u64) -> bool {
+    (JOURNAL_FIRST.offset_bytes()..JOURNAL_FIRST.offset_bytes() + MIB).contains(&offset)
+}
+
 async fn while_held(is_held: impl Fn() -> bool) {
     while is_held() {
         yield_now().await;
@@ -104,15 +108,14 @@ impl Storage for Gated {
     fn write(&self, offset: u64, from: &IoMemory) -> impl Future<Output = io::Result<()>> + 'static {
         let (storage, from) = (self.clone(), from.clone());
         async move {
-            let is_batch = (JOURNAL_FIRST.offset_bytes()..JOURNAL_FIRST.offset_bytes() + MIB).contains(&offset);
-            while_held(|| storage.writes.get() || (storage.journal.get() && is_batch)).await;
+            while_held(|| storage.writes.get() || (storage.journal.get() && is_journal(offset))).await;
             storage.inner.write(offset, &from).await
         }
     }
     fn write_durable(&self, offset: u64, from: &IoMemory) -> impl Future<Output = io::Result<()>> + 'static {
         let (storage, from) = (self.clone(), from.clone());
         async move {
-            while_held(|| storage.journal.get() && offset >= JOURNAL_FIRST.offset_bytes()).await;
+            while_held(|| storage.journal.get() && is_journal(offset)).await;
             storage.inner.write_durable(offset, &from).await
         }
     }

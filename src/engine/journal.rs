@@ -7,8 +7,8 @@
 use std::collections::VecDeque;
 
 use crate::canary::{Canary, is_broken};
-use crate::format::Record;
-use crate::units::Lsn;
+use crate::format::{JOURNAL_FIRST, Record};
+use crate::units::{Lsn, PoolBlock};
 
 use super::PendingLog;
 
@@ -41,6 +41,25 @@ pub(super) struct Cut {
     pub(super) first: Lsn,
     pub(super) last: Lsn,
     pub(super) records: Vec<u8>,
+}
+
+/// A batch that has its place in the ring.
+pub(super) struct Batch {
+    /// LSN of its last record.
+    pub(super) last: Lsn,
+    /// Block within the ring.
+    pub(super) at: u64,
+    /// Blocks left out before it, at the ring's end.
+    pub(super) skipped: u64,
+    pub(super) blocks: u64,
+    /// Its checksum, which the next one names.
+    pub(super) chain: u32,
+}
+
+impl Batch {
+    pub(super) fn address(&self) -> PoolBlock {
+        PoolBlock(JOURNAL_FIRST.0 + self.at)
+    }
 }
 
 impl Journal {
@@ -153,8 +172,9 @@ impl Journal {
         self.ring_blocks
     }
 
-    /// A batch with records up to `last` is durable.
-    pub(super) fn recorded(&mut self, last: Lsn, at: u64, skipped: u64, blocks: u64, chain: u32) {
+    /// A batch is durable.
+    pub(super) fn recorded(&mut self, batch: &Batch) {
+        let Batch { last, at, skipped, blocks, chain } = *batch;
         self.wraps += u64::from(at == 0 && self.position.total > 0);
         self.position = JournalPosition { append: at + blocks, chain, total: self.position.total + skipped + blocks };
         self.durable_through(last);

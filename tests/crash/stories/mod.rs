@@ -49,6 +49,11 @@ use crate::log::Log;
 use crate::medium::{Left, Medium};
 use crate::verify::run;
 
+fn fail_next_flush(engine: &Engine) {
+    let number = engine.medium.calls(Call::Flush);
+    engine.medium.fail(Fault { call: Call::Flush, number, errno: libc::EIO, in_part: false });
+}
+
 /// **A5, poisoning.** A flush fails, and what it was to make durable is lost though later flushes work. Whoever asks again
 /// must not be told that all is well, and no successor may go on from the memory of this one.
 #[test]
@@ -59,8 +64,7 @@ pub fn failed_flush_is_never_taken_for_one_that_worked() {
     engine.write(volume, 0, 1).expect("written");
     engine.flush(volume).expect("flushed");
     engine.write(volume, 0, 2).expect("written");
-    let number = engine.medium.calls(Call::Flush);
-    engine.medium.fail(Fault { call: Call::Flush, number, errno: libc::EIO, in_part: false });
+    fail_next_flush(&engine);
     let first = engine.flush(volume);
     let second = engine.flush(volume);
     // The host has forgotten what it lost: the second flush of the medium itself works.
@@ -78,7 +82,7 @@ pub fn failed_flush_is_never_taken_for_one_that_worked() {
 /// to make durable. The FLUSH's own then works, having nothing left to do, and says so before the other says anything.
 #[test]
 pub fn flush_beside_one_that_fails_is_not_believed() {
-    let engine = Engine::open(at_once(new_pool()), Log::new(1)).expect("open");
+    let engine = Engine::on(new_pool());
     let volume = engine.create(1, MIB);
     engine.write(volume, 0, 1).expect("written");
     engine.flush(volume).expect("flushed");
@@ -86,10 +90,8 @@ pub fn flush_beside_one_that_fails_is_not_believed() {
     engine.medium.hold(|call, _| call == Call::Flush);
     let flushed = engine.begin_flush(volume);
     assert!(flushed.borrow().is_none(), "its flush is under way");
-    let number = engine.medium.calls(Call::Flush);
-    engine.medium.fail(Fault { call: Call::Flush, number, errno: libc::EIO, in_part: false });
-    let pool = engine.pool.clone();
-    let checkpointed = engine.begin(async move { pool.checkpoint().await });
+    fail_next_flush(&engine);
+    let checkpointed = engine.begin_checkpoint();
     assert!(engine.medium.waiting() == 2, "the checkpoint flushes, too");
     engine.medium.let_go();
     engine.turns();
@@ -100,15 +102,14 @@ pub fn flush_beside_one_that_fails_is_not_believed() {
 /// The same with the batch of a FLUSH on its way.
 #[test]
 fn batch_beside_a_flush_that_fails_is_not_believed() {
-    let engine = Engine::open(at_once(new_pool()), Log::new(1)).expect("open");
+    let engine = Engine::on(new_pool());
     let volume = engine.create(1, MIB);
     engine.write(volume, 0, 1).expect("written");
     engine.medium.hold(|call, _| call == Call::WriteDurable);
     let flushed = engine.begin_flush(volume);
     assert!(engine.medium.waiting() == 1, "its batch is on its way");
     engine.medium.hold(|call, _| call == Call::Flush);
-    let number = engine.medium.calls(Call::Flush);
-    engine.medium.fail(Fault { call: Call::Flush, number, errno: libc::EIO, in_part: false });
+    fail_next_flush(&engine);
     let _checkpointed = engine.begin_checkpoint();
     assert!(engine.medium.waiting() == 2, "the checkpoint flushes");
     engine.medium.let_go();
@@ -123,16 +124,14 @@ fn batch_beside_a_flush_that_fails_is_not_believed() {
 /// checkpoint's own works. Its superblock would lead to nodes that are not there.
 #[test]
 pub fn checkpoint_beside_a_flush_that_fails_writes_no_superblock() {
-    let engine = Engine::open(at_once(new_pool()), Log::new(1)).expect("open");
+    let engine = Engine::on(new_pool());
     let volume = engine.create(1, MIB);
     engine.write(volume, 0, 1).expect("written");
     engine.flush(volume).expect("flushed");
     engine.medium.hold(|call, _| call == Call::Flush);
-    let pool = engine.pool.clone();
-    let checkpointed = engine.begin(async move { pool.checkpoint().await });
+    let checkpointed = engine.begin_checkpoint();
     assert!(checkpointed.borrow().is_none(), "its flush is under way");
-    let number = engine.medium.calls(Call::Flush);
-    engine.medium.fail(Fault { call: Call::Flush, number, errno: libc::EIO, in_part: false });
+    fail_next_flush(&engine);
     let flushed = engine.begin_flush(volume);
     assert!(engine.medium.waiting() == 2, "the commit flushes, too");
     engine.medium.let_go();

@@ -1,26 +1,29 @@
 //! What must be durable, or have landed, before what (O1, O2, O4, O5, O10).
 
+use std::ops::Range;
+
+use plywood::error::Error;
 use plywood::format::{Geometry, SUPERBLOCK_COPIES};
-use plywood::units::BLOCK_BYTES;
+use plywood::units::{BLOCK_BYTES, VolumeId};
 
 use crate::action::Call;
-use crate::engine::{Engine, MIB, at_once, new_pool};
+use crate::engine::{Begun, Engine, MIB, at_once, new_pool};
 use crate::log::Log;
 
 /// First byte of the journal.
 pub const JOURNAL: u64 = 512 * BLOCK_BYTES;
 
-pub fn is_superblock(range: &std::ops::Range<u64>) -> bool {
+pub fn is_superblock(range: &Range<u64>) -> bool {
     SUPERBLOCK_COPIES.iter().flatten().any(|copy| copy.offset_bytes() == range.start)
 }
 
 /// Whether it is in the ring.
-pub fn is_journal(range: &std::ops::Range<u64>) -> bool {
+pub fn is_journal(range: &Range<u64>) -> bool {
     (JOURNAL..JOURNAL + MIB).contains(&range.start)
 }
 
 /// Whether it is a descriptor or a page of the first group of a pool of that size: only checkpoints write there.
-pub fn is_layout(pool_bytes: u64) -> impl Fn(&std::ops::Range<u64>) -> bool {
+pub fn is_layout(pool_bytes: u64) -> impl Fn(&Range<u64>) -> bool {
     let geometry = Geometry::new(pool_bytes, MIB).expect("a pool");
     let start = geometry.group_start(0);
     let layout = start.offset_bytes()..start.plus(geometry.layout_blocks(0)).offset_bytes();
@@ -72,32 +75,47 @@ pub fn flush_during_a_commit_waits_for_the_batch() {
     assert_eq!(engine.read(volume, 0).expect("readable"), 2);
 }
 
-/// **O2, shared flush.** While a commit flushes, somebody wants the next one: the batch is only written, and what makes it
-/// durable is the flush of the next commit. Nobody is answered before that has ended, and one flush has been saved.
+/// Two FLUSHes, the second of which waits for the commit after the first one's: so the first one's batch is only written. It is
+/// on its way, and so is nothing else.
+pub fn begin_batch_that_is_only_written(engine: &Engine, volume: VolumeId) -> [Begun<Result<(), Error>>; 2] {
+    engine.medium.hold(|call, _| call == Call::Flush);
+    let flushed = [engine.begin_flush(volume), engine.begin_flush(volume)];
+    engine.medium.hold(|call, range| call == Call::Write && is_journal(range));
+    engine.medium.end_what_waits();
+    engine.turns();
+    assert_eq!(engine.medium.waiting(), 1, "the batch, a plain write");
+    assert!(flushed.iter().all(|flushed| flushed.borrow().is_none()), "answered before the batch has landed");
+    flushed
+}
+
+/// The same, and the batch has landed: the flush of the next commit is on its way.
+fn begin_flush_of_a_batch(engine: &Engine, volume: VolumeId) -> [Begun<Result<(), Error>>; 2] {
+    let flushed = begin_batch_that_is_only_written(engine, volume);
+    engine.medium.hold(|call, _| call == Call::Flush);
+    engine.medium.end_what_waits();
+    engine.turns();
+    assert_eq!(engine.medium.waiting(), 1, "the next commit has begun");
+    flushed
+}
+
+/// **O2, shared flush.** What makes a batch durable that was only written is the flush of the next commit. Nobody is answered
+/// before that has ended, and a flush has been saved.
 #[test]
 pub fn batch_that_was_only_written_is_not_answered() {
-    let engine = Engine::open(at_once(new_pool()), Log::new(1)).expect("open");
+    let engine = Engine::on(new_pool());
     let volume = engine.create(1, MIB);
     engine.commit();
     let calls = |call| engine.medium.calls(call);
     let before = (calls(Call::Flush), calls(Call::WriteDurable));
     engine.write(volume, 0, 1).expect("written");
-    engine.medium.hold(|call, _| call == Call::Flush);
-    let first = engine.begin_flush(volume);
-    engine.write(volume, 1, 2).expect("written");
-    let second = engine.begin_flush(volume);
-    engine.medium.end_what_waits();
-    engine.turns();
-    assert_eq!(calls(Call::WriteDurable), before.1, "the batch is a plain write");
-    assert!(engine.medium.waiting() == 1, "and the next commit has begun");
-    assert!(first.borrow().is_none(), "a FLUSH is answered whose batch may be lost");
+    let flushed = begin_flush_of_a_batch(&engine, volume);
+    assert!(flushed.iter().all(|flushed| flushed.borrow().is_none()), "a FLUSH is answered whose batch may be lost");
     engine.medium.let_go();
     engine.turns();
-    assert!(matches!(*first.borrow(), Some(Ok(()))) && matches!(*second.borrow(), Some(Ok(()))));
-    assert_eq!((calls(Call::Flush), calls(Call::WriteDurable)), (before.0 + 2, before.1 + 1));
+    assert!(flushed.iter().all(|flushed| matches!(*flushed.borrow(), Some(Ok(())))));
+    assert_eq!((calls(Call::Flush), calls(Call::WriteDurable)), (before.0 + 2, before.1));
     let engine = engine.lose_power();
     assert_eq!(engine.read(volume, 0).expect("readable"), 1);
-    assert_eq!(engine.read(volume, 1).expect("readable"), 2);
     engine.assert_clean();
 }
 
@@ -105,16 +123,12 @@ pub fn batch_that_was_only_written_is_not_answered() {
 #[test]
 fn batch_that_was_only_written_is_there_or_not() {
     for is_kept in [false, true] {
-        let engine = Engine::open(at_once(new_pool()), Log::new(1)).expect("open");
+        let engine = Engine::on(new_pool());
         let volume = engine.create(1, MIB);
         engine.commit();
         engine.write(volume, 0, 1).expect("written");
-        engine.medium.hold(|call, _| call == Call::Flush);
-        let _first = engine.begin_flush(volume);
+        let _flushed = begin_flush_of_a_batch(&engine, volume);
         engine.write(volume, 1, 2).expect("written");
-        let _second = engine.begin_flush(volume);
-        engine.medium.end_what_waits();
-        engine.turns();
         let left = engine.medium.power_cut_keeping(|_| is_kept);
         drop(engine);
         let engine = Engine::open(at_once(left), Log::new(2)).expect("open");
@@ -123,6 +137,7 @@ fn batch_that_was_only_written_is_there_or_not() {
         engine.write(volume, 1, 3).expect("written");
         engine.flush(volume).expect("flushed");
         let engine = engine.lose_power();
+        assert_eq!(engine.read(volume, 0).expect("readable"), u8::from(is_kept));
         assert_eq!(engine.read(volume, 1).expect("readable"), 3);
         engine.assert_clean();
     }
@@ -142,12 +157,7 @@ pub fn records_at_or_below_the_checkpoint_are_not_replayed() {
     engine.write(volume, 0, 2).expect("redirected");
     engine.discard(volume, 0, 1).expect("discarded");
     engine.write(volume, 0, 3).expect("written anew");
-    engine.medium.hold(|call, _| call == Call::Flush);
-    let flushed = [engine.begin_flush(volume), engine.begin_flush(volume)];
-    engine.medium.hold(|call, range| call == Call::Write && is_journal(range));
-    engine.medium.end_what_waits();
-    engine.turns();
-    assert_eq!(engine.medium.waiting(), 1, "the batch");
+    let flushed = begin_batch_that_is_only_written(&engine, volume);
     let batches = engine.pool.counters().batches;
     engine.checkpoint().expect("checkpoint");
     engine.medium.let_go();

@@ -11,7 +11,7 @@ use plywood::error::Error;
 use plywood::format::SUPERBLOCK_COPIES;
 use plywood::units::BLOCK_BYTES;
 
-use super::order::{JOURNAL, is_journal, is_superblock};
+use super::order::{JOURNAL, begin_batch_that_is_only_written, is_journal, is_superblock};
 use crate::action::Call;
 use crate::engine::{Engine, MIB, at_once, new_pool, pool_of};
 use crate::image::Image;
@@ -92,7 +92,7 @@ pub fn replay_puts_no_node_on_attributes_that_a_record_names() {
 /// appends behind is lost with that batch, unless this is durable first.
 #[test]
 pub fn batch_found_after_a_death_is_durable_before_another_follows() {
-    for (seed, is_only_written) in (0..8).zip([false, true].into_iter().cycle()) {
+    for (seed, is_only_written) in (0..8).flat_map(|seed| [(seed, false), (seed, true)]) {
         let log = Log::new(1);
         let engine = Engine::open(at_once(new_pool()), log.clone()).expect("open");
         let volume = engine.create(1, MIB);
@@ -100,12 +100,7 @@ pub fn batch_found_after_a_death_is_durable_before_another_follows() {
         engine.flush(volume).expect("flushed");
         engine.write(volume, 2, 2).expect("written");
         let flushed = if is_only_written {
-            engine.medium.hold(|call, _| call == Call::Flush);
-            let flushed = [engine.begin_flush(volume), engine.begin_flush(volume)];
-            engine.medium.hold(|call, range| call == Call::Write && is_journal(range));
-            engine.medium.end_what_waits();
-            engine.turns();
-            flushed.to_vec()
+            begin_batch_that_is_only_written(&engine, volume).to_vec()
         } else {
             engine.medium.hold(|call, range| call == Call::WriteDurable && is_journal(range));
             vec![engine.begin_flush(volume)]
