@@ -134,7 +134,8 @@ class Bench:
                     for row in rows:
                         row.refuse(kind.name, error)
                     continue
-                self.settings[peer.name] = peer.settings
+                # As a root of containers a peer is set up otherwise than as a device.
+                self.settings[peer.name + (", as a root" if self.case.key.startswith("files.") else "")] = peer.settings
                 peers.append(peer)
             yield peers
 

@@ -9,13 +9,13 @@ from .shell import run
 
 # The bench, what criterion calls it, what is taken off it, in words, and what the design asks for.
 QUESTIONS = [
-    ("lookup", "lookup/found/1 TiB", None, "lookup of a block at random, cached, tree of 1 TiB", None),
+    ("lookup", "lookup/found/1 TiB", None, "lookup of a block at random, cached, tree of 1 TiB", 100),
     ("lookup", "lookup/found, one leaf/1 TiB", None, "lookup in one leaf, cached, tree of 1 TiB", 100),
     ("lookup", "lookup/found, one leaf/256 MiB", None, "lookup in one leaf, cached, tree of 256 MiB", 100),
     ("lookup", "lookup/found, cold/1 TiB", None, "lookup, nothing cached, tree of 1 TiB", None),
     ("lookup", "lookup/mapped at random/1 TiB", None, "a read's engine part, cached, tree of 1 TiB", None),
     ("write", "write/in place", None, "a write's engine part, in place", None),
-    ("write", "write/redirect, leaf already exclusive", "write/in place", "map in a leaf already exclusive (a redirect less a write in place)", 500),
+    ("write", "write/redirect, leaf already exclusive", "write/in place, 64 leaves", "map in a leaf already exclusive (a redirect less a write in place)", 500),
     ("write", "write/redirect, first touch of a shared leaf", "write/in place", "map in a shared leaf (likewise)", None),
     ("snapshot", "snapshot/snapshot/1 M scattered blocks of 100 GiB", None, "snapshot of 1 M scattered blocks, without the flush", 1e6),
     ("codec", "codec/checksum of a node", None, "checksum of a node", None),

@@ -155,10 +155,10 @@ def layered_overlay(bench, files, layers, stack):
     return roots.make()
 
 
-@case("files", "chown", "chown -R of files of the image", 6, 10 * GIB)
+@case("files", "chown", "chown -R of files of the image", 8, 18 * GIB)
 def chown(bench):
     """overlayfs copies the data of every file whose owner changes."""
-    files, large = bench.size(100000, 5000), bench.size(2 * GIB, 64 * MIB)
+    files, large = bench.size(100000, 5000), bench.size(4 * GIB, 64 * MIB)
     many = bench.row("many", f"{files} small files", "ms", better="less", reference=Overlay.name)
     one = bench.row("large", f"a file of {large >> 20} MiB", "ms", better="less", reference=Overlay.name)
 

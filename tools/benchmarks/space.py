@@ -104,16 +104,15 @@ def amplification(bench):
                 bench.measure([batch, requests, *([own] if ours else [])], one.name, functools.partial(for_a_byte, many))
                 bench.measure([single, *([single_own] if ours else [])], one.name, functools.partial(for_a_write, each))
     thin = bench.row("dm-thin", "dm-thin in QEMU (Debian's kernel, 64 KiB blocks), bytes for a byte, a FLUSH every 32", "bytes/byte", better="less")
+    thin_requests = bench.row("dm-thin-requests", "dm-thin in QEMU, the same: writes of its two disks for a write", "writes/write", better="less")
     thin_single = bench.row("dm-thin-single", "dm-thin in QEMU, 4 KiB random write and FLUSH, each", "bytes", better="less")
     bench.settings["dm-thin"] = ("in tools/qemu-test's guest: thin-pool with 64 KiB blocks (its least, and LVM's default) and skip_block_zeroing on two "
                                  "loop disks on ext4; a snapshot of a full thin volume; bytes and I/Os only, since it is emulated")
-    bench.measure([thin, thin_single], "dm-thin", lambda: dm_thin(bench))
-    for number in range(bench.rounds - 1):
-        del number
-        for row in (thin, thin_single):
-            if row.samples.get("dm-thin"):
-                # Counted by a deterministic job in a guest of its own: once is enough, and said so.
-                row.note = "dm-thin's counts are of one run: the job has a fixed seed and nothing else runs in the guest"
+    bench.measure([thin, thin_requests, thin_single], "dm-thin", lambda: dm_thin(bench))
+    for row in (thin, thin_requests, thin_single):
+        if row.samples.get("dm-thin"):
+            # Counted by a deterministic job in a guest of its own: once is enough, and said so.
+            row.note = "dm-thin's counts are of one run: the job has a fixed seed and nothing else runs in the guest"
 
 
 GUEST = """
@@ -139,7 +138,7 @@ snap 2; echo "thin: before $(count)"; job 2 1 1 {single}; echo "thin: after $(co
 
 
 def dm_thin(bench):
-    """Bytes for a byte, and bytes for a write with FLUSH."""
+    """Bytes for a byte, writes of the disks for a write, and bytes for a write with FLUSH."""
     require("qemu-system-x86_64")
     size = bench.size(512, 128)
     batched, single = size * 1024 // 10 // 4 * 4, 2048
@@ -149,7 +148,8 @@ def dm_thin(bench):
     counts = [tuple(map(int, found)) for found in re.findall(r"^thin: (?:before|after) (\d+) (\d+)", said, re.M)]
     if len(counts) != 4:
         raise NotRun(f"the guest did not get that far: {(said.strip().splitlines() or ['nothing'])[-1]}")
-    return (counts[1][0] - counts[0][0]) / (batched * 1024), (counts[3][0] - counts[2][0]) / (single // 4)
+    many = batched // 4
+    return (counts[1][0] - counts[0][0]) / (batched * 1024), (counts[1][1] - counts[0][1]) / many, (counts[3][0] - counts[2][0]) / (single // 4)
 
 
 def for_a_byte(write):
