@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use anyhow::{Result, ensure};
-use clap::Args;
+use clap::{Args, ValueEnum as _};
 
 use super::doctor::linux_version;
 use super::image::Filesystem;
@@ -39,7 +39,17 @@ pub fn serve(context: &Context, arguments: &ContainerdArguments) -> Result<()> {
     );
     let make =
         move |_: &str, device: &std::path::Path| filesystem.make_empty(device).map_err(|error| format!("{error:#}"));
-    let settings =
-        containerd::Settings { filesystem: filesystem.to_string(), size_bytes: arguments.size, make: Box::new(make) };
+    // A parent may be of another kind than what is made today.
+    let grow = |kind: &str, device: &std::path::Path| {
+        Filesystem::from_str(kind, false)
+            .and_then(|filesystem| filesystem.grow(device).map_err(|error| format!("{error:#}")))
+    };
+    let settings = containerd::Settings {
+        filesystem: filesystem.to_string(),
+        size_bytes: arguments.size,
+        least_bytes: filesystem.least_bytes(),
+        make: Box::new(make),
+        grow: Box::new(grow),
+    };
     Ok(containerd::serve(&pool, &socket, settings)?)
 }

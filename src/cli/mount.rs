@@ -151,6 +151,23 @@ pub(super) fn mount_volume_by(
     read_only: bool,
     by: impl FnOnce(&Path, &Path) -> Result<()>,
 ) -> Result<Mounted> {
+    let volume = client.volume(name)?;
+    // A clone is made for each mount of a snapshot; a volume may be about to be unmounted elsewhere, which detaches it.
+    let _turn = if volume.snapshot { None } else { Some(making::turn(client.pool_uuid()?, name)?) };
+    mount_in_turn(client, name, directory, read_only, by)
+}
+
+/// As [`mount_volume_by`], for who has the volume's turn, or mounts a snapshot.
+///
+/// # Errors
+/// As [`mount_volume_by`].
+pub(super) fn mount_in_turn(
+    client: &Client,
+    name: &str,
+    directory: &Path,
+    read_only: bool,
+    by: impl FnOnce(&Path, &Path) -> Result<()>,
+) -> Result<Mounted> {
     require_directory(directory)?;
     let directory = fs::canonicalize(directory).with_context(|| directory.display().to_string())?;
     let volume = client.volume(name)?;
@@ -172,14 +189,14 @@ pub(super) fn mount_volume_by(
     let device = match attached {
         Ok(device) => device,
         Err(error) => {
-            release(client, &name).ok();
+            release_in_turn(client, &name).ok();
             return Err(error);
         }
     };
     match by(&device, &directory) {
         Ok(()) => Ok(Mounted { volume: name, device, directory }),
         Err(error) => {
-            release(client, &name).ok();
+            release_in_turn(client, &name).ok();
             Err(error)
         }
     }
@@ -268,6 +285,14 @@ fn attach_for_mount(client: &Client, name: &str, read_only: bool) -> Result<Path
 
 /// Detaches what was attached for a mount, unless it is mounted elsewhere too, and deletes a private clone.
 pub(super) fn release(client: &Client, name: &str) -> Result<()> {
+    // A private clone is nobody else's.
+    let is_private = client.attributes(name)?.get(attributes::EPHEMERAL).is_some_and(|value| value.0 == b"mount");
+    let _turn = if is_private { None } else { Some(making::turn(client.pool_uuid()?, name)?) };
+    release_in_turn(client, name)
+}
+
+/// As [`release`], for who has the volume's turn.
+fn release_in_turn(client: &Client, name: &str) -> Result<()> {
     let found = client.attributes(name)?;
     let marked = |key: &str| found.get(key).is_some_and(|value| value.0 == b"mount");
     if let Some(device) = client.volume(name)?.device

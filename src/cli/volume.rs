@@ -356,6 +356,7 @@ pub(super) fn show(context: &Context, volume: &Volume) -> Result<()> {
         ("quota", quota),
         ("reserved", reserved(volume)),
         ("when full", if volume.waits_when_full { "writes wait" } else { "writes fail" }.into()),
+        ("failed writes", volume.failed_writes.to_string()),
         ("detect zeroes", yes_or_no(volume.detect_zeroes)),
         ("origin", origin),
         ("depth", volume.depth.to_string()),

@@ -12,8 +12,16 @@ use uuid::Uuid;
 /// Makes an empty file system of a kind on a device that reads as zeros, without `lost+found`; or says why not.
 pub type MakeFileSystem = dyn Fn(&str, &Path) -> std::result::Result<(), String> + Send + Sync;
 
+/// Makes a file system of a kind as large as the device that it is on; or says why not.
+pub type GrowFileSystem = dyn Fn(&str, &Path) -> std::result::Result<(), String> + Send + Sync;
+
 /// Sectors of the volumes: what file systems use anyway, so that no write has to be merged with what was there.
 const SECTOR_SIZE: u32 = 4096;
+
+/// Name of the snapshot with an empty file system of this kind and size.
+pub fn name(kind: &str, size_bytes: u64) -> String {
+    format!("{BASE}{kind}-{size_bytes}")
+}
 
 /// Name of the snapshot with an empty file system of this kind and size, which is made when it is not there.
 ///
@@ -22,7 +30,7 @@ const SECTOR_SIZE: u32 = 4096;
 /// # Errors
 /// What the pool answers, and what the program that makes file systems says.
 pub fn base(link: &Link, reaper: &Reaper, kind: &str, size_bytes: u64, make: &MakeFileSystem) -> Result<String> {
-    let name = format!("{BASE}{kind}-{size_bytes}");
+    let name = name(kind, size_bytes);
     match link.volume(&name) {
         Err(Error::Pool(failure)) if failure.kind == Kind::NotFound => {}
         found => return found.map(|_| name),

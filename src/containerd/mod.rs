@@ -19,7 +19,8 @@ mod service;
 mod settle;
 mod store;
 
-pub use base::MakeFileSystem;
+pub use base::{GrowFileSystem, MakeFileSystem};
 pub use error::{Error, Result};
+pub use record::{Kind, RECORD, REFERENCE, Record};
 pub use serve::{default_socket, serve};
 pub use store::Settings;

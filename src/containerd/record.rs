@@ -17,6 +17,8 @@ use super::filter::Fields;
 
 /// The attribute that makes a volume a snapshot of containerd's: a [`Record`] as JSON.
 pub const RECORD: &str = "plywood.containerd.snapshot";
+/// The label by which containerd finds a layer: its chain id.
+pub const REFERENCE: &str = "containerd.io/snapshot.ref";
 /// What the names of all volumes begin with that are containerd's, or were made for it.
 pub const PREFIX: &str = "containerd-";
 /// What the names of volumes begin with that are about to go: removed, committed, or not finished.

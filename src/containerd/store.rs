@@ -11,19 +11,22 @@
 //! is either all of what the call does or nothing that containerd would see.
 
 use std::collections::BTreeSet;
+use std::path::Path;
 use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard};
 use std::time::{Duration, SystemTime};
 
 use uuid::Uuid;
 
-use super::base::{self, MakeFileSystem};
+use super::base::{self, GrowFileSystem, MakeFileSystem};
 use super::error::{Error, Result};
 use super::filter::Filters;
 use super::imported::Imported;
 use super::index::Index;
 use super::link::Link;
 use super::reaper::Reaper;
-use super::record::{GONE, Kind, Labels, PREFIX, RECORD, Record, check_key, check_labels, volume_name};
+use super::record::{
+    BASE, GONE, Kind, Labels, PREFIX, RECORD, REFERENCE, Record, check_key, check_labels, volume_name,
+};
 use super::settle::settle;
 use crate::daemon::attributes::{ATTACHED, FOR_WRITING};
 use crate::daemon::filesystem::mount_options;
@@ -31,8 +34,6 @@ use crate::daemon::protocol::{self, Attributes, Bytes, Command, Failure};
 
 /// On an active snapshot: how large it is to be, in bytes.
 const MAX_SIZE: &str = "containerd.io/snapshot/max-size";
-/// On what is to become a layer: its chain id.
-const REFERENCE: &str = "containerd.io/snapshot.ref";
 
 /// A volume's uuid and name.
 type Named = (Uuid, String);
@@ -46,8 +47,12 @@ pub struct Settings {
     pub filesystem: String,
     /// Virtual size of what has no parent.
     pub size_bytes: u64,
+    /// Size of the smallest such file system.
+    pub least_bytes: u64,
     /// Makes file systems.
     pub make: Box<MakeFileSystem>,
+    /// Makes them as large as their device.
+    pub grow: Box<GrowFileSystem>,
 }
 
 impl std::fmt::Debug for Settings {
@@ -198,6 +203,12 @@ impl Store {
             return Err(Error::AlreadyExists(format!("there is a snapshot {key:?} already")));
         }
         let filesystem = self.filesystem_of(parent)?;
+        let least = self.settings.least_bytes;
+        if let Some(size) = max_bytes.filter(|size| parent.is_empty() && *size < least) {
+            let told =
+                format!("label {MAX_SIZE}={size}: an empty {filesystem} file system wants {least} bytes at least");
+            return Err(Error::Invalid(told));
+        }
         if kind == Kind::Active
             && let Some(reference) = labels.get(REFERENCE)
         {
@@ -234,22 +245,33 @@ impl Store {
         Ok(parent.filesystem)
     }
 
-    fn make_clone(&self, origin: &str, record: &Record, quota_bytes: Option<u64>) -> Result<()> {
+    /// Makes the volume of a snapshot, which may take so many bytes at most. Where that is more than the origin's virtual size,
+    /// clone and file system are that large; where it is less, the file system keeps its size.
+    fn make_clone(&self, origin: &str, record: &Record, max_bytes: Option<u64>) -> Result<()> {
         let volume = record.volume();
+        let size_bytes = match max_bytes {
+            Some(max_bytes) if self.link.volume(origin)?.size_bytes < max_bytes => Some(max_bytes),
+            _ => None,
+        };
         let mut attributes = attributes_of(record)?;
         attributes.insert(ATTACHED.to_owned(), FOR_WRITING.into());
         self.in_free_name(&volume, || {
             let (snapshot, uuid, attributes) = (origin.to_owned(), Uuid::new_v4(), attributes.clone());
-            let create = |name| Command::CloneCreate { snapshot, uuid, name, size_bytes: None, attributes };
-            let Some(quota_bytes) = quota_bytes else { return self.link.for_volume(create(volume.clone())).map(drop) };
-            // It has its name, and is a snapshot, only when it has the quota as well.
+            let create = |name| Command::CloneCreate { snapshot, uuid, name, size_bytes, attributes };
+            let Some(quota_bytes) = max_bytes else { return self.link.for_volume(create(volume.clone())).map(drop) };
+            // It has its name, and is a snapshot, only when it has the size and the quota as well.
             let draft = format!("{GONE}{}", uuid.simple());
             self.link.for_volume(create(draft.clone()))?;
-            let limited = self
-                .link
-                .for_volume(Command::VolumeQuota { name: draft.clone(), quota_bytes })
-                .and_then(|_| self.link.rename(&draft, &volume));
-            limited.inspect_err(|_| self.reaper.take_away(draft))
+            let limit = || -> Result<()> {
+                if size_bytes.is_some() {
+                    let device = self.link.attach(&draft)?;
+                    let grown = (self.settings.grow)(&record.filesystem, Path::new(&device));
+                    grown.map_err(|reason| Failure::new(protocol::Kind::Io, reason))?;
+                }
+                self.link.for_volume(Command::VolumeQuota { name: draft.clone(), quota_bytes })?;
+                self.link.rename(&draft, &volume)
+            };
+            limit().inspect_err(|_| self.reaper.take_away(draft.clone()))
         })
     }
 
@@ -350,7 +372,8 @@ impl Store {
     /// `Commit`.
     ///
     /// # Errors
-    /// [`Error::NotFound`], [`Error::AlreadyExists`] for the name, [`Error::Precondition`] for what is not active, and what
+    /// [`Error::NotFound`], [`Error::AlreadyExists`] for the name, [`Error::Precondition`] for what is not active, no space when
+    /// writes to it have failed, and what
     /// the pool answers.
     pub fn commit(&self, name: &str, key: &str, parent: &str, labels: Labels) -> Result<()> {
         check_key(name)?;
@@ -369,11 +392,21 @@ impl Store {
             let words = format!("snapshot {key:?} was made from {made_from:?}; it cannot be committed on {parent:?}");
             return Err(Error::Invalid(words));
         }
-        let volume = self.link.volume(&active.volume())?;
+        let mut volume = self.link.volume(&active.volume())?;
         if let Some(device) = &volume.device {
             settle(device).map_err(|error| {
                 Failure::new(protocol::Kind::Io, format!("writing out {}: {error}", device.display()))
             })?;
+            volume = self.link.volume(&volume.name)?;
+        }
+        // Whoever unpacked has not heard of it, for umount(2) does not tell: a layer must not be less than it says.
+        if volume.failed_writes > 0 {
+            let words = format!(
+                "{} writes to snapshot {key:?} failed, since no space is left in the pool or its quota, or the disk fails; remove it, \
+                 and make it anew",
+                volume.failed_writes
+            );
+            return Err(Failure::new(protocol::Kind::NoSpace, words).into());
         }
         let now_ns = now_ns();
         let record = Record {
@@ -412,7 +445,10 @@ impl Store {
         }
         let volume = record.volume();
         let removed = match self.link.delete(&volume) {
-            Err(Error::Pool(failure)) if failure.kind == protocol::Kind::Busy => self.reaper.put_aside(&volume),
+            // Its device is in use, or cannot be taken away now: one such snapshot must not end a collection of garbage.
+            Err(Error::Pool(failure)) if matches!(failure.kind, protocol::Kind::Busy | protocol::Kind::Io) => {
+                self.reaper.put_aside(&volume)
+            }
             deleted => deleted,
         };
         match removed {
@@ -482,10 +518,34 @@ impl Store {
         Ok(self.link.volume(&record.volume())?.own_bytes)
     }
 
-    /// `Cleanup`: takes away what can be, now.
+    /// `Cleanup`: takes away what can be, now; empty file systems of a size that was asked for once too.
     pub fn clean_up(&self) {
+        if let Err(error) = self.clean_bases() {
+            tracing::warn!("empty file systems that nobody needs stay: {error}");
+        }
         let left = self.reaper.pass();
         tracing::debug!(left, "cleanup");
+    }
+}
+
+impl Store {
+    fn clean_bases(&self) -> Result<()> {
+        let Settings { filesystem, size_bytes, .. } = &self.settings;
+        let usual = base::name(filesystem, *size_bytes);
+        let unusual = |name: &String| name.starts_with(BASE) && *name != usual;
+        let names: Vec<_> = self.link.volumes()?.into_iter().map(|volume| volume.name).filter(unusual).collect();
+        if names.is_empty() {
+            return Ok(());
+        }
+        // No call is about to make something of one.
+        let _alone = self.calls.write().unwrap_or_else(PoisonError::into_inner);
+        for name in names {
+            match self.link.delete(&name) {
+                Err(Error::Pool(failure)) if failure.kind == protocol::Kind::NotFound => {}
+                deleted => deleted?,
+            }
+        }
+        Ok(())
     }
 }
 

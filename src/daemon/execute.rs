@@ -287,6 +287,7 @@ impl<S: Medium> Control<S> {
             verify_on_read: volume.verify_on_read,
             detect_zeroes: volume.detect_zeroes,
             waits_when_full: volume.waits_when_full,
+            failed_writes: volume.failed_writes,
             origin,
             origin_uuid,
             depth: volume.depth,

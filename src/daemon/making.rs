@@ -47,6 +47,16 @@ pub fn only(pool: Uuid, what: &str) -> Result<Option<Making>> {
     }
 }
 
+/// Waits until nobody else mounts, unmounts or makes the volume of this name, and keeps others from it while it is held.
+/// Names share 256 locks: whoever has one must not want another.
+///
+/// # Errors
+/// When the lock cannot be had.
+pub fn turn(pool: Uuid, name: &str) -> Result<Making> {
+    let what = format!("turn-{:02x}", blake3::hash(name.as_bytes()).as_bytes()[0]);
+    lock(pool, &what, FlockOperation::LockExclusive).map(|file| Making { _file: file })
+}
+
 fn lock(pool: Uuid, what: &str, how: FlockOperation) -> Result<File> {
     let directory = Path::new(places::RUN_DIRECTORY);
     places::make_private_directory(directory)?;

@@ -52,6 +52,8 @@ pub struct VolumeInfo {
     pub created: u64,
     /// Writes wait when the pool is full; else they fail at once.
     pub waits_when_full: bool,
+    /// Writes that failed since the pool was opened, for want of space or as the medium failed.
+    pub failed_writes: u64,
     /// Blocks written as zeros are unmapped.
     pub detect_zeroes: bool,
     /// It is in use.
@@ -255,6 +257,7 @@ impl State {
             reservation_left_bytes: volume.owed_data() * BLOCK_BYTES,
             created: record.created_time,
             waits_when_full: record.on_full == OnFull::Wait,
+            failed_writes: volume.failed_writes,
             detect_zeroes: record.flags.detect_zeroes,
             open: volume.open > 0,
             settled: !self.carcasses.values().any(|waiting| waiting.carcass.account),

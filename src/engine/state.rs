@@ -70,6 +70,8 @@ pub(super) struct Volume {
     pub(super) figure: Figure,
     /// Blocks redirected since the pool was opened.
     pub(super) redirected: u64,
+    /// Writes that failed since the pool was opened.
+    pub(super) failed_writes: u64,
     /// Number of handles.
     pub(super) open: u32,
     /// A control operation is under way; others wait or are refused.
@@ -94,6 +96,7 @@ impl Volume {
             family: Family::default(),
             figure: Figure::default(),
             redirected: 0,
+            failed_writes: 0,
             open: 0,
             unready: false,
         }

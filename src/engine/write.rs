@@ -118,15 +118,26 @@ impl<S: Storage> VolumeHandle<S> {
     /// `NoSpace` when a block is needed and neither pool nor quota has one: nothing has changed then.
     pub async fn write(&self, offset: u64, from: &S::Memory, fua: bool) -> Result<Held<S>> {
         self.check_write(offset, from.len() as u64)?;
-        let sparse = if self.detects_zeroes() { Box::pin(self.write_sparsely(offset, from)).await? } else { None };
+        let sparse = if self.detects_zeroes() {
+            Box::pin(self.write_sparsely(offset, from)).await.inspect_err(|_| self.note_failed_write())?
+        } else {
+            None
+        };
         let held = match sparse {
             Some(held) => held,
-            None => self.write_through(offset, from).await?,
+            None => self.write_through(offset, from).await.inspect_err(|_| self.note_failed_write())?,
         };
         if fua {
             self.flush().await?;
         }
         Ok(held.answered())
+    }
+
+    /// Whoever wrote may not hear of it: a kernel writes long after it has answered.
+    fn note_failed_write(&self) {
+        if let Some(volume) = self.pool.inner.state.borrow_mut().volumes.get_mut(&self.id) {
+            volume.failed_writes += 1;
+        }
     }
 
     pub(super) fn check_write(&self, offset: u64, length: u64) -> Result<()> {

@@ -8,6 +8,7 @@
 //! | `file` | [`PoolFile`], [`FileStorage`]: a pool on a file or device, with direct I/O and its two locks |
 //! | `memory_storage` | [`MemoryStorage`]: a pool in memory, at once or in a seeded random order, for tests |
 //! | `freeze` | [`Frozen`]: a mounted file system held still while a snapshot is taken |
+//! | `grow` | [`grow_mounted`]: a mounted xfs or btrfs made as large as its device |
 //! | `mapped` | [`MappedStorage`]: a pool not in use, for reading, where a bad page is an error and no signal |
 //!
 //! **A read or write on its way.** The engine calls [`Storage::read`](crate::engine::Storage::read) with an [`IoMemory`].
@@ -22,6 +23,7 @@
 
 mod file;
 mod freeze;
+mod grow;
 mod mapped;
 mod mapping;
 mod memory;
@@ -30,6 +32,7 @@ mod ring;
 
 pub use file::{FileStorage, OpenOptions, PoolClaim, PoolFile, leave_host};
 pub use freeze::Frozen;
+pub use grow::grow_mounted;
 pub use mapped::MappedStorage;
 pub use mapping::{Mapping, shared_memory};
 pub use memory::{IoMemory, MEMORY_ALIGNMENT, PayloadArea};

@@ -4,7 +4,7 @@ use serde_json::Value;
 
 use crate::scratch::Scratch;
 
-const VOLUME: [&str; 27] = [
+const VOLUME: [&str; 28] = [
     "created_ns",
     "depth",
     "detect_zeroes",
@@ -13,6 +13,7 @@ const VOLUME: [&str; 27] = [
     "exclusive_age_seconds",
     "exclusive_bytes",
     "exclusive_unchanged_seconds",
+    "failed_writes",
     "id",
     "mapped_bytes",
     "name",

@@ -56,8 +56,8 @@ fn what_nothing_refers_to_is_deleted_and_nothing_else() {
         layer(&client, "cloned", "sha256:bb", &[]);
         layer(&client, "needed", "sha256:cc", &[]);
         let configuration =
-            r#"{"architecture":"amd64","os":"linux","rootfs":{"type":"layers","diff_ids":["sha256:cc"]}}"#;
-        layer(&client, "image", "sha256:cc", &[("plywood.image.config", configuration)]);
+            r#"{"architecture":"amd64","os":"linux","rootfs":{"type":"layers","diff_ids":["sha256:cc","sha256:dd"]}}"#;
+        layer(&client, "image", "sha256:ee", &[("plywood.image.config", configuration), ("plywood.image.layer", "2")]);
         client.create_clone("cloned", "clone", Attributes::new()).expect("a clone");
         client.create_clone("loose", "of-import-2", marks(&[(attributes::EPHEMERAL, "import")])).expect("a clone");
     }

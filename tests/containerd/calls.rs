@@ -8,6 +8,7 @@ use std::thread;
 use plywood::containerd::api::snapshots::Kind;
 use tonic::Code;
 
+use crate::image::Image;
 use crate::snapshotter::{Client, Snapshotter, labels, mount, nothing_is_left, refused, unmount};
 use crate::support::command::run;
 use crate::support::pool::{TestPool, Transport};
@@ -99,7 +100,7 @@ pub fn life() {
     for key in ["v1", "v2", "c", "running", "default/2/sha256:layer"] {
         client.remove(key).expect("remove");
     }
-    client.cleanup();
+    client.cleanup().expect("cleanup");
     assert_eq!(client.keys(&[]), Vec::<String>::new());
     nothing_is_left(&pool);
     pool.check();
@@ -155,6 +156,13 @@ pub fn refusals() {
 
     assert_eq!(client.list(&[]).expect("a list"), all, "what was refused has changed nothing");
     client.commit_on("third", "active", "top", labels([])).expect("the parent that it has may be named");
+
+    // One whose volume somebody keeps is no reason to end a collection of garbage.
+    let volume = pool.names().into_iter().find(|name| name.ends_with("-third")).expect("its volume");
+    pool.done(&format!("volume protect {volume}"));
+    refused(client.remove("third"), Code::FailedPrecondition, "protect");
+    assert_eq!(client.stat("third").expect("it is there still").kind(), Kind::Committed);
+    pool.done(&format!("volume protect --off {volume}"));
     for key in ["third", "view", "top", "base"] {
         client.remove(key).expect("remove");
     }
@@ -254,9 +262,16 @@ pub fn adoption() {
 }
 
 pub fn max_size() {
+    const LABEL: &str = "containerd.io/snapshot/max-size";
     let (pool, _snapshotter, mut client) = started();
+    // No file system fits into one block: that can never be right, and leaves neither a snapshot nor an empty file system.
+    refused(client.prepare_with("small", "", labels([(LABEL, "4096")])), Code::InvalidArgument, "max-size");
+    assert_eq!(client.keys(&[]), Vec::<String>::new());
+    nothing_is_left(&pool);
+    assert_eq!(pool.names().len(), 1, "the empty file system of the usual size alone: {:?}", pool.names());
+
     let size = 64 << 20;
-    let sized = labels([("containerd.io/snapshot/max-size", &size.to_string())]);
+    let sized = labels([(LABEL, &size.to_string())]);
     let active = client.prepare_with("small", "", sized).expect("prepare");
     let point = pool.mount_point("small");
     mount(&active, &point);
@@ -269,8 +284,70 @@ pub fn max_size() {
     let quotas: Vec<u64> =
         listed.as_array().expect("a list").iter().filter_map(|volume| volume["quota_bytes"].as_u64()).collect();
     assert!(quotas.contains(&(size as u64)), "{quotas:?}");
-    client.remove("small").expect("remove");
+
+    // A child that is to be larger than its parent is, and so is the file system on it.
+    layer(&pool, &mut client, "base", "", "file", b"base");
+    let larger: u64 = 3 << 30;
+    let active = client.prepare_with("large", "base", labels([(LABEL, &larger.to_string())])).expect("prepare");
+    mount(&active, &point);
+    assert_eq!(run("blockdev", ["--getsize64", &active.source]).expect(), larger.to_string(), "the virtual size");
+    let seen = rustix::fs::statvfs(&point).expect("statvfs");
+    assert!(seen.f_blocks * seen.f_frsize > larger * 9 / 10, "{} blocks of {}", seen.f_blocks, seen.f_frsize);
+    assert_eq!(fs::read(point.join("file")).expect("the parent's file"), b"base");
+    unmount(&point);
+    run("e2fsck", ["-f", "-n", &active.source]).expect();
+    let usage = client.usage("large").expect("usage");
+    assert!(usage < 16 << 20, "growing the file system took {usage} bytes");
+    // A file system does not shrink: a smaller one has the quota alone.
+    let active = client.prepare_with("less", "base", labels([(LABEL, &size.to_string())])).expect("prepare");
+    assert_eq!(run("blockdev", ["--getsize64", &active.source]).expect(), (1_u64 << 30).to_string());
+    for key in ["small", "large", "less", "base"] {
+        client.remove(key).expect("remove");
+    }
+    client.cleanup().expect("cleanup");
     nothing_is_left(&pool);
+    assert_eq!(pool.names().len(), 1, "the empty file system of the usual size alone: {:?}", pool.names());
+}
+
+/// A layer that came with `plywood image import` is not unpacked again by containerd, and the other way round.
+pub fn imported_and_unpacked() {
+    const REFERENCE: &str = "containerd.io/snapshot.ref";
+    let pool = TestPool::create("8G", Transport::Auto);
+    let snapshotter = Snapshotter::start(&pool, &["--size", "1GiB"]);
+    let mut client = snapshotter.client();
+    let image = Image::create(&pool, "of-two", |root| fs::write(root.join("etc/first"), "first").expect("a file"));
+    image.add_layer("second", |root| {
+        fs::create_dir(root.join("etc")).expect("a folder");
+        fs::write(root.join("etc/second"), "second").expect("a file");
+    });
+    let import = |name: &str| {
+        let said = pool.plywood(["image", "import", &format!("oci:{}:test", image.layout()), name, "--json"]).expect();
+        serde_json::from_str::<serde_json::Value>(&said).expect("JSON")["image"]["layers_reused"].as_u64()
+    };
+    assert_eq!(import("web"), Some(0));
+    let chain = pool.names().into_iter().find(|name| name.starts_with("sha256:")).expect("a lower layer");
+    let wanted = || labels([(REFERENCE, &chain)]);
+    refused(client.prepare_with("default/1/extract", "", wanted()), Code::AlreadyExists, &chain);
+    let adopted = client.keys(&[&format!("labels.{REFERENCE:?}=={chain}")]);
+    let point = pool.mount_point("adopted");
+    mount(&client.prepare("c", &adopted[0]).expect("prepare"), &point);
+    assert_eq!(fs::read_to_string(point.join("etc/first")).expect("the file"), "first");
+    unmount(&point);
+
+    // The image goes, and its layer by hand, since containerd's was made from it; that one stays, and is found by the next import.
+    pool.done("image delete web --yes");
+    pool.done(&format!("volume delete {chain} --yes"));
+    assert_eq!(import("again"), Some(1));
+    for key in ["c", &adopted[0]] {
+        client.remove(key).expect("remove");
+    }
+    let point = pool.mount("again");
+    assert_eq!(fs::read_to_string(point.join("etc/first")).expect("the file"), "first");
+    assert_eq!(fs::read_to_string(point.join("etc/second")).expect("the file"), "second");
+    pool.unmount(&point);
+    pool.done("image delete again --yes");
+    nothing_is_left(&pool);
+    pool.check();
 }
 
 /// What stands in the one file of a layer of the chain.
@@ -293,7 +370,7 @@ pub fn chain() {
         parent = name;
     }
     let point = pool.mount_point("view");
-    for number in [0, 1, DEPTH / 2, DEPTH - 1] {
+    for number in 0..DEPTH {
         mount(&client.view("view", &format!("layer-{number:03}")).expect("view"), &point);
         let expected: Vec<String> = (0..=number).map(|number| format!("{number:03}")).collect();
         assert_eq!(numbered(&point), expected);

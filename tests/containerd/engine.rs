@@ -4,6 +4,8 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use rustix::process::{Pid, Signal, kill_process};
+
 use crate::support::command::{Background, Outcome, prepare, run, run_command, wait_until};
 use crate::support::mounted::mounts_below;
 use crate::support::pool::TestPool;
@@ -48,6 +50,18 @@ impl Engine {
         let line = format!("exec containerd --config '{}' >>'{log}' 2>&1", configuration.display());
         self.process = Some(Background::start("sh", ["-c".to_owned(), line]));
         wait_until("containerd", Duration::from_secs(60), || self.ctr("version").succeeded());
+    }
+
+    /// Kills it (-9). What its clients are told is that nobody is there.
+    #[track_caller]
+    pub fn kill(&self) {
+        let process = self.process.as_ref().expect("running").id();
+        kill_process(Pid::from_raw(process as i32).expect("a process id"), Signal::KILL).expect("it lives");
+    }
+
+    /// Whether a layer is mounted to be unpacked, by itself or by one that has died.
+    pub fn is_unpacking(&self) -> bool {
+        !mounts_below(&self.folder.join("root/tmpmounts")).is_empty()
     }
 
     /// Runs `ctr` with the words of `line`.

@@ -6,10 +6,13 @@
 mod calls;
 mod deaths;
 mod engine;
+mod exported;
+mod image;
 mod real;
 mod snapshotter;
 #[path = "../support/mod.rs"]
 mod support;
+mod tree;
 
 use libtest_mimic::Arguments;
 use support::machine::Need;
@@ -26,6 +29,14 @@ const REAL: &[Need] = &[
     Need::Program("runc"),
     Need::Program("umoci"),
 ];
+const OVERLAY: &[Need] = &[
+    Need::FileSystem("ext4"),
+    Need::FileSystem("overlay"),
+    Need::Program("mkfs.ext4"),
+    Need::Program("containerd"),
+    Need::Program("ctr"),
+    Need::Program("umoci"),
+];
 
 fn main() {
     let mut arguments = Arguments::from_args();
@@ -35,6 +46,7 @@ fn main() {
         trial("calls_that_make_no_sense_are_refused", CALLS, calls::refusals),
         trial("labels_are_changed_and_found", CALLS, calls::labels_found),
         trial("layer_of_another_namespace_is_adopted", CALLS, calls::adoption),
+        trial("layers_of_images_are_containerds_and_the_other_way_round", REAL, calls::imported_and_unpacked),
         trial("max_size_limits_what_is_written", CALLS, calls::max_size),
         trial("chain_of_128_is_mounted", CALLS, calls::chain),
         trial("hundred_are_prepared_at_once", CALLS, calls::hundred),
@@ -44,7 +56,11 @@ fn main() {
         trial("every_step_outlives_every_death", CALLS, deaths::every_step),
         trial("deaths_at_random_moments_lose_nothing_acknowledged", CALLS, deaths::random_moments),
         trial("real_containerd_runs_containers", REAL, real::runs_containers),
-        trial("real_containerd_runs_an_exported_image", REAL, real::runs_an_exported_image),
+        trial("real_containerd_runs_a_commit_of_what_runs", REAL, real::runs_a_commit_of_what_runs),
+        trial("containerd_dies_between_prepare_and_commit", REAL, real::containerd_dies_between_prepare_and_commit),
+        trial("full_pool_during_unpack", REAL, real::full_pool_during_unpack),
+        trial("real_containerd_runs_an_exported_image", REAL, exported::runs),
+        trial("exported_image_has_the_same_tree", OVERLAY, exported::has_the_same_tree),
     ];
     libtest_mimic::run(&arguments, tests).exit();
 }

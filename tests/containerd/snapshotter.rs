@@ -177,9 +177,9 @@ impl Client {
         Ok(self.runtime.block_on(self.client.usage(request))?.into_inner().size)
     }
 
-    pub fn cleanup(&mut self) {
+    pub fn cleanup(&mut self) -> Result<(), Status> {
         let request = CleanupRequest { snapshotter: String::new() };
-        self.runtime.block_on(self.client.cleanup(request)).expect("cleanup");
+        self.runtime.block_on(self.client.cleanup(request)).map(drop)
     }
 }
 

@@ -1,6 +1,7 @@
 //! Containers through runc: what an untouched one owns, and what one that wrote keeps or drops.
 
 use std::fs;
+use std::os::unix::fs::MetadataExt;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -13,7 +14,8 @@ use crate::support::pool::{TestPool, Transport};
 /// Own bytes of a container that did nothing but start.
 const UNTOUCHED_BYTES: u64 = 64 << 10;
 
-fn with_image() -> TestPool {
+/// A pool with the image `debian`.
+pub fn with_image() -> TestPool {
     let pool = TestPool::create("10G", Transport::Auto);
     let source = format!("tar:{}", rootfs().display());
     pool.plywood(["image", "import", &source, "debian"]).expect();
@@ -191,6 +193,43 @@ pub fn in_the_background() {
     pool.done(&format!("rm --force {orphan}"));
     assert_eq!(pool.names(), ["data", "debian"]);
     assert!(pool.volume("data")["device"].is_null(), "no longer in use");
+    pool.stop();
+    pool.check();
+}
+
+/// What `ps --size` says at its end is what the containers take: what each wrote, and their logs. What they share is the
+/// image's, of which there is one.
+pub fn sizes_add_up() {
+    let pool = with_image();
+    let writes = "head -c 3000000 /dev/urandom > /root/written";
+    pool.plywood(["run", "debian", "--name", "quiet", "--", "/bin/sh", "-c", writes]).expect();
+    start(&pool, &["--name", "loud"], "seq 5000; echo little > /root/written");
+    wait_until("its end", LONG, || listed(&pool, "loud")["running"] == false);
+    // What the host has not placed yet may take another size when it has.
+    run("sync", [] as [&str; 0]).expect();
+    pool.done("pool trim");
+    let shown = pool.done("ps --size");
+    let (mut own, mut logs) = (0, 0);
+    for name in ["quiet", "loud"] {
+        let (listed, volume) = (listed(&pool, name), pool.volume(name));
+        let bytes = |what: &str| listed[what].as_u64().expect("a number");
+        let mapped = volume["mapped_bytes"].as_u64().expect("a number");
+        assert_eq!((&listed["own_bytes"], &listed["size_bytes"]), (&volume["own_bytes"], &volume["size_bytes"]));
+        assert_eq!(bytes("own_bytes") + bytes("shared_bytes"), mapped, "{listed}");
+        own += bytes("own_bytes");
+        logs += bytes("log_bytes");
+    }
+    assert!(own > 3_000_000, "{own}");
+    assert_eq!(listed(&pool, "quiet")["log_bytes"], 0);
+    let on_disk: u64 = log_files(&pool).iter().map(|file| fs::metadata(file).expect("a file").blocks() * 512).sum();
+    assert!(on_disk > 0 && logs == on_disk, "{logs} bytes of logs, {on_disk} on disk");
+    let sum = shown.lines().last().expect("a sum");
+    let bytes = own + logs;
+    assert!(sum.starts_with("2 containers take ") && sum.ends_with(&format!("({bytes} bytes)")), "{bytes}: {shown}");
+    // Beside the image there is nothing else in the pool.
+    let image = pool.volume("debian")["mapped_bytes"].as_u64().expect("a number");
+    assert_eq!(pool.info()["live_bytes"], image + own);
+    pool.done("rm quiet loud");
     pool.stop();
     pool.check();
 }

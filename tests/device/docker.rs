@@ -87,6 +87,18 @@ impl<'a> Plugin<'a> {
         answer
     }
 
+    /// Mounts a volume for `id`, and answers where.
+    #[track_caller]
+    pub fn mount(&self, name: &str, id: &str) -> PathBuf {
+        let mounted = self.done("VolumeDriver.Mount", &format!(r#"{{"Name":"{name}","ID":"{id}"}}"#));
+        mounted["Mountpoint"].as_str().expect("a path").into()
+    }
+
+    #[track_caller]
+    pub fn unmount(&self, name: &str, id: &str) {
+        self.done("VolumeDriver.Unmount", &format!(r#"{{"Name":"{name}","ID":"{id}"}}"#));
+    }
+
     #[track_caller]
     fn refused(&self, path: &str, body: &str, named: &[&str]) {
         let (status, answer) = self.ask(path, body);
@@ -394,11 +406,31 @@ pub fn volumes_of_podman() {
     {
         let podman = Podman::new(pool.folder(), &plugin);
         life_of_a_volume(&podman, &mut plugin, pool.folder());
+        podman_inspects(&podman, &plugin);
         committed_container_is_loaded(&podman, &pool, pool.folder());
     }
     drop(plugin);
     pool.stop();
     pool.check();
+}
+
+/// What Podman says of a volume in use: what it has noted, and what the plugin answers.
+fn podman_inspects(podman: &Podman, plugin: &Plugin<'_>) {
+    let driver = plugin.driver();
+    podman.done(&format!("volume create --driver {driver} -o size=32M -o quota=24M seen"));
+    podman.done("run -d --name seen --network=none -v seen:/data tiny /bin/sleep 600");
+    let inspected: Value = serde_json::from_str(&podman.done("volume inspect seen")).expect("JSON");
+    let seen = &inspected[0];
+    assert_eq!((&seen["Name"], &seen["Driver"], &seen["Scope"]), (&"seen".into(), &driver.into(), &"local".into()));
+    assert_eq!((&seen["Options"]["size"], &seen["Options"]["quota"]), (&"32M".into(), &"24M".into()));
+    let status = &seen["Status"];
+    assert_eq!(status["Uuid"], plugin.pool.volume("seen")["uuid"], "{seen}");
+    for (what, value) in [("SizeBytes", 32_u64 << 20), ("QuotaBytes", 24 << 20), ("Mounts", 1)] {
+        assert_eq!(status[what], value, "{what}: {seen}");
+    }
+    assert!(Path::new(seen["Mountpoint"].as_str().expect("a path")).join("from-image").exists(), "{seen}");
+    podman.done("rm --force --time 0 seen");
+    podman.done("volume rm seen");
 }
 
 /// The protocol itself, where Docker and Podman do not go.

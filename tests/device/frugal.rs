@@ -159,7 +159,7 @@ pub fn engine_allocates_nothing_for_requests() {
         fio(rw, more);
         let allocated = counted.of_engines() - before;
         println!("{rw}: {allocated} allocations beside {requests} requests");
-        assert!(allocated < requests / 8, "{rw}: {allocated} allocations for {requests} requests");
+        assert!(allocated < 400, "{rw}: {allocated} allocations for {requests} requests");
     }
     pool.done("detach --all");
     pool.done("stop");
@@ -193,8 +193,7 @@ pub fn queue_threads_wait_for_their_ring_only() {
     std::thread::sleep(Duration::from_secs(1));
     let trace = pool.folder().join("trace");
     // Ends by timeout's signal, and lets its threads go.
-    let limit =
-        ["--signal=INT".to_owned(), SECONDS.to_string(), "strace".to_owned(), "-f".to_owned(), "-qq".to_owned()];
+    let limit = ["--signal=INT", &SECONDS.to_string(), "strace", "-f", "-y", "-qq"].map(str::to_owned);
     let of = [front, engine].into_iter().flat_map(|process| ["-p".to_owned(), process.to_string()]);
     run("timeout", limit.into_iter().chain(["-o".to_owned(), trace.to_string_lossy().into_owned()]).chain(of));
     assert!(load.wait().expect("fio").success());
@@ -203,7 +202,9 @@ pub fn queue_threads_wait_for_their_ring_only() {
     let mut calls: BTreeMap<&str, u64> = BTreeMap::new();
     for line in text.lines() {
         let Some((thread, call)) = line.split_once(char::is_whitespace) else { continue };
-        let Some((name, _)) = call.trim_start().split_once('(') else { continue };
+        let Some((name, arguments)) = call.trim_start().split_once('(') else { continue };
+        // Which never waits: the other side reads it.
+        let name = if name == "write" && arguments.contains("<anon_inode:[eventfd]>") { "eventfd_write" } else { name };
         if threads.iter().any(|of| of == thread) && name.chars().all(|sign| sign.is_ascii_alphanumeric() || sign == '_')
         {
             *calls.entry(name).or_default() += 1;
@@ -212,7 +213,7 @@ pub fn queue_threads_wait_for_their_ring_only() {
     println!("system calls of {} threads: {calls:?}", threads.len());
     let entered = calls.remove("io_uring_enter").unwrap_or(0);
     assert!(entered > 100, "{entered} entries of a ring were seen");
-    calls.remove("write");
+    calls.remove("eventfd_write");
     for each_second in ["fstat", "fstatfs", "statfs"] {
         let count = calls.remove(each_second).unwrap_or(0);
         assert!(count <= 2 * (SECONDS + 2), "{count} calls of {each_second}");

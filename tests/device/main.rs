@@ -19,8 +19,10 @@ mod hosts;
 mod images;
 mod in_memory;
 mod kill;
+mod layers;
 mod memory;
 mod moments;
+mod plugin;
 mod power_cut;
 mod reclaim;
 mod recording;
@@ -36,6 +38,7 @@ mod succession;
 mod support;
 mod told;
 mod transfer;
+mod volumes;
 mod workload;
 
 use libtest_mimic::Arguments;
@@ -78,6 +81,14 @@ const IN_MEMORY: &[Need] = &[
 const TRANSFER: &[Need] = &[];
 const DISKS: &[Need] = &[Need::Program("qemu-img")];
 const PLUGIN: &[Need] = &[Need::FileSystem("ext4"), Need::Program("e2fsck")];
+const PLUGIN_FILE_SYSTEMS: &[Need] = &[
+    Need::FileSystem("xfs"),
+    Need::FileSystem("btrfs"),
+    Need::Program("mkfs.xfs"),
+    Need::Program("mkfs.btrfs"),
+    Need::Program("xfs_repair"),
+    Need::Program("btrfs"),
+];
 const DOCKER: &[Need] = &[Need::FileSystem("ext4"), Need::Program("dockerd"), Need::Program("busybox")];
 const PODMAN: &[Need] =
     &[Need::FileSystem("ext4"), Need::Program("podman"), Need::Program("runc"), Need::Program("busybox")];
@@ -156,9 +167,25 @@ fn main() {
         trial("bad_images_leave_nothing", CONTAINERS, bad_images::leave_nothing),
         trial("images_are_imported_at_the_same_time", IMAGES, images::imported_at_once),
         trial("images_that_nothing_is_made_from_are_pruned", IMAGES, images::pruned),
+        trial("listed_sizes_of_images_add_up", IMAGES, layers::listed_sizes_add_up),
+        trial("failed_import_takes_no_layer_from_another", IMAGES, layers::failed_import_takes_no_layer_from_another),
+        trial("exported_image_is_found_again", IMAGES, layers::exported_image_is_found_again),
+        trial("layers_are_found_for_larger_images", IMAGES, || {
+            layers::found_for_larger_images("ext4", FileSystem::Ext4);
+        }),
+        trial("layers_are_found_for_larger_images_on_xfs", IMAGES_XFS, || {
+            layers::found_for_larger_images("xfs", FileSystem::Xfs);
+        }),
+        trial("layers_are_found_for_larger_images_on_btrfs", BTRFS, || {
+            layers::found_for_larger_images("btrfs", FileSystem::Btrfs);
+        }),
         trial("pool_in_memory_is_never_in_swap_and_gives_its_memory_back", IN_MEMORY, in_memory::never_in_swap),
         trial("containers_in_the_background_are_listed_heard_and_removed", CONTAINERS, containers::in_the_background),
+        trial("sizes_of_containers_add_up", CONTAINERS, containers::sizes_add_up),
         trial("container_that_has_ended_is_started_again", CONTAINERS, containers::started_again),
+        trial("volume_of_a_run_is_filled_from_its_image", CONTAINERS, volumes::filled_from_the_image),
+        trial("volume_is_made_by_several_runs_at_once", CONTAINERS, volumes::made_by_several_at_once),
+        trial("volume_goes_from_run_to_run", CONTAINERS, volumes::goes_from_run_to_run),
         trial("container_talks_on_a_terminal_and_leaves_it_as_it_was", ON_A_TERMINAL, containers::on_a_terminal),
         trial("container_and_its_volumes_are_taken_at_one_instant", CONTAINERS, containers::taken_with_their_volumes),
         trial("exported_image_is_the_same_tree", IMAGES, || images::layers_say_what_changed("ext4")),
@@ -182,8 +209,12 @@ fn main() {
         trial("snapshots_move_between_pools", TRANSFER, transfer::snapshots_move_between_pools),
         trial("bad_streams_change_nothing", TRANSFER, transfer::bad_streams_change_nothing),
         trial("interrupted_streams_are_resumed", TRANSFER, transfer::interrupted_streams_are_resumed),
+        trial("killed_receive_has_received_nothing", TRANSFER, transfer::killed_receive_has_received_nothing),
         trial("volumes_become_disk_images", DISKS, transfer::volumes_become_disk_images),
         trial("docker_plugin_keeps_its_word", PLUGIN, docker::plugin_keeps_its_word),
+        trial("docker_plugin_makes_file_systems", PLUGIN_FILE_SYSTEMS, plugin::makes_file_systems),
+        trial("docker_plugin_begins_volumes_as_images", PLUGIN, plugin::begins_as_an_image),
+        trial("docker_plugin_keeps_volumes_to_their_quota", PLUGIN, plugin::keeps_to_its_quota),
         trial("ephemeral_volumes_end_in_time", PLUGIN, docker::ephemeral_volumes_end_in_time),
         trial("volumes_of_a_real_docker", DOCKER, docker::volumes_of_docker),
         trial("volumes_of_a_real_podman", PODMAN, docker::volumes_of_podman),
@@ -209,6 +240,8 @@ fn main() {
     if !is_slow() {
         // An emulator has neither the time nor the recorder.
         tests.push(trial("programs_survive_power_cuts", RECORDED, power_cut::programs_survive));
+        // Nor to read 3 GiB three times.
+        tests.push(trial("larger_image_shares_lower_layers", IMAGES, layers::larger_image_shares_lower_layers));
     }
     libtest_mimic::run(&arguments, tests).exit();
 }

@@ -132,8 +132,10 @@ impl Story {
         let info = pool.info();
         let transport = info["transport"].as_str().unwrap_or("none");
         match self.transport {
-            Transport::Uring => assert!(transport.contains("uring"), "transport is {transport}"),
-            Transport::Classic => assert!(transport.contains("classic"), "transport is {transport}"),
+            Transport::Uring => {
+                assert!(transport.contains("uring (the kernel offers it, and"), "transport is {transport}");
+            }
+            Transport::Classic => assert!(transport.contains("classic (asked for"), "transport is {transport}"),
             Transport::Auto => println!("transport: {transport}"),
         }
     }

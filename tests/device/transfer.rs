@@ -1,12 +1,15 @@
 //! Snapshots that move from pool to pool as streams, and volumes that become disk images and back.
 
 use std::fs::{self, File, OpenOptions};
+use std::io::Write;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::time::Duration;
 
 use serde_json::Value;
 
-use crate::support::command::{binary, run, shell};
+use crate::support::command::{binary, run, shell, wait_until};
 use crate::support::pool::{TestPool, Transport};
 
 const MIB: u64 = 1 << 20;
@@ -198,6 +201,46 @@ pub fn interrupted_streams_are_resumed() {
         pool.stop();
         pool.check();
     }
+}
+
+/// A receive that is killed (-9) in the middle, or with one byte to come, has received nothing, and keeps nobody from
+/// receiving it.
+pub fn killed_receive_has_received_nothing() {
+    let (from, _) = sender();
+    let whole = stream(&from, "one", "whole");
+    let content = fs::read(&whole).expect("the stream");
+    for (option, length) in [("", content.len() / 2), ("", content.len() - 1), ("--resumable", content.len() / 2)] {
+        let to = TestPool::create("4G", Transport::Auto);
+        let mut killed = Command::new(binary());
+        killed.arg("receive").args(option.split_whitespace()).env("PLYWOOD_POOL", to.file()).stdin(Stdio::piped());
+        let mut killed = killed.spawn().expect("a receive");
+        // All of it but what is in the pipe and in its memory has been read, and there is more to come.
+        let mut pipe = killed.stdin.take().expect("its input");
+        pipe.write_all(&content[..length]).expect("it reads");
+        killed.kill().expect("it has not ended");
+        killed.wait().expect("its end");
+        drop(pipe);
+        let names = to.names();
+        assert!(names.len() == 1 && names[0].starts_with("one.receive-"), "what it was working on: {names:?}");
+        let told = to.json("receive --list", "receiving");
+        let kept = told.as_array().expect("a list");
+        assert_eq!(kept.len(), usize::from(option == "--resumable"), "{told}");
+        assert!(kept.iter().all(|kept| kept["done_bytes"] == 0), "nothing was durable yet: {told}");
+        to.check();
+
+        receive(&to, option, &whole);
+        assert_eq!(snapshot(&to, "one")["digest"], snapshot(&from, "one")["digest"]);
+        assert_eq!(to.json("receive --list", "receiving"), serde_json::json!([]));
+        // What is left of the one that was killed goes with the daemon.
+        to.stop();
+        to.attach("one");
+        wait_until("nothing else is there", Duration::from_secs(60), || to.names() == ["one"]);
+        to.done("detach one");
+        to.stop();
+        to.check();
+    }
+    from.stop();
+    from.check();
 }
 
 pub fn volumes_become_disk_images() {

@@ -38,6 +38,9 @@ def snapshotter(bench):
     many = bench.row("hundred", f"the same, {AT_ONCE} at once, in all", "ms", better="less", reference=THEIRS)
     each = bench.row("hundred-prepare", f"{AT_ONCE} Prepares at once: each", "ms", better="less", reference=THEIRS)
     over = bench.row("hundred-over-one", f"each Prepare of {AT_ONCE} at once over one alone", "x", better="less", targets=[Target(1.5)])
+    commits = [bench.row(f"commit-{name}", f"Commit, {text}", "ms", better="less", reference=THEIRS)
+               for name, text in (("plain", "not mounted"), ("mounted", "mounted"), ("dirty", "mounted, 64 MiB just written"))]
+    commits[2].note = "overlayfs leaves in memory what was written; ours writes it out first, so that the layer holds it"
     own.note = "containerd itself writes and syncs its own database twice in each Prepare; plywood's own socket is without that"
     each.note = f"each Prepare of {AT_ONCE} at once: the time until all have been answered, by {AT_ONCE}; held against the median of one at " \
                 "a time in the same round"
@@ -49,6 +52,7 @@ def snapshotter(bench):
             for side in containerd.sides:
                 bench.measure([alone, alone_p99], side.label, lambda side=side: one_at_a_time(side, parent, count))
                 bench.measure([cycle, *steps, gone], side.label, lambda side=side: whole_cycles(side, parent, cycles))
+                bench.measure(commits, side.label, lambda side=side: commits_of(side, parent))
                 bench.progress(f"{AT_ONCE} at once", (number + 0.6) / bench.rounds)
                 bench.measure(many, side.label, lambda side=side: cycles_at_once(side, parent))
                 bench.measure([each, over], side.label, lambda side=side: prepares_at_once(side, parent))
@@ -118,6 +122,32 @@ def whole_cycles(side, parent, cycles):
         return [sum(steps), *steps, timed_ms(side.settle)]
 
     return [middle(column) for column in zip(*(one() for _ in range(cycles)))]
+
+
+def commits_of(side, parent):
+    """Medians of Commit of what has one small file: not mounted, mounted, and mounted with 64 MiB just written."""
+    directory = make_directory(side.containerd.folder, "committed")
+
+    def one(is_mounted, size):
+        mount = side.prepare("active", parent)
+        mount.mount(directory)
+        with open(os.path.join(directory, "file"), "wb") as file:
+            file.write(os.urandom(4096))
+        if not is_mounted:
+            system_unmount(directory)
+        elif size:
+            with open(os.path.join(directory, "large"), "wb") as file:
+                file.write(os.urandom(size))
+        else:
+            run("sync", "-f", directory)
+        took = timed_ms(lambda: side.commit("active", "layer"))
+        if is_mounted:
+            system_unmount(directory)
+        side.remove("layer")
+        side.settle()
+        return took
+
+    return [middle(one(*how) for _ in range(5)) for how in ((False, 0), (True, 0), (True, 64 * MIB))]
 
 
 def cycles_at_once(side, parent):

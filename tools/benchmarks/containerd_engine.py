@@ -147,6 +147,10 @@ class Side:
         """A child of a committed snapshot; answers what is to be mounted."""
         return Mount.only(self.containerd.calls.call("snapshots.v1.Snapshots/Prepare", {1: self.name, 2: key, 3: parent, 4: GC_ROOT}))
 
+    def commit(self, key, name):
+        """Makes a layer of an active snapshot."""
+        self.containerd.calls.call("snapshots.v1.Snapshots/Commit", {1: self.name, 2: name, 3: key, 4: GC_ROOT})
+
     def remove(self, key):
         """It is gone for containerd's clients. The snapshotter hears of it when containerd collects garbage."""
         self.containerd.calls.call("snapshots.v1.Snapshots/Remove", {1: self.name, 2: key})

@@ -6,12 +6,12 @@
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
-use std::process::Command as Process;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail, ensure};
+use clap::ValueEnum as _;
 use jiff::Timestamp;
 use serde_json::{Value, json};
 use uuid::Uuid;
@@ -21,7 +21,7 @@ use super::options::Options;
 use super::record::{self, Record, THROWN_AWAY, UNFINISHED};
 use crate::cli::attach::{delete_when_idle, detach_when_idle};
 use crate::cli::image::Filesystem;
-use crate::cli::mount::release;
+use crate::cli::mount::{kind_and_options, release};
 use crate::cli::size;
 use crate::daemon::attributes::{ATTACHED_BY, DOCKER_MOUNTS, DOCKER_OPTIONS, EPHEMERAL};
 use crate::daemon::protocol::{Attributes, Bytes, Command, Kind, Volume};
@@ -396,19 +396,9 @@ const fn smallest(filesystem: Filesystem) -> &'static str {
 
 /// Makes the file system as large as its device. It is not mounted.
 fn grow_file_system(device: &std::path::Path) -> Result<()> {
-    let (kind, _) = crate::cli::mount::kind_and_options(device)?;
-    ensure!(
-        kind.starts_with("ext"),
-        "size=: a clone with {kind} keeps the size of what it is cloned from; leave size= out, or use a snapshot of that size"
-    );
-    // Replays the journal, too: the snapshot may be of a mounted volume. 1: something was put right.
-    let checked = Process::new("e2fsck").args(["-f", "-p"]).arg(device).output().context("e2fsck")?;
-    ensure!(
-        matches!(checked.status.code(), Some(0 | 1)),
-        "e2fsck: {}",
-        String::from_utf8_lossy(&checked.stdout).trim().replace('\n', "; ")
-    );
-    let grown = Process::new("resize2fs").arg(device).output().context("resize2fs")?;
-    ensure!(grown.status.success(), "resize2fs: {}", String::from_utf8_lossy(&grown.stderr).trim().replace('\n', "; "));
-    Ok(())
+    let (kind, _) = kind_and_options(device)?;
+    let filesystem = Filesystem::from_str(kind, false);
+    let filesystem =
+        filesystem.map_err(|_| anyhow::anyhow!("size=: a clone with {kind} cannot grow; leave size= out"))?;
+    filesystem.grow(device)
 }

@@ -69,9 +69,12 @@ pub fn delete(context: &Context, arguments: &DeleteArguments) -> Result<()> {
 
 /// Names of the layers of an image that nobody needs when it has gone.
 fn layers_of_it(all: &[Known], image: &Known) -> Result<Vec<String>> {
-    let named: BTreeSet<_> = layers::named(image)?.into_iter().collect();
+    let its: BTreeSet<_> = layers::chain(all, image)?.into_iter().map(|known| known.volume.uuid).collect();
     let gone = BTreeSet::from([image.volume.uuid]);
     let unneeded = layers::unneeded(all, &gone)?;
-    let is_its = |known: &&&Known| layers::layer(known).is_some_and(|layer| named.contains(&layer));
-    Ok(unneeded.iter().filter(is_its).map(|known| known.volume.name.clone()).collect())
+    Ok(unneeded
+        .iter()
+        .filter(|known| its.contains(&known.volume.uuid))
+        .map(|known| known.volume.name.clone())
+        .collect())
 }

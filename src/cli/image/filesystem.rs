@@ -5,14 +5,19 @@
 //! image, and no path of the host leads into it.
 
 use std::fmt;
-use std::io::Read;
+use std::fs::File;
+use std::io::{Read, Seek as _, SeekFrom};
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::Path;
 use std::process::{Command, Stdio};
 
 use anyhow::{Context as _, Result, bail, ensure};
-use rustix::fs::{AtFlags, Mode, OFlags};
+use rustix::fs::{AtFlags, FallocateFlags, Mode, OFlags};
 use rustix::mount::{FsMountFlags, FsOpenFlags, MountAttrFlags};
+
+use super::export::ext4::Ext4;
+use crate::io::grow_mounted;
+use crate::units::BLOCK_BYTES;
 
 /// The file systems that an image can be made with.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum)]
@@ -89,6 +94,40 @@ impl Filesystem {
         mounted.unmount()
     }
 
+    /// Makes it as large as its device, on which it is not mounted. A journal is replayed first, so it may be that of a snapshot.
+    ///
+    /// # Errors
+    ///
+    /// A program is not installed, or what it and the file system say.
+    pub fn grow(self, device: &Path) -> Result<()> {
+        let shown = || format!("making {self} as large as {}", device.display());
+        if self == Self::Ext4 {
+            let mut check = Command::new("e2fsck");
+            // 1: something was put right, such as the journal.
+            run_to(check.args(["-f", "-p"]).arg(device), "e2fsprogs", &[0, 1]).with_context(shown)?;
+            // One with features that are not known here is larger than it has to be, and right.
+            let groups = Ext4::open(device).ok().map(|ext4| ext4.tables_from(0).0);
+            let mut resize = Command::new("resize2fs");
+            // Inode tables of new groups are marked as zeroed at once: each clone would do it after its first mount.
+            resize.env("RESIZE2FS_FORCE_ITABLE_INIT", "1").arg(device);
+            run(&mut resize, "e2fsprogs").with_context(shown)?;
+            return groups.map_or(Ok(()), |groups| empty_tables(device, groups).with_context(shown));
+        }
+        let size_bytes = File::open(device).and_then(|mut file| file.seek(SeekFrom::End(0))).with_context(shown)?;
+        let mounted = self.mount(device)?;
+        grow_mounted(mounted.root()?, size_bytes).with_context(shown)?;
+        mounted.unmount()
+    }
+
+    /// Size of the smallest one that can be made and used.
+    pub const fn least_bytes(self) -> u64 {
+        match self {
+            Self::Ext4 => 2 << 20,
+            Self::Xfs => 300 << 20,
+            Self::Btrfs => 110 << 20,
+        }
+    }
+
     /// Mounts the file system on `device`. It is unmounted when [`Detached`] and all descriptors made from it are gone.
     ///
     /// # Errors
@@ -102,7 +141,7 @@ impl Filesystem {
     ///
     /// # Errors
     /// As [`mount`](Self::mount).
-    pub fn mount_with(self, device: &Path, options: &[(&str, &str)]) -> Result<Detached> {
+    pub fn mount_with(self, device: &Path, options: &[(&str, Option<&str>)]) -> Result<Detached> {
         let name = self.to_string();
         let context = rustix::mount::fsopen(name.as_str(), FsOpenFlags::FSOPEN_CLOEXEC)
             .with_context(|| format!("this kernel does not know {self}"))?;
@@ -118,7 +157,10 @@ impl Filesystem {
                 Self::Btrfs => {}
             }
             for (option, value) in options {
-                rustix::mount::fsconfig_set_string(context.as_fd(), *option, *value)?;
+                match value {
+                    Some(value) => rustix::mount::fsconfig_set_string(context.as_fd(), *option, *value)?,
+                    None => rustix::mount::fsconfig_set_flag(context.as_fd(), *option)?,
+                }
             }
             rustix::mount::fsconfig_create(context.as_fd())?;
             let attributes = MountAttrFlags::MOUNT_ATTR_NOATIME
@@ -135,6 +177,18 @@ impl Filesystem {
             }
         }
     }
+}
+
+/// Gives back the space of the inode tables of groups that have just been added: resize2fs has them allocated, as zeros. No
+/// inode is in them yet; those of earlier groups may have been moved, and are left alone.
+fn empty_tables(device: &Path, first_group: usize) -> Result<()> {
+    let (_, tables) = Ext4::open(device)?.tables_from(first_group);
+    let device = File::options().write(true).open(device)?;
+    for table in tables {
+        let (offset, length) = (table.start * BLOCK_BYTES, (table.end - table.start) * BLOCK_BYTES);
+        rustix::fs::fallocate(&device, FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE, offset, length)?;
+    }
+    Ok(device.sync_all()?)
 }
 
 /// What the kernel wrote about a mount that it refused.
@@ -191,6 +245,11 @@ impl Detached {
 
 /// Runs a program that says nothing when all is well.
 pub(crate) fn run(command: &mut Command, package: &str) -> Result<()> {
+    run_to(command, package, &[0])
+}
+
+/// As [`run`], for a program for which all is well when it ends with one of `codes`.
+fn run_to(command: &mut Command, package: &str, codes: &[i32]) -> Result<()> {
     let program = command.get_program().to_string_lossy().into_owned();
     let child = command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped()).spawn();
     let mut child = match child {
@@ -205,7 +264,7 @@ pub(crate) fn run(command: &mut Command, package: &str) -> Result<()> {
     }
     let status = child.wait()?;
     let said = String::from_utf8_lossy(&said).trim().replace('\n', "; ");
-    ensure!(status.success(), "{program}: {status}: {said}");
+    ensure!(status.code().is_some_and(|code| codes.contains(&code)), "{program}: {status}: {said}");
     Ok(())
 }
 

@@ -15,9 +15,11 @@ pub const CONFIGURATION: &str = "plywood.image.config";
 pub const SOURCE: &str = "plywood.image.source";
 /// Digest of the layer's uncompressed archive.
 pub const DIFF_ID: &str = "plywood.image.diff-id";
+/// Chain id of the layer as it was exported last: written anew, it has another digest than the archive it came from.
+pub const EXPORTED: &str = "plywood.image.exported";
 /// The layer's number, the lowest is 1; at an image, its number of layers.
 pub const LAYER: &str = "plywood.image.layer";
-/// On an image made of a container: uuid of the image that the container was started from.
+/// Uuid of the layer below; on an image made of a container, of the image that the container was started from.
 pub const BELOW: &str = "plywood.image.below";
 /// On a container: the image that it was started from.
 pub const CONTAINER_IMAGE: &str = "plywood.container.image";

@@ -7,8 +7,9 @@ use uuid::Uuid;
 
 use super::import::chain_id;
 use super::labels;
+use crate::containerd::{Kind, RECORD, REFERENCE, Record};
 use crate::daemon::Client;
-use crate::daemon::protocol::{Attributes, Kind, Volume};
+use crate::daemon::protocol::{self, Attributes, Volume};
 
 /// A volume and its attributes.
 #[derive(Clone, Debug)]
@@ -42,40 +43,59 @@ pub fn known(client: &Client) -> Result<Vec<Known>> {
         match client.attributes(&volume.name) {
             Ok(attributes) => found.push(Known { volume, attributes }),
             // Deleted meanwhile.
-            Err(failure) if failure.kind == Kind::NotFound => {}
+            Err(failure) if failure.kind == protocol::Kind::NotFound => {}
             Err(failure) => return Err(failure.into()),
         }
     }
     Ok(found)
 }
 
-/// What tells one layer from others: its chain id, file system, size and sector size. The same content on another file system
-/// or of another size is another layer.
-pub type Layer = (String, Option<String>, u64, u32);
+/// The file system of a layer, and the size of its sectors: the same content on another one is another layer. Its virtual
+/// size is not among that: a clone of it can be larger.
+pub type Ground = (Option<String>, u32);
 
-/// The layer that a snapshot is. None for what is no layer.
-pub fn layer(known: &Known) -> Option<Layer> {
-    let chain = labels::text(&known.attributes, labels::CHAIN_ID)?;
-    known.volume.snapshot.then(|| layer_of(known, chain))
+/// What a layer stands on.
+pub fn ground(known: &Known) -> Ground {
+    (labels::text(&known.attributes, labels::FILESYSTEM), known.volume.sector_size)
 }
 
-fn layer_of(known: &Known, chain: String) -> Layer {
-    let Volume { size_bytes, sector_size, .. } = known.volume;
-    (chain, labels::text(&known.attributes, labels::FILESYSTEM), size_bytes, sector_size)
+/// Whether a snapshot is the layer of that chain id: as it was imported, or as it was exported.
+pub fn is_layer(known: &Known, chain: &str) -> bool {
+    let has = |key: &str| known.attributes.get(key).is_some_and(|value| value.0 == chain.as_bytes());
+    known.volume.snapshot && (has(labels::CHAIN_ID) || has(labels::EXPORTED))
 }
 
-/// The layers that an image's configuration names, the lowest first.
-///
-/// # Errors
-/// The configuration is damaged.
-pub fn named(image: &Known) -> Result<Vec<Layer>> {
+/// Whether a snapshot is the layer of that diff id on the layer `below`.
+pub fn is_layer_on(known: &Known, below: Uuid, diff_id: &str) -> bool {
+    known.volume.snapshot
+        && labels::text(&known.attributes, labels::DIFF_ID).is_some_and(|known| known == diff_id)
+        && labels::text(&known.attributes, labels::BELOW).is_some_and(|known| known == below.to_string())
+}
+
+/// The file system of what containerd has unpacked as the layer of that chain id, which is how it names layers.
+pub fn unpacked_by_containerd(known: &Known, chain: &str) -> Option<String> {
+    let record = Record::decode(&known.volume.name, &known.attributes.get(RECORD)?.0)?;
+    // NAMESPACE/NUMBER/NAME.
+    let is_named_so = || record.key.rsplit('/').next() == Some(chain);
+    let is_it = record.kind == Kind::Committed
+        && (record.labels.get(REFERENCE).is_some_and(|reference| reference == chain) || is_named_so());
+    is_it.then_some(record.filesystem)
+}
+
+/// The number of a layer, the lowest is 1; of an image, its number of layers.
+pub fn number(known: &Known) -> usize {
+    labels::text(&known.attributes, labels::LAYER).and_then(|text| text.parse().ok()).unwrap_or(1)
+}
+
+/// Chain ids of the layers that an image's configuration names, the lowest first.
+fn named(image: &Known) -> Result<Vec<String>> {
     let configuration = labels::configuration(&image.attributes, &image.volume.name)
         .context("which layers are needed cannot be known; delete that image, or import it again")?;
     let mut chain: Option<String> = None;
     let mut layers = Vec::new();
     for diff_id in configuration.rootfs().diff_ids() {
         let id = chain_id(chain.as_deref(), diff_id);
-        layers.push(layer_of(image, id.clone()));
+        layers.push(id.clone());
         chain = Some(id);
     }
     Ok(layers)
@@ -87,16 +107,16 @@ pub fn named(image: &Known) -> Result<Vec<Layer>> {
 /// The configuration of an image is damaged.
 pub fn unneeded<'a>(all: &'a [Known], gone: &BTreeSet<Uuid>) -> Result<Vec<&'a Known>> {
     let stays = |known: &&Known| !gone.contains(&known.volume.uuid);
-    let mut needed = BTreeSet::new();
+    let mut needed: BTreeSet<Uuid> = BTreeSet::new();
     for image in all.iter().filter(stays).filter(|known| known.is_image()) {
-        needed.extend(named(image)?);
+        needed.extend(chain(all, image)?.into_iter().map(|known| known.volume.uuid));
     }
-    let origins: BTreeSet<Uuid> = all.iter().filter(stays).filter_map(|known| known.volume.origin_uuid).collect();
+    needed.extend(all.iter().filter(stays).filter_map(|known| known.volume.origin_uuid));
     let is_unneeded = |known: &&Known| {
         !known.is_image()
+            && known.volume.snapshot
             && known.attributes.contains_key(labels::LAYER)
-            && !origins.contains(&known.volume.uuid)
-            && layer(known).is_some_and(|layer| !needed.contains(&layer))
+            && !needed.contains(&known.volume.uuid)
     };
     Ok(all.iter().filter(stays).filter(|known| known.is_free()).filter(is_unneeded).collect())
 }
@@ -108,21 +128,24 @@ pub fn unneeded<'a>(all: &'a [Known], gone: &BTreeSet<Uuid>) -> Result<Vec<&'a K
 /// The configuration of an image is damaged.
 pub fn chain<'a>(all: &'a [Known], image: &'a Known) -> Result<Vec<&'a Known>> {
     let mut chain = vec![image];
-    let mut at = image;
-    // What was committed names what it stands on; what was imported names all its layers.
+    // Each names what it stands on. Below one that has gone, the image's configuration tells what there was.
+    let (mut at, mut teller) = (image, image);
     while let Some(below) = labels::text(&at.attributes, labels::BELOW) {
         let is_below = |known: &&Known| known.volume.snapshot && known.volume.uuid.to_string() == below;
         match all.iter().find(is_below) {
             Some(found) if chain.iter().all(|known| known.volume.uuid != found.volume.uuid) => {
                 chain.push(found);
                 at = found;
+                teller = if found.is_image() { found } else { teller };
             }
             _ => break,
         }
     }
-    let own = layer(at);
-    for wanted in named(at)?.into_iter().rev().filter(|wanted| own.as_ref() != Some(wanted)) {
-        chain.extend(all.iter().find(|known| layer(known).as_ref() == Some(&wanted)));
+    let named = named(teller)?;
+    for wanted in named.iter().take(number(at).saturating_sub(1)).rev() {
+        let is_it = |known: &&Known| is_layer(known, wanted) && ground(known) == ground(image);
+        let found = all.iter().find(|known| is_it(known) && known.volume.size_bytes == image.volume.size_bytes);
+        chain.extend(found.or_else(|| all.iter().find(is_it)));
     }
     chain.reverse();
     Ok(chain)

@@ -4,6 +4,7 @@ use anyhow::Result;
 use serde::Serialize;
 
 use super::labels;
+use super::layers::{Known, known, number};
 use crate::cli::{Context, output, size};
 use crate::daemon::Client;
 
@@ -13,7 +14,7 @@ pub struct ImageInfo {
     /// Name.
     pub name: String,
     /// Number of layers.
-    pub layers: u64,
+    pub layers: usize,
     /// Bytes that its top layer brought.
     pub own_bytes: u64,
     /// Bytes of all layers together, each of which other images may share.
@@ -37,16 +38,11 @@ pub struct ImageInfo {
 /// What the daemon answers.
 pub fn images(client: &Client) -> Result<Vec<ImageInfo>> {
     let mut images = Vec::new();
-    for volume in client.volumes()? {
-        if !volume.snapshot {
-            continue;
-        }
-        let attributes = client.attributes(&volume.name)?;
-        if !attributes.contains_key(labels::CONFIGURATION) {
-            continue;
-        }
+    for known in known(client)?.into_iter().filter(Known::is_image) {
+        let layers = number(&known);
+        let Known { volume, attributes } = known;
         images.push(ImageInfo {
-            layers: labels::text(&attributes, labels::LAYER).and_then(|text| text.parse().ok()).unwrap_or(1),
+            layers,
             filesystem: labels::text(&attributes, labels::FILESYSTEM),
             source: labels::text(&attributes, labels::SOURCE),
             name: volume.name,

@@ -16,6 +16,7 @@ mod list;
 mod source;
 mod stream;
 mod tree;
+mod workshop;
 
 use anyhow::Result;
 use clap::Subcommand;

@@ -11,13 +11,13 @@ use std::path::{Component, Path, PathBuf};
 use anyhow::{Context as _, Result, bail, ensure};
 use indicatif::ProgressBar;
 use oci_spec::runtime::{Mount, MountBuilder};
-use rustix::fs::{Gid, Mode, Uid};
+use rustix::fs::{Gid, Mode, Timespec, Timestamps, Uid};
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
 use crate::cli::attach::detach_when_idle;
 use crate::cli::image::{Filesystem, Interrupt, copy_directory, open_root, tree_at};
-use crate::cli::mount::{Mounted, mount_volume, unmount_volume};
+use crate::cli::mount::{Mounted, mount_device, mount_in_turn, unmount_volume};
 use crate::cli::size;
 use crate::cli::working::ephemeral;
 use crate::daemon::attributes::EPHEMERAL;
@@ -167,8 +167,11 @@ impl<'a> Volumes<'a> {
                     bind(path, destination, *read_only)?
                 }
                 Source::Volume { name, make } => {
+                    // Whoever else wants it at this moment finds it whole.
+                    let turn = making::turn(client.pool_uuid()?, name)?;
                     let at = volumes.mount_one(name, *make).with_context(shown)?;
                     volumes.fill(&at, root, destination, interrupt).with_context(shown)?;
+                    drop(turn);
                     bind(&at, destination, *read_only)?
                 }
                 Source::Memory { size_bytes } => memory(destination, *read_only, *size_bytes)?,
@@ -188,7 +191,7 @@ impl<'a> Volumes<'a> {
         };
         let at = self.directory.join(self.mounted.len().to_string());
         fs::DirBuilder::new().recursive(true).mode(0o700).create(&at).with_context(|| at.display().to_string())?;
-        let mounted = mount_volume(self.client, name, &at, false)?;
+        let mounted = mount_in_turn(self.client, name, &at, false, |device, at| mount_device(device, at, false))?;
         // A copy of it in another mount namespace would keep the device busy for as long as that one lives.
         let private = rustix::mount::mount_change(&at, rustix::mount::MountPropagationFlags::PRIVATE);
         self.mounted.push(mounted);
@@ -230,7 +233,20 @@ impl<'a> Volumes<'a> {
         let (uid, gid) = (Uid::from_raw(like.st_uid), Gid::from_raw(like.st_gid));
         rustix::fs::fchown(&to, Some(uid), Some(gid))?;
         rustix::fs::fchmod(&to, Mode::from_raw_mode(like.st_mode & 0o7777))?;
-        Ok(())
+        for name in xattr::list(place_of(&from)).into_iter().flatten() {
+            if let Some(value) = xattr::get(place_of(&from), &name)? {
+                xattr::set(place_of(&to), &name, &value)?;
+            }
+        }
+        let at = |seconds, nanoseconds: u64| Timespec {
+            tv_sec: seconds,
+            tv_nsec: nanoseconds.try_into().unwrap_or_default(),
+        };
+        let times = Timestamps {
+            last_access: at(like.st_atime, like.st_atime_nsec),
+            last_modification: at(like.st_mtime, like.st_mtime_nsec),
+        };
+        Ok(rustix::fs::futimens(&to, &times)?)
     }
 
     /// Unmounts them.

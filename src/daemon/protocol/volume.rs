@@ -31,6 +31,9 @@ pub struct Volume {
     /// Whether its writes wait for space when the pool is full; else they fail at once.
     #[serde(default)]
     pub waits_when_full: bool,
+    /// Writes that failed since the engine opened the pool, for want of space or as the medium failed.
+    #[serde(default)]
+    pub failed_writes: u64,
     /// Whether sealed blocks are verified when they are read through it.
     #[serde(default)]
     pub verify_on_read: bool,

@@ -61,7 +61,7 @@ const CACHE_BLOCKS: usize = 8192;
 type Block = Rc<[u8; BLOCK_BYTES]>;
 
 /// A file system by its device, which is only read.
-pub(super) struct Ext4 {
+pub(in super::super) struct Ext4 {
     file: File,
     cache: RefCell<HashMap<u64, Block>>,
     read_blocks: Cell<u64>,
@@ -155,7 +155,7 @@ impl Ext4 {
     ///
     /// # Errors
     /// It is none, is damaged, or has features that are not known here.
-    pub(super) fn open(device: &Path) -> Result<Self> {
+    pub(in super::super) fn open(device: &Path) -> Result<Self> {
         let file = File::open(device).with_context(|| device.display().to_string())?;
         // What stands beside a block that is wanted is seldom wanted.
         let _ = rustix::fs::fadvise(&file, 0, None, Advice::Random);
@@ -329,6 +329,13 @@ impl Ext4 {
         let in_block = self.inodes_per_block();
         let first = group as u32 * self.inodes_per_group + (block - start) as u32 * in_block + 1;
         Some(first..first + in_block)
+    }
+
+    /// How many groups there are, and where the inode tables are of those from `first` on.
+    pub(in super::super) fn tables_from(&self, first: usize) -> (usize, Vec<Range<u64>>) {
+        let tables =
+            self.groups.iter().skip(first).map(|group| group.inode_table..group.inode_table + self.table_blocks());
+        (self.groups.len(), tables.collect())
     }
 
     /// The inode tables, ascending.

@@ -6,7 +6,7 @@
 //! something to be replayed.
 
 mod changes;
-mod ext4;
+pub(super) mod ext4;
 mod ranges;
 mod sink;
 mod tarball;
@@ -23,6 +23,7 @@ use clap::{Args, ValueEnum as _};
 use indicatif::ProgressBar;
 use serde::Serialize;
 
+use super::import::chain_id;
 use super::layers::{self, Known, known};
 use super::tree::Tree;
 use super::{Detached, Filesystem, Interrupt, labels, watch_signals};
@@ -48,8 +49,8 @@ pub use target::Target;
 plywood image export web oci:/srv/images:web
 plywood image export web docker-archive:/tmp/web.tar && docker load --input /tmp/web.tar
 
-Layers are written anew from the pool's snapshots: their digests are not those of the archives that were imported. A \
-container becomes an image with plywood commit.")]
+Layers are written anew from the pool's snapshots: their digests are not those of the archives that were imported. The \
+pool knows them by both. A container becomes an image with plywood commit.")]
 pub struct ExportArguments {
     /// The image
     name: Name,
@@ -123,6 +124,7 @@ pub fn export(context: &Context, arguments: &ExportArguments) -> Result<()> {
     progress.finish_and_clear();
     let (told, blobs) = written?;
     let digest = sink.finish(&configuration(image, &blobs)?, &blobs)?;
+    remember(&client, &snapshots, &blobs);
     report(context, &name, &arguments.to, &digest, &told)
 }
 
@@ -136,6 +138,21 @@ fn report(context: &Context, name: &str, to: &Target, digest: &str, layers: &[To
     let sockets: u64 = layers.iter().map(|layer| layer.written.sockets_left_out).sum();
     let sockets = if sockets == 0 { String::new() } else { format!(", without {sockets} sockets") };
     Ok(output::line(&format!("{name}: {count}, {} in {to}{sockets}; {digest}", size::show(stored)))?)
+}
+
+/// Notes on the layers which ones they are now: so an import of what was exported finds them.
+fn remember(client: &Client, snapshots: &[&Known], blobs: &[Blob]) {
+    let mut chain: Option<String> = None;
+    for (snapshot, blob) in snapshots.iter().zip(blobs) {
+        let id = chain_id(chain.as_deref(), &blob.diff_id);
+        if !layers::is_layer(snapshot, &id) {
+            let exported = [(labels::EXPORTED.to_owned(), Some(id.as_str().into()))].into();
+            if let Err(failure) = client.set_attributes(&snapshot.volume.name, exported) {
+                tracing::warn!("{}: an import of this export will not find it: {failure}", snapshot.volume.name);
+            }
+        }
+        chain = Some(id);
+    }
 }
 
 /// The image's configuration with the layers as they were written. All else stays as it is, known here or not.
@@ -279,8 +296,8 @@ impl<'a> Opened<'a> {
     fn root(&mut self) -> Result<OwnedFd> {
         if self.mounted.is_none() {
             // Inodes that stand beside one that is wanted are not read ahead: they are wanted seldom.
-            let options: &[(&str, &str)] = match self.filesystem {
-                Filesystem::Ext4 => &[("inode_readahead_blks", "1")],
+            let options: &[(&str, Option<&str>)] = match self.filesystem {
+                Filesystem::Ext4 => &[("inode_readahead_blks", Some("1"))],
                 _ => &[],
             };
             self.mounted = Some(self.filesystem.mount_with(&self.device, options)?);
