@@ -542,7 +542,8 @@ impl Store {
         for name in names {
             match self.link.delete(&name) {
                 Err(Error::Pool(failure)) if failure.kind == protocol::Kind::NotFound => {}
-                deleted => deleted?,
+                Err(error) => tracing::warn!("{name}, which nobody needs, stays: {error}"),
+                Ok(()) => {}
             }
         }
         Ok(())

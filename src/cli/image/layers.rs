@@ -143,9 +143,12 @@ pub fn chain<'a>(all: &'a [Known], image: &'a Known) -> Result<Vec<&'a Known>> {
     }
     let named = named(teller)?;
     for wanted in named.iter().take(number(at).saturating_sub(1)).rev() {
-        let is_it = |known: &&Known| is_layer(known, wanted) && ground(known) == ground(image);
-        let found = all.iter().find(|known| is_it(known) && known.volume.size_bytes == image.volume.size_bytes);
-        chain.extend(found.or_else(|| all.iter().find(is_it)));
+        let is_new = |known: &&Known| chain.iter().all(|other| other.volume.uuid != known.volume.uuid);
+        let is_it = |known: &&Known| is_layer(known, wanted) && ground(known) == ground(image) && is_new(known);
+        // An image of the same content may be deleted by its name: the layer that was made of it is the better one.
+        let merit = |known: &&Known| (!known.is_image(), known.volume.size_bytes == image.volume.size_bytes);
+        let found = all.iter().filter(is_it).max_by_key(merit);
+        chain.extend(found);
     }
     chain.reverse();
     Ok(chain)
