@@ -18,7 +18,7 @@ use super::working::{ephemeral, private_name};
 use super::{Context, Name, output};
 use crate::daemon::filesystem::{self, FileSystem};
 use crate::daemon::mounts::{Mount, device_number, mount_of, own_mounts};
-use crate::daemon::protocol::{Attachment, Bytes, Command, Kind, Reply};
+use crate::daemon::protocol::{Attachment, Attributes, Bytes, Command, Kind, Reply, Volume};
 use crate::daemon::{Client, attributes, making, running_daemons};
 
 /// Mounts a volume.
@@ -154,7 +154,7 @@ pub(super) fn mount_volume_by(
     let volume = client.volume(name)?;
     // A clone is made for each mount of a snapshot; a volume may be about to be unmounted elsewhere, which detaches it.
     let _turn = if volume.snapshot { None } else { Some(making::turn(client.pool_uuid()?, name)?) };
-    mount_in_turn(client, name, directory, read_only, by)
+    mount_in_turn(client, &volume, directory, read_only, by)
 }
 
 /// As [`mount_volume_by`], for who has the volume's turn, or mounts a snapshot.
@@ -163,23 +163,22 @@ pub(super) fn mount_volume_by(
 /// As [`mount_volume_by`].
 pub(super) fn mount_in_turn(
     client: &Client,
-    name: &str,
+    volume: &Volume,
     directory: &Path,
     read_only: bool,
     by: impl FnOnce(&Path, &Path) -> Result<()>,
 ) -> Result<Mounted> {
     require_directory(directory)?;
     let directory = fs::canonicalize(directory).with_context(|| directory.display().to_string())?;
-    let volume = client.volume(name)?;
     // A private clone that is not attached yet looks like one that nobody needs any more.
     let _making = if volume.snapshot { Some(making::begin(client.pool_uuid()?)?) } else { None };
     let (name, is_marked) = if volume.snapshot {
         // Marked at once, as `attach_for_mount` would: it is one change that has to be durable, and not two.
         let mut marks = ephemeral("mount");
         marks.extend([(attributes::ATTACHED_BY.to_owned(), Bytes::from("mount"))]);
-        (client.create_clone(name, &private_name(name, "mount"), marks)?.name, true)
+        (client.create_clone(&volume.name, &private_name(&volume.name, "mount"), marks)?.name, true)
     } else {
-        (name.to_owned(), false)
+        (volume.name.clone(), false)
     };
     let attached = if is_marked {
         client.attach(&name, read_only).map(|attached| attached.device).map_err(Into::into)
@@ -285,15 +284,21 @@ fn attach_for_mount(client: &Client, name: &str, read_only: bool) -> Result<Path
 
 /// Detaches what was attached for a mount, unless it is mounted elsewhere too, and deletes a private clone.
 pub(super) fn release(client: &Client, name: &str) -> Result<()> {
+    let found = client.attributes(name)?;
     // A private clone is nobody else's.
-    let is_private = client.attributes(name)?.get(attributes::EPHEMERAL).is_some_and(|value| value.0 == b"mount");
-    let _turn = if is_private { None } else { Some(making::turn(client.pool_uuid()?, name)?) };
+    if found.get(attributes::EPHEMERAL).is_some_and(|value| value.0 == b"mount") {
+        return release_what_has(client, name, &found);
+    }
+    let _turn = making::turn(client.pool_uuid()?, name)?;
     release_in_turn(client, name)
 }
 
 /// As [`release`], for who has the volume's turn.
 fn release_in_turn(client: &Client, name: &str) -> Result<()> {
-    let found = client.attributes(name)?;
+    release_what_has(client, name, &client.attributes(name)?)
+}
+
+fn release_what_has(client: &Client, name: &str, found: &Attributes) -> Result<()> {
     let marked = |key: &str| found.get(key).is_some_and(|value| value.0 == b"mount");
     if let Some(device) = client.volume(name)?.device
         && mount_of(&device)?.is_some()

@@ -11,25 +11,24 @@ use std::path::{Path, PathBuf};
 
 use crate::daemon::mounts::{Use, device_number, mount_of, users};
 
-/// Writes out what is mounted from `device`, in whichever mount namespace; nothing when it is not mounted.
+/// Writes out what is mounted from `device`, in whichever mount namespace; nothing when it is not mounted. Answers whether it
+/// is.
 ///
 /// # Errors
 /// When it cannot be written.
-pub fn settle(device: &Path) -> io::Result<()> {
+pub fn settle(device: &Path) -> io::Result<bool> {
     if !is_mounted(device)? {
-        return Ok(());
+        return Ok(false);
     }
     let number = device_number(device)?;
     let own = mount_of(device)?.map(|mount| mount.mount_point);
     let directory = own.or_else(|| users(device, &[]).iter().find_map(directory_of));
     match directory.map(|directory| File::open(&directory)) {
-        Some(Ok(directory)) if file_system_of(&directory)? == number => Ok(rustix::fs::syncfs(&directory)?),
+        Some(Ok(directory)) if file_system_of(&directory)? == number => rustix::fs::syncfs(&directory)?,
         // It hangs in no namespace that can be looked into, or has just moved: all file systems are written then.
-        _ => {
-            rustix::fs::sync();
-            Ok(())
-        }
+        _ => rustix::fs::sync(),
     }
+    Ok(true)
 }
 
 /// Only what is not mounted can be opened for oneself alone.

@@ -373,8 +373,7 @@ impl Store {
     ///
     /// # Errors
     /// [`Error::NotFound`], [`Error::AlreadyExists`] for the name, [`Error::Precondition`] for what is not active, no space when
-    /// writes to it have failed, and what
-    /// the pool answers.
+    /// writes to it have failed, and what the pool answers.
     pub fn commit(&self, name: &str, key: &str, parent: &str, labels: Labels) -> Result<()> {
         check_key(name)?;
         check_labels(&labels)?;
@@ -394,10 +393,12 @@ impl Store {
         }
         let mut volume = self.link.volume(&active.volume())?;
         if let Some(device) = &volume.device {
-            settle(device).map_err(|error| {
+            let is_mounted = settle(device).map_err(|error| {
                 Failure::new(protocol::Kind::Io, format!("writing out {}: {error}", device.display()))
             })?;
-            volume = self.link.volume(&volume.name)?;
+            if is_mounted {
+                volume = self.link.volume(&volume.name)?;
+            }
         }
         // Whoever unpacked has not heard of it, for umount(2) does not tell: a layer must not be less than it says.
         if volume.failed_writes > 0 {
@@ -526,9 +527,7 @@ impl Store {
         let left = self.reaper.pass();
         tracing::debug!(left, "cleanup");
     }
-}
 
-impl Store {
     fn clean_bases(&self) -> Result<()> {
         let Settings { filesystem, size_bytes, .. } = &self.settings;
         let usual = base::name(filesystem, *size_bytes);

@@ -46,7 +46,7 @@ impl<S: Storage> VolumeHandle<S> {
         self.check_write(offset, length)?;
         let end = offset + length;
         let clearing = Clearing { zeroed: [(offset, end), (end, end)], mapped_only: false, unmapped: (0, 0) };
-        self.clear(offset, end, clearing).await
+        self.clear(offset, end, clearing).await.inspect_err(|_| self.note_failed_write())
     }
 
     /// Where a step lacks room, everything is let go and begun again when there is some (rule O8): what has been zeroed

@@ -134,7 +134,7 @@ impl<S: Storage> VolumeHandle<S> {
     }
 
     /// Whoever wrote may not hear of it: a kernel writes long after it has answered.
-    fn note_failed_write(&self) {
+    pub(super) fn note_failed_write(&self) {
         if let Some(volume) = self.pool.inner.state.borrow_mut().volumes.get_mut(&self.id) {
             volume.failed_writes += 1;
         }

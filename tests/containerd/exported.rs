@@ -11,7 +11,7 @@ use crate::real::runs_well;
 use crate::snapshotter::{Snapshotter, nothing_is_left};
 use crate::support::command::run;
 use crate::support::pool::{TestPool, Transport};
-use crate::tree::{assert_same, tree_of};
+use crate::support::tree::{assert_same, tree_of};
 
 /// `security.capability` of a program that may use raw sockets (`cap_net_raw+ep`).
 const CAPABILITY: [u8; 20] = [1, 0, 0, 2, 0, 0x20, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0];
@@ -101,7 +101,7 @@ pub fn has_the_same_tree() {
     let origin = TestPool::create("10G", Transport::Auto);
     let archive = exported(&origin, &Image::create(&origin, "image", fill), change);
     let point = origin.mount("changed");
-    let expected = tree_of(&point);
+    let expected = tree_of(&point, false);
     origin.unmount(&point);
     for (name, is_there) in [("data/same", true), ("data/another-link", true), ("data/gone", false), ("bin/sh", true)] {
         assert_eq!(expected.contains_key(Path::new(name)), is_there, "{name}");
@@ -117,7 +117,7 @@ pub fn has_the_same_tree() {
         let shown = point.display().to_string();
         // This unpacks it where it is not unpacked yet.
         containerd.ctr_with(&format!("image mount --snapshotter {snapshots} {NAME}"), &[&shown]).expect();
-        let found = tree_of(&point);
+        let found = tree_of(&point, false);
         containerd.ctr_with(&format!("image unmount --rm --snapshotter {snapshots}"), &[&shown]).expect();
         assert_same(&found, &expected, snapshots);
     }

@@ -12,7 +12,6 @@ mod real;
 mod snapshotter;
 #[path = "../support/mod.rs"]
 mod support;
-mod tree;
 
 use libtest_mimic::Arguments;
 use support::machine::Need;

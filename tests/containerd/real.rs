@@ -13,7 +13,7 @@ use crate::image::{GREETING, IMPORT, Image, NAME, filler};
 use crate::snapshotter::{Client, Snapshotter, nothing_is_left, unmount};
 use crate::support::command::{Outcome, shell, wait_until};
 use crate::support::pool::{TestPool, Transport};
-use crate::tree::{assert_same, tree_of};
+use crate::support::tree::{assert_same, tree_of};
 
 const LONG: Duration = Duration::from_secs(60);
 /// Is the second layer's file there?
@@ -263,7 +263,7 @@ pub fn full_pool_during_unpack() {
     assert_eq!(committed(), layers, "what was unpacked in part is no layer");
     let point = pool.mount_point("look");
     mount_as_told(&containerd, "look", &point);
-    assert_same(&tree_of(&point), &tree_of(&image.root("system")), "the first layer");
+    assert_same(&tree_of(&point, false), &tree_of(&image.root("system"), false), "the first layer");
     unmount(&point);
 
     containerd.ctr("snapshot --snapshotter plywood rm look").expect();

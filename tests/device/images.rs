@@ -1,9 +1,8 @@
 //! Images on their way out and back: exported layers, commits of containers, and what sharing layers saves.
 
-use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::io::{BufWriter, Read, Write};
-use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
+use std::os::unix::fs::{PermissionsExt, symlink};
 use std::path::{Path, PathBuf};
 
 use serde_json::{Value, json};
@@ -12,6 +11,7 @@ use sha2::{Digest, Sha256};
 use crate::support::command::run;
 use crate::support::machine::rootfs;
 use crate::support::pool::{TestPool, Transport};
+use crate::support::tree::{self, Tree, assert_same};
 
 const MIB: u64 = 1 << 20;
 
@@ -25,44 +25,11 @@ pub fn container(pool: &TestPool, image: &str, name: &str, change: impl FnOnce(&
 
 /// Every name of an image with all that is known of it. The root itself is as the file system made it, on import as with
 /// containerd.
-pub fn tree_of(pool: &TestPool, name: &str) -> BTreeMap<PathBuf, String> {
+pub fn tree_of(pool: &TestPool, name: &str) -> Tree {
     let point = pool.mount(name);
-    let entries = walkdir::WalkDir::new(&point).min_depth(1).same_file_system(true).into_iter();
-    let tree = entries.map(|entry| {
-        let entry = entry.expect("an entry");
-        let (path, metadata) = (entry.path(), entry.metadata().expect("its metadata"));
-        let is_directory = metadata.is_dir();
-        let link = fs::read_link(path).unwrap_or_default();
-        let content = if metadata.is_file() { fs::read(path).expect("its content") } else { Vec::new() };
-        let attributes =
-            xattr::list(path).expect("attributes").map(|key| (key.clone(), xattr::get(path, &key).expect("one")));
-        let said = format!(
-            "{:o} {}:{} {} {} links {} {}.{:09} {link:?} {} {:?}",
-            metadata.mode(),
-            metadata.uid(),
-            metadata.gid(),
-            metadata.rdev(),
-            if is_directory { 0 } else { metadata.size() },
-            if is_directory { 0 } else { metadata.nlink() },
-            metadata.mtime(),
-            metadata.mtime_nsec(),
-            blake3::hash(&content).to_hex(),
-            attributes.collect::<Vec<_>>(),
-        );
-        (path.strip_prefix(&point).expect("below").to_owned(), said)
-    });
-    let tree = tree.collect();
+    let tree = tree::tree_of(&point, true);
     pool.unmount(&point);
     tree
-}
-
-#[track_caller]
-pub fn assert_same(found: &BTreeMap<PathBuf, String>, expected: &BTreeMap<PathBuf, String>, what: &str) {
-    for (path, said) in expected {
-        assert_eq!(found.get(path), Some(said), "{what}: {}", path.display());
-    }
-    let more: Vec<_> = found.keys().filter(|path| !expected.contains_key(*path)).collect();
-    assert!(more.is_empty(), "{what}: {more:?}");
 }
 
 /// Everything that a layer has to say: something new, other, gone, moved, linked, replaced by something of another kind, and a

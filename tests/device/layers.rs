@@ -9,11 +9,12 @@ use std::time::Duration;
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
 
-use crate::images::{Layers, assert_same, container, tree_of};
+use crate::images::{Layers, container, tree_of};
 use crate::story::FileSystem;
 use crate::support::command::{Background, binary, is_slow, wait_until};
 use crate::support::machine::rootfs;
 use crate::support::pool::{TestPool, Transport};
+use crate::support::tree::assert_same;
 
 const MIB: u64 = 1 << 20;
 const GIB: u64 = 1 << 30;

@@ -149,7 +149,7 @@ impl Volumes {
                 // Docker fills a volume from the image only where it is empty.
                 filesystem.make_empty(&device).with_context(|| {
                     let size = size::echo(size_bytes);
-                    format!("no {filesystem} can be made on {size}{}", smallest(filesystem))
+                    format!("no {filesystem} can be made on {size}; it wants {}", size::show(filesystem.least_bytes()))
                 })?;
                 detach_when_idle(client, name)?;
             }
@@ -386,17 +386,11 @@ fn created(volume: &Volume) -> Option<String> {
     Some(Timestamp::from_second(instant.as_second()).ok()?.to_string())
 }
 
-const fn smallest(filesystem: Filesystem) -> &'static str {
-    match filesystem {
-        Filesystem::Ext4 => "",
-        Filesystem::Xfs => "; it wants 300 MiB",
-        Filesystem::Btrfs => "; it wants 110 MiB",
-    }
-}
-
 /// Makes the file system as large as its device. It is not mounted.
 fn grow_file_system(device: &std::path::Path) -> Result<()> {
     let (kind, _) = kind_and_options(device)?;
+    // Its programs know its forebears as well.
+    let kind = if kind.starts_with("ext") { "ext4" } else { kind };
     let filesystem = Filesystem::from_str(kind, false);
     let filesystem =
         filesystem.map_err(|_| anyhow::anyhow!("size=: a clone with {kind} cannot grow; leave size= out"))?;

@@ -45,7 +45,7 @@ pub fn delete(context: &Context, arguments: &DeleteArguments) -> Result<()> {
         // A layer may be about to be used by who imports; it is pruned later.
         let alone = if client.is_daemon() { making::alone(client.pool_uuid()?)? } else { None };
         if alone.is_some() || !client.is_daemon() {
-            for layer in layers_of_it(&all, image)? {
+            for layer in layers_of_it(&all, image, &known(&client)?)? {
                 match client.delete(&layer) {
                     Ok(()) => deleted.push(layer),
                     Err(failure) if matches!(failure.kind, Kind::Busy | Kind::NotFound) => {}
@@ -67,11 +67,10 @@ pub fn delete(context: &Context, arguments: &DeleteArguments) -> Result<()> {
     Ok(())
 }
 
-/// Names of the layers of an image that nobody needs when it has gone.
-fn layers_of_it(all: &[Known], image: &Known) -> Result<Vec<String>> {
+/// Names of the layers of an image among `all` that nobody needs who is there `now`, when it has gone.
+fn layers_of_it(all: &[Known], image: &Known, now: &[Known]) -> Result<Vec<String>> {
     let its: BTreeSet<_> = layers::chain(all, image)?.into_iter().map(|known| known.volume.uuid).collect();
-    let gone = BTreeSet::from([image.volume.uuid]);
-    let unneeded = layers::unneeded(all, &gone)?;
+    let unneeded = layers::unneeded(now, &BTreeSet::new())?;
     Ok(unneeded
         .iter()
         .filter(|known| its.contains(&known.volume.uuid))

@@ -100,28 +100,16 @@ impl Filesystem {
     ///
     /// A program is not installed, or what it and the file system say.
     pub fn grow(self, device: &Path) -> Result<()> {
-        let shown = || format!("making {self} as large as {}", device.display());
-        if self == Self::Ext4 {
-            let mut check = Command::new("e2fsck");
-            // 1: something was put right, such as the journal.
-            run_to(check.args(["-f", "-p"]).arg(device), "e2fsprogs", &[0, 1]).with_context(shown)?;
-            // One with features that are not known here is larger than it has to be, and right.
-            let groups = Ext4::open(device).ok().map(|ext4| ext4.tables_from(0).0);
-            let mut resize = Command::new("resize2fs");
-            // Inode tables of new groups are marked as zeroed at once: each clone would do it after its first mount.
-            resize.env("RESIZE2FS_FORCE_ITABLE_INIT", "1").arg(device);
-            run(&mut resize, "e2fsprogs").with_context(shown)?;
-            if let Some(groups) = groups
-                && let Err(error) = empty_tables(device, groups)
-            {
-                tracing::warn!("{}: it takes more space than it has to: {error:#}", device.display());
+        let grow = || -> Result<()> {
+            let size_bytes = File::open(device)?.seek(SeekFrom::End(0))?;
+            if self == Self::Ext4 {
+                return grow_ext4(device, size_bytes / BLOCK_BYTES);
             }
-            return Ok(());
-        }
-        let size_bytes = File::open(device).and_then(|mut file| file.seek(SeekFrom::End(0))).with_context(shown)?;
-        let mounted = self.mount(device)?;
-        grow_mounted(mounted.root()?, size_bytes).with_context(shown)?;
-        mounted.unmount()
+            let mounted = self.mount(device)?;
+            grow_mounted(mounted.root()?, size_bytes)?;
+            mounted.unmount()
+        };
+        grow().with_context(|| format!("making {self} as large as {}", device.display()))
     }
 
     /// Size of the smallest one that can be made and used.
@@ -146,7 +134,7 @@ impl Filesystem {
     ///
     /// # Errors
     /// As [`mount`](Self::mount).
-    pub fn mount_with(self, device: &Path, options: &[(&str, Option<&str>)]) -> Result<Detached> {
+    pub fn mount_with(self, device: &Path, options: &[(&str, &str)]) -> Result<Detached> {
         let name = self.to_string();
         let context = rustix::mount::fsopen(name.as_str(), FsOpenFlags::FSOPEN_CLOEXEC)
             .with_context(|| format!("this kernel does not know {self}"))?;
@@ -162,10 +150,7 @@ impl Filesystem {
                 Self::Btrfs => {}
             }
             for (option, value) in options {
-                match value {
-                    Some(value) => rustix::mount::fsconfig_set_string(context.as_fd(), *option, *value)?,
-                    None => rustix::mount::fsconfig_set_flag(context.as_fd(), *option)?,
-                }
+                rustix::mount::fsconfig_set_string(context.as_fd(), *option, *value)?;
             }
             rustix::mount::fsconfig_create(context.as_fd())?;
             let attributes = MountAttrFlags::MOUNT_ATTR_NOATIME
@@ -184,10 +169,40 @@ impl Filesystem {
     }
 }
 
+/// Grows ext4 to so many blocks of 4 KiB, in steps: each allocates its inode tables for a moment, a 64th of what is added.
+fn grow_ext4(device: &Path, blocks: u64) -> Result<()> {
+    const STEP_BLOCKS: u64 = (64 << 30) / BLOCK_BYTES;
+    let mut check = Command::new("e2fsck");
+    // 1: something was put right, such as the journal.
+    run_to(check.args(["-f", "-p"]).arg(device), "e2fsprogs", &[0, 1])?;
+    let mut before = 0;
+    // One with features that are not known here grows at once: it takes more space than it has to, and is right.
+    while let Ok(ext4) = Ext4::open(device) {
+        // The last blocks may be too few for a group.
+        if ext4.blocks >= blocks || ext4.blocks == before {
+            return Ok(());
+        }
+        before = ext4.blocks;
+        resize_ext4(device, Some(blocks.min(before + STEP_BLOCKS)))?;
+        if let Err(error) = empty_tables(device, ext4.groups().count()) {
+            tracing::warn!("{}: it takes more space than it has to: {error:#}", device.display());
+        }
+    }
+    resize_ext4(device, None)
+}
+
+/// Makes ext4 so many of its blocks large, or as large as its device. Inode tables are marked as zeroed at once: each clone
+/// would do it after its first mount.
+fn resize_ext4(device: &Path, blocks: Option<u64>) -> Result<()> {
+    let mut resize = Command::new("resize2fs");
+    resize.env("RESIZE2FS_FORCE_ITABLE_INIT", "1").arg(device).args(blocks.map(|blocks| blocks.to_string()));
+    run(&mut resize, "e2fsprogs")
+}
+
 /// Gives back the space of the inode tables of groups that have just been added: resize2fs has them allocated, as zeros. No
 /// inode is in them yet; those of earlier groups may have been moved, and are left alone.
 fn empty_tables(device: &Path, first_group: usize) -> Result<()> {
-    let (_, tables) = Ext4::open(device)?.tables_from(first_group);
+    let tables = Ext4::open(device)?.tables_from(first_group);
     let device = File::options().write(true).open(device)?;
     for table in tables {
         let (offset, length) = (table.start * BLOCK_BYTES, (table.end - table.start) * BLOCK_BYTES);
@@ -352,6 +367,30 @@ mod tests {
             drop(root);
             again.unmount().unwrap();
         }
+    }
+
+    /// More than one step, and a last group that is not whole. Nothing of it takes space, and nothing is zeroed later.
+    #[test]
+    fn ext4_grows_to_its_device_and_takes_no_space() {
+        let Some(disk) = Loop::new(1 << 30) else { return };
+        Filesystem::Ext4.make_empty(&disk.device).unwrap();
+        let before = disk.file.as_file().metadata().unwrap().blocks();
+        let size_bytes: u64 = (150 << 30) + (100 << 20);
+        disk.file.as_file().set_len(size_bytes).unwrap();
+        assert!(Command::new("losetup").arg("--set-capacity").arg(&disk.device).status().unwrap().success());
+        Filesystem::Ext4.grow(&disk.device).unwrap();
+        let taken = (disk.file.as_file().metadata().unwrap().blocks() - before) * 512;
+        assert!(taken < 64 << 20, "{taken} bytes for a larger file system");
+        run(Command::new("e2fsck").args(["-f", "-n"]).arg(&disk.device), "e2fsprogs").unwrap();
+        let told = Command::new("dumpe2fs").arg(&disk.device).output().unwrap();
+        let told = String::from_utf8_lossy(&told.stdout).into_owned();
+        let groups = told.lines().filter(|line| line.starts_with("Group ") && line.contains("(Blocks")).count();
+        assert_eq!(groups as u64, size_bytes.div_ceil(128 << 20));
+        assert_eq!(told.matches("ITABLE_ZEROED").count(), groups);
+        let mounted = Filesystem::Ext4.mount(&disk.device).unwrap();
+        let seen = rustix::fs::fstatvfs(mounted.root().unwrap()).unwrap();
+        assert!(seen.f_blocks * seen.f_frsize > size_bytes / 100 * 97);
+        mounted.unmount().unwrap();
     }
 
     #[test]

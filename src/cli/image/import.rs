@@ -25,7 +25,7 @@ use super::filesystem::Filesystem;
 use super::labels;
 use super::source::{Configuration, Image, Layer, Source, platform};
 use super::stream::{Interrupt, interrupted, sha256_of};
-use super::workshop::{Found, Step, Workshop};
+use super::workshop::{Step, Wanted, Workshop};
 use crate::cli::attach::detach_when_idle;
 use crate::cli::{Context, Name, output, size};
 use crate::daemon::protocol::{Attributes, Bytes, Command, Kind, Reply, Volume};
@@ -214,7 +214,7 @@ fn import_layers(work: &mut Workshop<'_>, order: &Order, image: &Image, progress
             (stored.unwrap_or(0).saturating_mul(3), stored)
         }
     };
-    let mut size_bytes = order.size_bytes.unwrap_or_else(|| default_size(needed_bytes));
+    let size_bytes = order.size_bytes.unwrap_or_else(|| default_size(needed_bytes));
     start_progress(progress, length_bytes);
     let count = image.layers.len();
     let mut below: Option<Volume> = None;
@@ -223,71 +223,59 @@ fn import_layers(work: &mut Workshop<'_>, order: &Order, image: &Image, progress
     for (index, layer) in image.layers.iter().enumerate() {
         progress.set_message(format!("layer {} of {count}", index + 1));
         let is_top = index + 1 == count;
-        let mut step = Step {
-            filesystem,
-            size_bytes,
-            is_least: order.size_bytes.is_none(),
-            sector_size,
-            number: index + 1,
-            below: below.clone(),
-        };
-        let diff_id = layer.diff_id();
-        let known = diff_id.as_ref().map(|diff_id| chain_id(chain.as_deref(), diff_id));
-        let found = match (&known, &diff_id) {
-            (Some(chain), Some(diff_id)) => work.find_layer(chain, diff_id, &step)?,
-            _ => Found::Free(String::new()),
-        };
-        let (volume, diff_id, name) = match found {
-            Found::Same { snapshot, is_layer } => {
-                progress.inc(layer.stored_bytes().unwrap_or(0));
-                reused += 1;
-                if !is_top {
-                    let keep = || attributes_of_layer(&step, diff_id.as_deref(), known.as_deref());
-                    // An image, or containerd's snapshot, may be deleted while this one needs its layer.
-                    below = Some(if is_layer { *snapshot } else { work.keep_layer(*snapshot, &step, &keep())? });
-                    chain = known;
-                    continue;
-                }
-                chain = known;
-                step.size_bytes = step.size_bytes.max(if step.is_least { snapshot.size_bytes } else { 0 });
+        let is_least = order.size_bytes.is_none();
+        let step = Step { filesystem, size_bytes, is_least, sector_size, number: index + 1, below: below.take() };
+        let below_it = chain.take();
+        let known = layer.diff_id().map(|diff_id| (chain_id(below_it.as_deref(), &diff_id), diff_id));
+        let mut found = None;
+        if let Some((id, diff_id)) = &known {
+            let wanted = Wanted { chain: id, diff_id };
+            if is_top {
                 // The same content under one more name.
-                (work.begin_as_large(&Step { below: Some(*snapshot), ..step.clone() })?, diff_id, order.name.clone())
+                found = work.begin_with(wanted, &step)?;
+            } else {
+                below = work.reuse(wanted, &step, &attributes_of_layer(&step, known.as_ref()))?;
             }
-            Found::Free(name) => {
-                if step.is_least {
-                    step.size_bytes = step.below.as_ref().map_or(0, |below| below.size_bytes).max(step.size_bytes);
-                }
-                size_bytes = step.size_bytes;
+        }
+        if below.is_some() || found.is_some() {
+            progress.inc(layer.stored_bytes().unwrap_or(0));
+            reused += 1;
+        }
+        if below.is_some() {
+            chain = known.map(|(chain, _)| chain);
+            continue;
+        }
+        let (volume, known) = match found {
+            Some(volume) => (volume, known),
+            None => {
                 let volume = work.begin_as_large(&step)?;
                 let unpacked = work.unpack(&volume, layer, &step, progress);
                 let diff_id = unpacked.map_err(|error| explain(work, error, size_bytes))?;
-                chain = diff_id.as_ref().map(|diff_id| chain_id(chain.as_deref(), diff_id));
-                let volume = match (&chain, &diff_id) {
-                    // Only now it is known which layer this is, and whether the pool has it.
-                    (Some(chain), Some(diff_id)) if known.is_none() => match work.find_layer(chain, diff_id, &step)? {
-                        Found::Same { snapshot, .. } => {
-                            work.drop_working(&volume)?;
-                            reused += 1;
-                            work.begin_as_large(&Step { below: Some(*snapshot), ..step.clone() })?
-                        }
-                        Found::Free(_) => volume,
-                    },
-                    _ => volume,
+                let told = diff_id.map(|diff_id| (chain_id(below_it.as_deref(), &diff_id), diff_id));
+                // Only now it may be known which layer this is, and whether the pool has it.
+                let had = match &told {
+                    Some((chain, diff_id)) if known.is_none() => work.begin_with(Wanted { chain, diff_id }, &step)?,
+                    _ => None,
                 };
-                (volume, diff_id, if is_top { order.name.clone() } else { name })
+                if had.is_some() {
+                    work.drop_working(&volume)?;
+                    reused += 1;
+                }
+                (had.unwrap_or(volume), told)
             }
         };
-        let mut attributes = attributes_of_layer(&step, diff_id.as_deref(), chain.as_deref());
+        let mut attributes = attributes_of_layer(&step, known.as_ref());
         if is_top {
-            let diff_ids: Vec<String> = diff_id.iter().cloned().collect();
+            let diff_ids: Vec<String> = known.iter().map(|(_, diff_id)| diff_id.clone()).collect();
             attributes.extend(attributes_of_image(&order.source, image.configuration.as_ref(), &diff_ids)?);
         }
-        below = Some(match (&chain, &diff_id) {
-            (Some(chain), Some(diff_id)) if !is_top => {
-                work.commit_layer(&volume, name, (chain, diff_id), &step, &attributes)?
+        below = Some(match &known {
+            Some((chain, diff_id)) if !is_top => {
+                work.commit_layer(&volume, Wanted { chain, diff_id }, &step, &attributes)?
             }
-            _ => work.commit(&volume, &name, attributes)?,
+            _ => work.commit(&volume, &order.name, attributes)?,
         });
+        chain = known.map(|(chain, _)| chain);
     }
     Ok(Imported { image: work.client.volume(&order.name)?, layers: count, reused })
 }
@@ -328,14 +316,16 @@ pub(crate) fn chain_id(below: Option<&str>, diff_id: &str) -> String {
     }
 }
 
-fn attributes_of_layer(step: &Step, diff_id: Option<&str>, chain: Option<&str>) -> Attributes {
+/// `known` has its chain id and diff id.
+fn attributes_of_layer(step: &Step, known: Option<&(String, String)>) -> Attributes {
     let mut attributes = Attributes::new();
     attributes.insert(labels::LAYER.into(), step.number.to_string().as_str().into());
     attributes.insert(labels::FILESYSTEM.into(), step.filesystem.to_string().as_str().into());
     let below = step.below.as_ref().map(|below| below.uuid.to_string());
-    for (key, value) in [(labels::DIFF_ID, diff_id), (labels::CHAIN_ID, chain), (labels::BELOW, below.as_deref())] {
+    let (chain, diff_id) = known.map(|(chain, diff_id)| (chain, diff_id)).unzip();
+    for (key, value) in [(labels::DIFF_ID, diff_id), (labels::CHAIN_ID, chain), (labels::BELOW, below.as_ref())] {
         if let Some(value) = value {
-            attributes.insert(key.into(), value.into());
+            attributes.insert(key.into(), value.as_str().into());
         }
     }
     attributes

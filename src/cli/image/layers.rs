@@ -38,8 +38,20 @@ impl Known {
 /// # Errors
 /// What the pool answers.
 pub fn known(client: &Client) -> Result<Vec<Known>> {
+    with_attributes(client, client.volumes()?)
+}
+
+/// All snapshots in a pool.
+///
+/// # Errors
+/// What the pool answers.
+pub fn known_snapshots(client: &Client) -> Result<Vec<Known>> {
+    with_attributes(client, client.volumes()?.into_iter().filter(|volume| volume.snapshot))
+}
+
+fn with_attributes(client: &Client, volumes: impl IntoIterator<Item = Volume>) -> Result<Vec<Known>> {
     let mut found = Vec::new();
-    for volume in client.volumes()? {
+    for volume in volumes {
         match client.attributes(&volume.name) {
             Ok(attributes) => found.push(Known { volume, attributes }),
             // Deleted meanwhile.
@@ -142,7 +154,8 @@ pub fn chain<'a>(all: &'a [Known], image: &'a Known) -> Result<Vec<&'a Known>> {
         }
     }
     let named = named(teller)?;
-    for wanted in named.iter().take(number(at).saturating_sub(1)).rev() {
+    let place = named.iter().position(|id| is_layer(at, id)).unwrap_or_else(|| number(at).saturating_sub(1));
+    for wanted in named.iter().take(place).rev() {
         let is_new = |known: &&Known| chain.iter().all(|other| other.volume.uuid != known.volume.uuid);
         let is_it = |known: &&Known| is_layer(known, wanted) && ground(known) == ground(image) && is_new(known);
         // An image of the same content may be deleted by its name: the layer that was made of it is the better one.

@@ -4,7 +4,7 @@ use anyhow::Result;
 use serde::Serialize;
 
 use super::labels;
-use super::layers::{Known, known, number};
+use super::layers::{Known, known_snapshots, number};
 use crate::cli::{Context, output, size};
 use crate::daemon::Client;
 
@@ -38,7 +38,7 @@ pub struct ImageInfo {
 /// What the daemon answers.
 pub fn images(client: &Client) -> Result<Vec<ImageInfo>> {
     let mut images = Vec::new();
-    for known in known(client)?.into_iter().filter(Known::is_image) {
+    for known in known_snapshots(client)?.into_iter().filter(Known::is_image) {
         let layers = number(&known);
         let Known { volume, attributes } = known;
         images.push(ImageInfo {

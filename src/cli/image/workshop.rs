@@ -3,19 +3,18 @@
 
 use std::collections::BTreeSet;
 use std::path::Path;
+use std::sync::atomic::Ordering;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context as _, Result, bail, ensure};
+use anyhow::{Context as _, Result, bail};
 use indicatif::ProgressBar;
-use std::sync::atomic::Ordering;
 use uuid::Uuid;
 
 use super::apply::{Applier, Summary, Whiteouts};
 use super::archive::{Archive, End};
 use super::directory::copy_directory;
 use super::filesystem::{Detached, Filesystem};
-use super::labels;
 use super::layers::{self, known};
 use super::source::Layer;
 use super::stream::{Interrupt, interrupted};
@@ -43,12 +42,12 @@ pub(super) struct Step {
     pub(super) below: Option<Volume>,
 }
 
-pub(super) enum Found {
-    /// A snapshot with this layer on the same file system, not larger than is wanted. Where it is no layer of its own, it is an
-    /// image, or containerd's.
-    Same { snapshot: Box<Volume>, is_layer: bool },
-    /// A name to make it under.
-    Free(String),
+/// Which layer is wanted.
+#[derive(Clone, Copy)]
+pub(super) struct Wanted<'a> {
+    /// Its chain id.
+    pub(super) chain: &'a str,
+    pub(super) diff_id: &'a str,
 }
 
 /// What an import has made so far. Dropping it takes all of it away.
@@ -68,44 +67,69 @@ impl Workshop<'_> {
         if self.interrupt.load(Ordering::Relaxed) { Err(interrupted().into()) } else { Ok(()) }
     }
 
-    /// Looks for a layer among the snapshots, whatever they are called, and for a name to make it under. Of several it is one
-    /// that is a layer of its own, if there is one, and as large as is wanted, or nearly so.
-    pub(super) fn find_layer(&self, chain: &str, diff_id: &str, step: &Step) -> Result<Found> {
-        let wanted = (Some(step.filesystem.to_string()), step.sector_size);
-        let mut found: Option<(Volume, bool)> = None;
-        let mut names = BTreeSet::new();
-        for known in known(self.client)? {
-            names.insert(known.volume.name.clone());
-            let is_right = layers::is_layer(&known, chain)
-                || step.below.as_ref().is_some_and(|below| layers::is_layer_on(&known, below.uuid, diff_id));
-            let is_layer = is_right && layers::ground(&known) == wanted;
+    /// Looks for a layer among the snapshots, whatever they are called, on the same file system and not larger than is wanted.
+    /// Of several it is one that is a layer of its own, if there is one, and as large as is wanted, or nearly so. Answers
+    /// whether it is one of its own; else it is an image, or containerd's.
+    fn find_layer(&self, wanted: Wanted<'_>, step: &Step) -> Result<Option<(Volume, bool)>> {
+        let ground = (Some(step.filesystem.to_string()), step.sector_size);
+        let candidates = layers::known_snapshots(self.client)?.into_iter().filter_map(|known| {
+            let is_right = layers::is_layer(&known, wanted.chain)
+                || step.below.as_ref().is_some_and(|below| layers::is_layer_on(&known, below.uuid, wanted.diff_id));
+            let is_layer = is_right && layers::ground(&known) == ground;
             let is_containerds = || {
-                layers::unpacked_by_containerd(&known, chain) == wanted.0
-                    && wanted.0.is_some()
-                    && known.volume.sector_size == step.sector_size
+                let filesystem = layers::unpacked_by_containerd(&known, wanted.chain);
+                filesystem.is_some() && (filesystem, known.volume.sector_size) == ground
             };
-            if !(is_layer || is_containerds()) || (known.volume.size_bytes > step.size_bytes && !step.is_least) {
-                continue;
-            }
+            let fits = known.volume.size_bytes <= step.size_bytes;
+            let is_it = (is_layer || is_containerds()) && (fits || step.is_least);
             let is_own = is_layer && !known.is_image();
-            let merit = |volume: &Volume, is_own: bool| {
-                let fits = volume.size_bytes <= step.size_bytes;
-                (is_own, fits, if fits { volume.size_bytes } else { u64::MAX - volume.size_bytes })
-            };
-            let is_better =
-                |(volume, is_own_too): &(Volume, bool)| merit(&known.volume, is_own) > merit(volume, *is_own_too);
-            if found.as_ref().is_none_or(is_better) {
-                found = Some((known.volume, is_own));
+            is_it.then_some((known.volume, is_own))
+        });
+        Ok(candidates.max_by_key(|(volume, is_own)| {
+            let fits = volume.size_bytes <= step.size_bytes;
+            (*is_own, fits, if fits { volume.size_bytes } else { u64::MAX - volume.size_bytes })
+        }))
+    }
+
+    /// A layer that the pool has. It is a layer of its own afterwards: an image, or containerd's snapshot, may be deleted while
+    /// this import needs it. That takes no space.
+    pub(super) fn reuse(&mut self, wanted: Wanted<'_>, step: &Step, attributes: &Attributes) -> Result<Option<Volume>> {
+        self.on_found(wanted, step, |work, (found, is_own)| {
+            if is_own {
+                return Ok(found);
+            }
+            let step = Step { size_bytes: found.size_bytes, ..step.clone() };
+            let volume = work.begin(&Step { below: Some(found), ..step.clone() })?;
+            work.commit_layer(&volume, wanted, &step, attributes)
+        })
+    }
+
+    /// A working volume with the content of a layer that the pool has.
+    pub(super) fn begin_with(&mut self, wanted: Wanted<'_>, step: &Step) -> Result<Option<String>> {
+        self.on_found(wanted, step, |work, (found, _)| {
+            work.begin_as_large(&Step { below: Some(found), ..step.clone() })
+        })
+    }
+
+    /// Does something with a layer that the pool has. What is deleted meanwhile is looked for again.
+    fn on_found<T>(
+        &mut self,
+        wanted: Wanted<'_>,
+        step: &Step,
+        mut what: impl FnMut(&mut Self, (Volume, bool)) -> Result<T>,
+    ) -> Result<Option<T>> {
+        while let Some(found) = self.find_layer(wanted, step)? {
+            match what(self, found) {
+                Err(error) if is(&error, Kind::NotFound) => self.check()?,
+                done => return done.map(Some),
             }
         }
-        match found {
-            Some((snapshot, is_layer)) => Ok(Found::Same { snapshot: Box::new(snapshot), is_layer }),
-            None => Self::name_for(chain, step, &names).map(Found::Free),
-        }
+        Ok(None)
     }
 
     /// A name that is free for a layer.
-    fn name_for(chain: &str, step: &Step, names: &BTreeSet<String>) -> Result<String> {
+    fn name_for(&self, chain: &str, step: &Step) -> Result<String> {
+        let names: BTreeSet<String> = self.client.volumes()?.into_iter().map(|volume| volume.name).collect();
         // The same layer on another file system, or of another size, is another snapshot.
         let special = format!("{chain}.{}.{}.{}", step.filesystem, step.size_bytes, step.sector_size);
         match [chain, special.as_str()].into_iter().find(|name| !names.contains(*name)) {
@@ -114,43 +138,25 @@ impl Workshop<'_> {
         }
     }
 
-    fn names(&self) -> Result<BTreeSet<String>> {
-        Ok(self.client.volumes()?.into_iter().map(|volume| volume.name).collect())
-    }
-
-    /// Makes a layer of what is known as an image only, or by containerd. It takes no space.
-    pub(super) fn keep_layer(&mut self, snapshot: Volume, step: &Step, attributes: &Attributes) -> Result<Volume> {
-        let chain = labels::text(attributes, labels::CHAIN_ID).context("a layer without a chain id")?;
-        let diff_id = labels::text(attributes, labels::DIFF_ID).context("a layer without a diff id")?;
-        let step = Step { size_bytes: snapshot.size_bytes, ..step.clone() };
-        let name = Self::name_for(&chain, &step, &self.names()?)?;
-        let volume = self.begin(&Step { below: Some(snapshot), ..step.clone() })?;
-        self.commit_layer(&volume, name, (&chain, &diff_id), &step, attributes)
-    }
-
     /// Makes a snapshot of a layer that is no image. Another import may have made the same layer meanwhile: then it is that
     /// one, and the volume has been for nothing.
     pub(super) fn commit_layer(
         &mut self,
         volume: &str,
-        mut name: String,
-        (chain, diff_id): (&str, &str),
+        wanted: Wanted<'_>,
         step: &Step,
         attributes: &Attributes,
     ) -> Result<Volume> {
         loop {
-            let taken = match self.commit(volume, &name, attributes.clone()) {
-                Ok(made) => return Ok(made),
-                Err(error) => error,
-            };
-            let is_taken = taken.downcast_ref::<Failure>().is_some_and(|failure| failure.kind == Kind::AlreadyExists);
-            ensure!(is_taken, taken);
-            match self.find_layer(chain, diff_id, step)? {
-                Found::Same { snapshot, is_layer: true } => return Ok(*snapshot),
-                Found::Same { .. } => name = Self::name_for(chain, step, &self.names()?)?,
-                Found::Free(free) => name = free,
+            // In this order: what has taken the name is found.
+            let name = self.name_for(wanted.chain, step);
+            if let Some((found, true)) = self.find_layer(wanted, step)? {
+                return Ok(found);
             }
-            self.check()?;
+            match self.commit(volume, &name?, attributes.clone()) {
+                Err(error) if is(&error, Kind::AlreadyExists) => self.check()?,
+                made => return made,
+            }
         }
     }
 
@@ -308,6 +314,11 @@ impl Drop for Workshop<'_> {
             tracing::warn!(volume, "left behind by an import");
         }
     }
+}
+
+/// Whether the pool has answered this.
+fn is(error: &anyhow::Error, kind: Kind) -> bool {
+    error.downcast_ref::<Failure>().is_some_and(|failure| failure.kind == kind)
 }
 
 fn mount(step: &Step, device: &Path) -> Result<Detached> {

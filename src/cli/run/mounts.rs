@@ -191,7 +191,7 @@ impl<'a> Volumes<'a> {
         };
         let at = self.directory.join(self.mounted.len().to_string());
         fs::DirBuilder::new().recursive(true).mode(0o700).create(&at).with_context(|| at.display().to_string())?;
-        let mounted = mount_in_turn(self.client, name, &at, false, |device, at| mount_device(device, at, false))?;
+        let mounted = mount_in_turn(self.client, &volume, &at, false, |device, at| mount_device(device, at, false))?;
         // A copy of it in another mount namespace would keep the device busy for as long as that one lives.
         let private = rustix::mount::mount_change(&at, rustix::mount::MountPropagationFlags::PRIVATE);
         self.mounted.push(mounted);

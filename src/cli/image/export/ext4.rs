@@ -66,7 +66,7 @@ pub(in super::super) struct Ext4 {
     cache: RefCell<HashMap<u64, Block>>,
     read_blocks: Cell<u64>,
     /// Blocks of the file system.
-    pub(super) blocks: u64,
+    pub(in super::super) blocks: u64,
     blocks_per_group: u64,
     inodes_per_group: u32,
     inode_bytes: usize,
@@ -331,11 +331,9 @@ impl Ext4 {
         Some(first..first + in_block)
     }
 
-    /// How many groups there are, and where the inode tables are of those from `first` on.
-    pub(in super::super) fn tables_from(&self, first: usize) -> (usize, Vec<Range<u64>>) {
-        let tables =
-            self.groups.iter().skip(first).map(|group| group.inode_table..group.inode_table + self.table_blocks());
-        (self.groups.len(), tables.collect())
+    /// Where the inode tables are of the groups from `first` on.
+    pub(in super::super) fn tables_from(&self, first: usize) -> Vec<Range<u64>> {
+        self.groups.iter().skip(first).map(|group| group.inode_table..group.inode_table + self.table_blocks()).collect()
     }
 
     /// The inode tables, ascending.
@@ -465,7 +463,7 @@ impl Ext4 {
     }
 
     /// The inodes of each group that may be in use.
-    pub(super) fn groups(&self) -> impl Iterator<Item = Range<u32>> + '_ {
+    pub(in super::super) fn groups(&self) -> impl Iterator<Item = Range<u32>> + '_ {
         (0..self.groups.len()).map(|group| self.inodes_of(group))
     }
 

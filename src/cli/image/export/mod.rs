@@ -296,8 +296,8 @@ impl<'a> Opened<'a> {
     fn root(&mut self) -> Result<OwnedFd> {
         if self.mounted.is_none() {
             // Inodes that stand beside one that is wanted are not read ahead: they are wanted seldom.
-            let options: &[(&str, Option<&str>)] = match self.filesystem {
-                Filesystem::Ext4 => &[("inode_readahead_blks", Some("1"))],
+            let options: &[(&str, &str)] = match self.filesystem {
+                Filesystem::Ext4 => &[("inode_readahead_blks", "1")],
                 _ => &[],
             };
             self.mounted = Some(self.filesystem.mount_with(&self.device, options)?);
