@@ -236,7 +236,7 @@ fn show(context: &Context, pool: &Pool) -> Result<()> {
                 ),
             },
         ),
-        ("being freed", format!("{} deleted trees", pool.carcasses)),
+        ("being freed", being_freed(pool)),
         ("sealed", format!("{} of {} snapshots", pool.sealed, pool.snapshots)),
         ("verify on read", if pool.verify_on_read { "yes" } else { "where a volume asks for it" }.into()),
         ("scrub", scrub::words(pool.scrub.as_ref())),
@@ -253,6 +253,14 @@ fn show(context: &Context, pool: &Pool) -> Result<()> {
     }
     facts.push(("background", list(pool.background.iter().map(work))));
     Ok(output::facts(&facts)?)
+}
+
+fn being_freed(pool: &Pool) -> String {
+    match (pool.carcasses, pool.freeing) {
+        (0, false) => "nothing".into(),
+        (0, true) => "what was deleted, with the next checkpoint".into(),
+        (trees, _) => format!("{trees} deleted trees"),
+    }
 }
 
 fn list(of: impl Iterator<Item = String>) -> String {

@@ -49,6 +49,7 @@ pub fn pool_info<S: Medium>(control: &Control<S>) -> Pool {
         volumes: volumes.len() as u64 - snapshots,
         snapshots,
         carcasses: info.carcasses,
+        freeing: info.freeing,
         size_limit_bytes: info.size_limit_bytes,
         waiting: info.waiting,
         sealed: info.sealed,
@@ -85,6 +86,8 @@ fn background<S: Medium>(control: &Control<S>, info: &PoolInfo, snapshots: u64) 
     }
     if info.carcasses > 0 {
         add("giving back what was deleted, trees left", None, Some(info.carcasses));
+    } else if info.freeing {
+        add("giving back what was deleted, with the next checkpoint", None, None);
     }
     if control.told.sealing.get() {
         add("sealing snapshots", Some(info.sealed), Some(snapshots));

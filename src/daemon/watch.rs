@@ -234,6 +234,7 @@ mod tests {
             reserved_bytes: 0,
             owed_bytes: 0,
             carcasses: 0,
+            freeing: false,
             dirty_nodes: 0,
             size_limit_bytes: 0,
             waiting: 0,

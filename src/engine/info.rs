@@ -138,6 +138,8 @@ pub struct PoolInfo {
     pub owed_bytes: u64,
     /// Subtrees that wait to be taken apart.
     pub carcasses: u64,
+    /// What was deleted has not all come free yet: blocks of the deleted trees do with the next checkpoint.
+    pub freeing: bool,
     /// Nodes in memory that the next checkpoint writes.
     pub dirty_nodes: u64,
     /// Size up to which it grows by itself, in bytes; 0: it does not.
@@ -187,6 +189,7 @@ impl<S: Storage> Pool<S> {
                 .fold(0, u64::saturating_add),
             owed_bytes: state.owed_blocks * BLOCK_BYTES,
             carcasses: state.carcasses.len() as u64,
+            freeing: !state.carcasses.is_empty() || state.counters.leaves_eaten > state.eaten_in_image,
             dirty_nodes: state.cache.dirty() as u64,
             size_limit_bytes: state.size_limit_bytes,
             waiting: self.waiting_for_space(),

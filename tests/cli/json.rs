@@ -35,7 +35,7 @@ const VOLUME: [&str; 28] = [
     "waits_when_full",
 ];
 
-const POOL: [&str; 40] = [
+const POOL: [&str; 41] = [
     "attached",
     "background",
     "carcasses",
@@ -44,6 +44,7 @@ const POOL: [&str; 40] = [
     "engine_restarts",
     "filled_percent",
     "free_bytes",
+    "freeing",
     "front_pid",
     "generation",
     "head_bytes",

@@ -105,8 +105,8 @@ class Pool:
         former, deadline = None, time.monotonic() + seconds
         while time.monotonic() < deadline:
             info = self.info()
-            state = (info["used_bytes"], info["host_bytes"], info["carcasses"], info["generation"])
-            if info["carcasses"] == 0 and state == former:
+            state = (info["used_bytes"], info["host_bytes"], info["freeing"], info["generation"])
+            if not info["freeing"] and state == former:
                 return info
             former = state
             time.sleep(1.2)

@@ -240,8 +240,8 @@ fn settled(client: &Client, place: &Place) -> Result<Quiet> {
     loop {
         let Reply::Pool(pool) = client.call(Command::PoolInfo)? else { bail!("unexpected answer") };
         let taken = taken_bytes(&place.pool_path())?;
-        let state = (taken, pool.used_bytes, pool.carcasses);
-        let quiet = pool.carcasses == 0 && former == Some(state);
+        let state = (taken, pool.used_bytes, pool.freeing);
+        let quiet = !pool.freeing && former == Some(state);
         if quiet || began.elapsed() > Duration::from_secs(20) {
             return Ok(Quiet { pool: *pool, taken_bytes: taken });
         }

@@ -46,7 +46,7 @@ pub struct ImportArguments {
     source: Source,
     /// Name of the image
     name: Name,
-    /// Virtual size of the image and of the containers started from it [default: 10G, or as the content needs]
+    /// Virtual size of the image and of the containers started from it [default: 10G, or as the content needs, or a layer that it shares has]
     #[arg(long, value_name = "SIZE", value_parser = size::parse)]
     size: Option<u64>,
     /// Sector size of the volumes [default: 4096; of a disk image 512]

@@ -92,6 +92,9 @@ pub struct Pool {
     pub snapshots: u64,
     /// Deleted volumes whose blocks are still being given back.
     pub carcasses: u64,
+    /// What was deleted has not all come free yet: blocks of the deleted trees do with the next checkpoint.
+    #[serde(default)]
+    pub freeing: bool,
     /// Snapshots that are sealed.
     #[serde(default)]
     pub sealed: u64,
