@@ -19,19 +19,43 @@ pub struct Engine {
 impl Engine {
     #[track_caller]
     pub fn start(pool: &TestPool, snapshotter: &Path) -> Self {
+        Self::configured(pool, snapshotter, &["io.containerd.grpc.v1.cri"], "")
+    }
+
+    /// One that a kubelet could talk to, whose images are unpacked by our snapshotter.
+    #[track_caller]
+    pub fn start_for_kubelets(pool: &TestPool, snapshotter: &Path) -> Self {
+        let folder = pool.folder().join("cni");
+        let shown = folder.display();
+        let kubelets = format!(
+            "[plugins.\"io.containerd.grpc.v1.cri\"]\n  stream_server_address = \"127.0.0.1\"\n  stream_server_port = \"0\"\n\
+             [plugins.\"io.containerd.grpc.v1.cri\".containerd]\n  snapshotter = \"plywood\"\n\
+             [plugins.\"io.containerd.grpc.v1.cri\".cni]\n  bin_dir = \"{shown}\"\n  conf_dir = \"{shown}\"\n"
+        );
+        Self::configured(pool, snapshotter, &[], &kubelets)
+    }
+
+    #[track_caller]
+    fn configured(pool: &TestPool, snapshotter: &Path, without: &[&str], more: &str) -> Self {
         let folder = pool.folder().join("containerd");
         fs::create_dir_all(&folder).expect("a folder");
         let shown = folder.display();
+        let mut disabled = vec![
+            "io.containerd.internal.v1.opt",
+            "io.containerd.snapshotter.v1.btrfs",
+            "io.containerd.snapshotter.v1.zfs",
+            "io.containerd.snapshotter.v1.devmapper",
+            "io.containerd.snapshotter.v1.aufs",
+        ];
+        disabled.extend(without);
         let configuration = format!(
             "version = 2\nroot = \"{shown}/root\"\nstate = \"{shown}/state\"\n\
-             disabled_plugins = [\"io.containerd.grpc.v1.cri\", \"io.containerd.internal.v1.opt\", \
-             \"io.containerd.snapshotter.v1.btrfs\", \"io.containerd.snapshotter.v1.zfs\", \
-             \"io.containerd.snapshotter.v1.devmapper\", \"io.containerd.snapshotter.v1.aufs\"]\n\
+             disabled_plugins = {disabled:?}\n\
              [grpc]\n  address = \"{shown}/sock\"\n\
              [proxy_plugins.plywood]\n  type = \"snapshot\"\n  address = \"{}\"\n\
              # On a slow disk a shim is not dead after the five seconds that are meant for one.\n\
              [timeouts]\n  \"io.containerd.timeout.shim.load\" = \"60s\"\n  \"io.containerd.timeout.shim.cleanup\" = \"60s\"\n  \
-             \"io.containerd.timeout.shim.shutdown\" = \"60s\"\n  \"io.containerd.timeout.task.state\" = \"60s\"\n",
+             \"io.containerd.timeout.shim.shutdown\" = \"60s\"\n  \"io.containerd.timeout.task.state\" = \"60s\"\n{more}",
             snapshotter.display()
         );
         fs::write(folder.join("config.toml"), configuration).expect("a file");
@@ -50,6 +74,11 @@ impl Engine {
         let line = format!("exec containerd --config '{}' >>'{log}' 2>&1", configuration.display());
         self.process = Some(Background::start("sh", ["-c".to_owned(), line]));
         wait_until("containerd", Duration::from_secs(60), || self.ctr("version").succeeded());
+    }
+
+    /// Where it listens.
+    pub fn socket(&self) -> PathBuf {
+        self.folder.join("sock")
     }
 
     /// Kills it (-9). What its clients are told is that nobody is there.
@@ -73,7 +102,7 @@ impl Engine {
     /// The same, with further arguments that are not split.
     #[track_caller]
     pub fn ctr_with(&self, line: &str, more: &[&str]) -> Outcome {
-        let socket = self.folder.join("sock").to_string_lossy().into_owned();
+        let socket = self.socket().to_string_lossy().into_owned();
         let words = line.split_whitespace().chain(more.iter().copied());
         let arguments = ["--address".to_owned(), socket].into_iter().chain(words.map(str::to_owned));
         run_command(prepare("ctr", arguments))

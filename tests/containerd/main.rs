@@ -8,7 +8,9 @@ mod deaths;
 mod engine;
 mod exported;
 mod image;
+mod pulled;
 mod real;
+mod registry;
 mod snapshotter;
 #[path = "../support/mod.rs"]
 mod support;
@@ -26,6 +28,16 @@ const REAL: &[Need] = &[
     Need::Program("containerd"),
     Need::Program("ctr"),
     Need::Program("runc"),
+    Need::Program("umoci"),
+];
+const REGISTRY: &[Need] = &[
+    Need::FileSystem("ext4"),
+    Need::Program("mkfs.ext4"),
+    Need::Program("containerd"),
+    Need::Program("ctr"),
+    Need::Program("docker-registry"),
+    Need::Program("runc"),
+    Need::Program("skopeo"),
     Need::Program("umoci"),
 ];
 const OVERLAY: &[Need] = &[
@@ -58,6 +70,7 @@ fn main() {
         trial("real_containerd_runs_a_commit_of_what_runs", REAL, real::runs_a_commit_of_what_runs),
         trial("containerd_dies_between_prepare_and_commit", REAL, real::containerd_dies_between_prepare_and_commit),
         trial("full_pool_during_unpack", REAL, real::full_pool_during_unpack),
+        trial("layers_of_the_pool_are_not_fetched", REGISTRY, pulled::layers_of_the_pool_are_not_fetched),
         trial("real_containerd_runs_an_exported_image", REAL, exported::runs),
         trial("exported_image_has_the_same_tree", OVERLAY, exported::has_the_same_tree),
     ];
