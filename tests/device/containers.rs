@@ -247,7 +247,8 @@ pub fn started_again() {
         });
     };
     ended_with("twice", 2);
-    pool.done("image delete debian --yes");
+    let said = pool.done("image delete debian --yes");
+    assert!(said.ends_with("; its container twice goes on without it, and can no longer be committed"), "{said}");
     assert_eq!(pool.done("start twice"), "twice");
     ended_with("twice", 4);
     let once = "hello\n/tmp\ntwice\n";

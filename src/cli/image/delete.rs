@@ -5,6 +5,7 @@ use std::collections::BTreeSet;
 use anyhow::{Result, bail};
 use clap::Args;
 
+use super::labels;
 use super::layers::{self, Known, known};
 use crate::cli::output::{self, confirm};
 use crate::cli::{Context, Name, volume};
@@ -39,7 +40,9 @@ pub fn delete(context: &Context, arguments: &DeleteArguments) -> Result<()> {
         if !image.is_image() {
             bail!("{name} is no image; delete it with plywood volume delete");
         }
-        confirm(&format!("delete image {name}{}?", volume::frees(&image.volume)), arguments.yes)?;
+        let orphans = orphans(&all, image);
+        let asked = format!("delete image {name}{}{}?", volume::frees(&image.volume), orphans.as_deref().unwrap_or(""));
+        confirm(&asked, arguments.yes)?;
         client.call(Command::SnapshotDelete { name: name.clone() })?;
         let mut deleted = vec![name.clone()];
         // A layer may be about to be used by who imports; it is pruned later.
@@ -61,10 +64,32 @@ pub fn delete(context: &Context, arguments: &DeleteArguments) -> Result<()> {
                 1 => " and a layer that was its alone".to_owned(),
                 count => format!(" and {count} layers that were its alone"),
             };
-            output::line(&format!("deleted {name}{layers}"))?;
+            output::line(&format!("deleted {name}{layers}{}", orphans.as_deref().unwrap_or("")))?;
         }
     }
     Ok(())
+}
+
+/// What is said of the containers that were started from an image.
+fn orphans(all: &[Known], image: &Known) -> Option<String> {
+    let is_its = |known: &&Known| {
+        known.volume.origin_uuid == Some(image.volume.uuid)
+            && !known.volume.snapshot
+            && known.attributes.contains_key(labels::CONTAINER_IMAGE)
+    };
+    let names: Vec<&str> = all.iter().filter(is_its).map(|known| known.volume.name.as_str()).collect();
+    match &names[..] {
+        [] => None,
+        [name] => Some(format!("; its container {name} goes on without it, and can no longer be committed")),
+        [.., last] if names.len() > 3 => Some(format!(
+            "; its {} containers, {last} for one, go on without it, and can no longer be committed",
+            names.len()
+        )),
+        [first @ .., last] => Some(format!(
+            "; its containers {} and {last} go on without it, and can no longer be committed",
+            first.join(", ")
+        )),
+    }
 }
 
 /// Names of the layers of an image among `all` that nobody needs who is there `now`, when it has gone.
