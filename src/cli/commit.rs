@@ -1,11 +1,13 @@
 //! `plywood commit`: an image of what a container holds.
 
+use std::slice;
+
 use anyhow::{Context as _, Result, bail, ensure};
 use clap::Args;
 use serde_json::{Map, Value, json};
 
+use super::hold::{Held, hold_still};
 use super::image::{labels, layers};
-use super::snapshot::hold_still;
 use super::{Context, Name, output, size};
 use crate::daemon::protocol::{Attributes, Bytes};
 
@@ -122,12 +124,11 @@ pub fn commit(context: &Context, arguments: &CommitArguments) -> Result<()> {
     if let Some(filesystem) = base.attributes.get(labels::FILESYSTEM) {
         attributes.insert(labels::FILESYSTEM.to_owned(), filesystem.clone());
     }
-    let frozen = if arguments.no_freeze { None } else { hold_still(&volume, "or give --no-freeze")? };
+    let held =
+        if arguments.no_freeze { None } else { Some(hold_still(slice::from_ref(&volume), "or give --no-freeze")?) };
     let taken = client.create_snapshot(&container, &image, attributes);
-    // Thawed first, whatever came of it: a file system that stays frozen stops its users.
-    if let Some(frozen) = frozen {
-        frozen.thaw().context("file system stays frozen; thaw it with fsfreeze -u")?;
-    }
+    // Whatever came of it: a file system that stays frozen stops its users.
+    held.map_or(Ok(()), Held::let_go)?;
     let taken = taken?;
     if context.json {
         let value = json!({"name": taken.name, "uuid": taken.uuid, "layers": number + 1, "base": base.volume.name,

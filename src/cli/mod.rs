@@ -16,6 +16,7 @@ mod docker;
 mod doctor;
 mod documents;
 mod events;
+mod hold;
 pub mod image;
 mod memory;
 mod metrics;
@@ -137,6 +138,9 @@ enum Command {
     /// What systemd does first when it stops or restarts the unit; see its file
     #[command(hide = true)]
     UnitStop,
+    /// Thaws file systems when the process that froze them has died
+    #[command(hide = true)]
+    ThawGuard(hold::GuardArguments),
     /// Says which volume a loop device is, in the words of udev; for its rules
     #[command(hide = true)]
     DeviceName(device_name::DeviceNameArguments),
@@ -215,6 +219,7 @@ fn run(context: &Context, command: Command) -> Result<ExitCode> {
         Command::Engine(arguments) => return serve::engine(context, &arguments),
         Command::Documents(arguments) => documents::write(&arguments, Arguments::command()),
         Command::DeviceName(arguments) => device_name::print(&arguments),
+        Command::ThawGuard(arguments) => hold::guard(&arguments),
         Command::UnitStop => unit::stop(context),
     }?;
     Ok(ExitCode::SUCCESS)

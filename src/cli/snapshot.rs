@@ -1,18 +1,15 @@
 //! `plywood snapshot`: create, list, seal, delete, rollback.
 
-use std::path::PathBuf;
-
 use anyhow::{Context as _, Result};
 use clap::Subcommand;
 use uuid::Uuid;
 
+use super::hold::{Held, hold_still};
 use super::image::labels;
 use super::output::{self, Waiting, confirm};
 use super::{Context, Name, size, volume};
 use crate::daemon::Client;
-use crate::daemon::mounts::mount_of;
 use crate::daemon::protocol::{Command, Keep, Volume};
-use crate::io::Frozen;
 
 /// Snapshots.
 #[derive(Debug, Subcommand)]
@@ -139,21 +136,18 @@ pub fn run(context: &Context, command: SnapshotCommand) -> Result<()> {
 
 /// Takes snapshots at one instant: pairs of volume and name. With `freeze` all file systems are held still first.
 fn create(client: &Client, wanted: &[(String, String)], freeze: bool) -> Result<Vec<Volume>> {
-    let mut frozen = Vec::new();
-    if freeze {
-        for (volume, _) in wanted {
-            frozen.extend(hold_still(&client.volume(volume)?, "or leave --freeze out")?);
-        }
-    }
+    let held = if freeze {
+        let volumes = wanted.iter().map(|(volume, _)| client.volume(volume)).collect::<Result<Vec<_>, _>>()?;
+        Some(hold_still(&volumes, "or leave --freeze out")?)
+    } else {
+        None
+    };
     let taken = match wanted {
         [(volume, name)] => client.create_snapshot(volume, name, Default::default()).map(|taken| vec![taken]),
         several => client.create_snapshots(several),
     };
-    // Thawed first, whatever came of it: a file system that stays frozen stops its users.
-    let thawed: Vec<_> = frozen.into_iter().rev().map(Frozen::thaw).collect();
-    for thawed in thawed {
-        thawed.context("file system stays frozen; thaw it with fsfreeze -u")?;
-    }
+    // Whatever came of it: a file system that stays frozen stops its users.
+    held.map_or(Ok(()), Held::let_go)?;
     Ok(taken?)
 }
 
@@ -192,19 +186,4 @@ fn list(context: &Context, snapshots: Vec<Volume>) -> Result<()> {
     let headings =
         ["NAME", "VIRTUAL", "OWN", "EXCLUSIVE", "AGE", "MAPPED", "ORIGIN", "CREATED", "SEALED", "DIGEST", "DEVICE"];
     Ok(output::table(&headings, &["VIRTUAL", "OWN", "EXCLUSIVE", "AGE", "MAPPED"], rows.collect())?)
-}
-
-/// Freezes the file system of an attached volume where it is mounted in this namespace. None when it is not attached.
-/// `instead` is what to do where it is mounted elsewhere only.
-pub(super) fn hold_still(volume: &Volume, instead: &str) -> Result<Option<Frozen>> {
-    let Some(device) = &volume.device else { return Ok(None) };
-    let Some(mount) = mount_of(device).with_context(|| device.display().to_string())? else {
-        let device: PathBuf = device.clone();
-        anyhow::bail!(
-            "{} is not mounted in this mount namespace; run this where it is mounted, {instead}",
-            device.display()
-        );
-    };
-    let point = mount.mount_point;
-    Ok(Some(Frozen::freeze(&point).with_context(|| format!("{}: freezing the file system", point.display()))?))
 }

@@ -32,6 +32,17 @@ impl Frozen {
     pub fn thaw(mut self) -> io::Result<()> {
         self.0.take().map_or(Ok(()), |directory| freeze_ioctl(&directory, FITHAW))
     }
+
+    /// Lets the file system of `directory` go on if somebody has frozen it, who has died since.
+    ///
+    /// # Errors
+    /// What the kernel says; the file system may be frozen still.
+    pub fn thaw_left(directory: &File) -> io::Result<()> {
+        match freeze_ioctl(directory, FITHAW) {
+            Err(error) if error.raw_os_error() == Some(libc::EINVAL) => Ok(()),
+            answer => answer,
+        }
+    }
 }
 
 impl Drop for Frozen {
@@ -61,5 +72,12 @@ mod tests {
     fn freezing_what_cannot_be_frozen_is_refused() {
         let error = Frozen::freeze(Path::new("/proc/self")).unwrap_err();
         assert!(error.raw_os_error().is_some(), "{error}");
+    }
+
+    #[test]
+    fn what_is_not_frozen_is_thawed_already() {
+        let thawed = Frozen::thaw_left(&File::open("/proc/self").unwrap());
+        // EINVAL to root, EPERM to others.
+        assert!(thawed.is_ok() || thawed.unwrap_err().raw_os_error() == Some(libc::EPERM));
     }
 }

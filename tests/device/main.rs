@@ -11,6 +11,7 @@ mod dying;
 mod fence;
 mod filling;
 mod fio;
+mod frozen;
 mod frugal;
 mod fstab;
 mod full;
@@ -52,6 +53,7 @@ const EXT4_URING: &[Need] = &[Need::FuseUring, Need::FileSystem("ext4"), Need::P
 const COUNTED: &[Need] = &[Need::FileSystem("ext4"), Need::Program("fio"), Need::Program("cc")];
 const COUNTED_URING: &[Need] = &[Need::FuseUring, Need::FileSystem("ext4"), Need::Program("fio"), Need::Program("cc")];
 const TRACED: &[Need] = &[Need::FuseUring, Need::Program("fio"), Need::Program("strace")];
+const FREEZING: &[Need] = &[Need::FileSystem("ext4"), Need::Program("fsfreeze"), Need::Program("strace")];
 const XFS: &[Need] = &[Need::FileSystem("xfs"), Need::Program("fio"), Need::Program("xfs_repair")];
 const BTRFS: &[Need] = &[Need::FileSystem("btrfs"), Need::Program("fio"), Need::Program("btrfs")];
 const RECORDED: &[Need] = &[
@@ -234,7 +236,9 @@ fn main() {
         trial("metrics_count_what_volumes_do", EXT4, told::metrics),
         trial("top_shows_the_busiest_first", EXT4, told::top),
         trial("top_leaves_the_terminal_as_it_was", TERMINAL, told::top_on_a_terminal),
+        trial("long_work_shows_how_far_it_is", TERMINAL, told::progress_on_a_terminal),
         trial("doctor_sees_what_the_dead_left", EXT4, told::doctor),
+        trial("frozen_file_systems_go_on_when_who_froze_them_dies", FREEZING, frozen::goes_on_when_who_froze_it_dies),
         trial("attach_all_brings_back_what_was_attached", EXT4, growth::attach_all_remembers),
     ];
     if !is_slow() {

@@ -12,6 +12,7 @@ use std::time::Duration;
 use serde_json::Value;
 
 use crate::support::command::{Background, run, wait_until};
+use crate::support::machine::rootfs;
 use crate::support::pool::{TestPool, Transport};
 
 const LONG: Duration = Duration::from_secs(60);
@@ -228,6 +229,24 @@ pub fn top_on_a_terminal() {
     assert!(shown.contains("VOLUME") && shown.contains("files"), "{shown:?}");
     assert!(shown.contains("\x1b[?25l") && shown.trim_end().contains("\x1b[?25h"), "the cursor is back: {shown:?}");
     pool.done("detach --all");
+    pool.stop();
+}
+
+/// How far a long work is, on a terminal and nowhere else.
+pub fn progress_on_a_terminal() {
+    let pool = TestPool::create("8G", Transport::Auto);
+    let (plywood, file) = (crate::support::command::binary(), pool.file().display().to_string());
+    let import = |name: &str| {
+        format!("'{}' --pool '{file}' image import 'tar:{}' {name}", plywood.display(), rootfs().display())
+    };
+    let shown = pool.folder().join("shown");
+    run("script", ["-qefc".to_owned(), import("first"), shown.display().to_string()]).expect();
+    let shown = fs::read_to_string(shown).expect("what was shown");
+    assert!(shown.contains('█') && shown.contains("iB/s"), "{shown:?}");
+    assert!(shown.contains("\rlayer 1") || shown.contains("layer 1 of 1"), "{shown:?}");
+    let piped = run("sh", ["-c".to_owned(), import("second")]);
+    assert!(!piped.stderr.contains("iB/s") && !piped.stderr.contains('\x1b'), "{:?}", piped.stderr);
+    piped.expect();
     pool.stop();
 }
 
