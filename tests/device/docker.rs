@@ -8,9 +8,12 @@ use std::time::Duration;
 
 use serde_json::Value;
 
+use crate::images::container;
+use crate::support::changes::{change, fill};
 use crate::support::command::{Background, Outcome, binary, run, wait_until};
 use crate::support::mounted::mounts_below;
 use crate::support::pool::{TestPool, Transport};
+use crate::support::tree::{Tree, assert_same, tree_of};
 
 const START: Duration = Duration::from_secs(60);
 
@@ -124,6 +127,9 @@ impl Drop for Plugin<'_> {
 pub trait Engine {
     fn run(&self, words: &[&str]) -> Outcome;
 
+    /// What it has unpacked of an image.
+    fn tree(&self, image: &str) -> Tree;
+
     #[track_caller]
     fn done(&self, line: &str) -> String {
         self.run(&line.split(' ').collect::<Vec<_>>()).expect()
@@ -229,6 +235,17 @@ impl Engine for Docker {
         // Debian's own: another one on PATH may be of another version.
         run("/usr/bin/docker", ["-H", &self.host()].iter().chain(words))
     }
+
+    /// Its driver vfs has a whole tree for each layer.
+    fn tree(&self, image: &str) -> Tree {
+        let layers = self.run(&["image", "inspect", "--format", "{{json .RootFS.Layers}}", image]).expect();
+        let layers: Vec<String> = serde_json::from_str(&layers).expect("a list");
+        let (known, trees) = (self.folder.join("root/image/vfs/layerdb/sha256"), self.folder.join("root/vfs/dir"));
+        let said = |layer: &Path, of: &str| fs::read_to_string(layer.join(of)).expect("what it notes of a layer");
+        let mut all = fs::read_dir(known).expect("its layers").map(|layer| layer.expect("a layer").path());
+        let top = all.find(|layer| said(layer, "diff") == *layers.last().expect("a layer")).expect("the last layer");
+        tree_of(&trees.join(said(&top, "cache-id")), false)
+    }
 }
 
 impl Drop for Docker {
@@ -276,6 +293,13 @@ impl Engine for Podman {
         all.extend(words.iter().map(|word| (*word).to_owned()));
         run("env", all)
     }
+
+    fn tree(&self, image: &str) -> Tree {
+        let root = self.done(&format!("image mount {image}"));
+        let tree = tree_of(Path::new(&root), false);
+        self.done(&format!("image unmount {image}"));
+        tree
+    }
 }
 
 impl Drop for Podman {
@@ -307,6 +331,27 @@ fn committed_container_is_loaded(engine: &impl Engine, pool: &TestPool, folder: 
     engine.done("rmi localhost/committed:1");
     pool.done("image delete committed tiny --yes");
     pool.done("volume delete box --yes");
+}
+
+/// All that a layer of ours can say, as an image of theirs, name by name.
+fn loaded_image_has_the_same_tree(engine: &impl Engine, pool: &TestPool, folder: &Path) {
+    let lower = folder.join("lower");
+    fs::create_dir(&lower).expect("a folder");
+    fill(&lower);
+    pool.done(&format!("image import dir:{} lower", lower.display()));
+    container(pool, "lower", "box", change);
+    pool.done("commit box changed");
+    let point = pool.mount("changed");
+    let expected = tree_of(&point, false);
+    pool.unmount(&point);
+    let archive = folder.join("changed.tar").display().to_string();
+    pool.done(&format!("image export changed docker-archive:{archive}:localhost/changed:1"));
+    engine.done(&format!("load --input {archive}"));
+    assert_same(&engine.tree("localhost/changed:1"), &expected, "what was loaded");
+    engine.done("rmi localhost/changed:1");
+    pool.done("image delete changed lower --yes");
+    pool.done("volume delete box --yes");
+    fs::remove_dir_all(&lower).expect("a folder");
 }
 
 /// What Docker and Podman have in common: create, fill from the image, write, share, refuse, back up, remove.
@@ -369,6 +414,7 @@ pub fn volumes_of_docker() {
         let mut docker = Docker::new(pool.folder());
         life_of_a_volume(&docker, &mut plugin, pool.folder());
         committed_container_is_loaded(&docker, &pool, pool.folder());
+        loaded_image_has_the_same_tree(&docker, &pool, pool.folder());
 
         // It outlives dockerd, and is used again after it.
         docker.done(&format!("volume create --driver {driver} later"));
@@ -408,6 +454,7 @@ pub fn volumes_of_podman() {
         life_of_a_volume(&podman, &mut plugin, pool.folder());
         podman_inspects(&podman, &plugin);
         committed_container_is_loaded(&podman, &pool, pool.folder());
+        loaded_image_has_the_same_tree(&podman, &pool, pool.folder());
     }
     drop(plugin);
     pool.stop();

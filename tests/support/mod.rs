@@ -3,6 +3,7 @@
 
 #![allow(dead_code, reason = "each test binary uses its part")]
 
+pub mod changes;
 pub mod command;
 pub mod kernel_log;
 pub mod machine;
