@@ -134,6 +134,19 @@ impl Client {
         self.call(Command::VolumeList)?.volumes()
     }
 
+    /// The name that a volume has now, which was `name` when it was looked at last. None: there is no such volume any more.
+    ///
+    /// # Errors
+    /// As [`call`](Client::call).
+    pub fn name_of(&self, uuid: Uuid, name: &str) -> Result<Option<String>, Failure> {
+        match self.volume(name) {
+            Ok(volume) if volume.uuid == uuid => return Ok(Some(volume.name)),
+            Err(failure) if failure.kind != Kind::NotFound => return Err(failure),
+            _ => {}
+        }
+        Ok(self.volumes()?.into_iter().find(|volume| volume.uuid == uuid).map(|volume| volume.name))
+    }
+
     /// Does a command that answers one volume.
     ///
     /// # Errors
@@ -259,6 +272,8 @@ impl Client {
         mut each: impl FnMut(Range) -> Result<(), E>,
     ) -> Result<(), E> {
         let mut next_bytes = Some(0);
+        // A range may be in two pages.
+        let mut last: Option<Range> = None;
         while let Some(start_bytes) = next_bytes {
             let (from, to) = (from.map(str::to_owned), to.to_owned());
             let page = match self.call(Command::Diff { from, to, start_bytes })? {
@@ -270,10 +285,15 @@ impl Client {
                 let words = format!("daemon's answer does not move on from byte {start_bytes}");
                 return Err(Failure::new(Kind::Io, words).into());
             }
-            page.ranges.into_iter().try_for_each(&mut each)?;
+            for range in page.ranges {
+                match &mut last {
+                    Some(last) if last.2 == range.2 && last.0 + last.1 == range.0 => last.1 += range.1,
+                    _ => last.replace(range).map_or(Ok(()), &mut each)?,
+                }
+            }
             next_bytes = page.next_bytes;
         }
-        Ok(())
+        last.map_or(Ok(()), each)
     }
 
     /// The pool's uuid, by which a daemon's socket is named: nobody is asked where that tells it.
@@ -313,8 +333,12 @@ impl DaemonWay {
                         let socket = self.socket.display();
                         return Err(Failure::new(Kind::Io, format!("daemon at {socket} does not answer: {error}")));
                     }
-                    asked_before = true;
-                    thread::sleep(Duration::from_millis(50));
+                    // The other side of a connection that cannot be written to has not heard the whole request.
+                    let was_unheard = error.kind() == io::ErrorKind::BrokenPipe;
+                    asked_before |= !was_unheard;
+                    if !was_unheard {
+                        thread::sleep(Duration::from_millis(50));
+                    }
                 }
             }
         }

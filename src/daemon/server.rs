@@ -1,17 +1,17 @@
 //! The listening side of the control socket: one thread a connection, bounded in number, root only.
 
 use std::io::{self, BufReader};
+use std::net::Shutdown;
 use std::os::unix::net::{UnixListener, UnixStream};
-use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
 use super::protocol::{self, Command, Failure, Kind, Outcome, REQUEST_BYTES, Reply, Request, Response, VERSION};
 
-/// Most connections at a time; further ones wait in the socket's queue.
+/// Most connections at a time; those that ask nothing make room for further ones.
 const CONNECTIONS: usize = 64;
 
 /// How often a connection that waits for events is looked at.
@@ -26,10 +26,10 @@ pub type Handler = dyn Fn(Command) -> Result<Reply, Failure> + Send + Sync;
 /// When the thread cannot be made.
 pub fn listen(listener: UnixListener, handler: Arc<Handler>) -> io::Result<()> {
     let accept = move || {
-        let open = Arc::new(AtomicUsize::new(0));
+        let seats = Arc::default();
         loop {
             match listener.accept() {
-                Ok((stream, _)) => admit(stream, &open, &handler),
+                Ok((stream, _)) => admit(stream, &seats, &handler),
                 // No descriptor left, most likely: others will be closed.
                 Err(error) => {
                     tracing::warn!(%error, "control socket: accept");
@@ -41,24 +41,67 @@ pub fn listen(listener: UnixListener, handler: Arc<Handler>) -> io::Result<()> {
     thread::Builder::new().name("control".into()).spawn(accept).map(drop)
 }
 
-fn admit(stream: UnixStream, open: &Arc<AtomicUsize>, handler: &Arc<Handler>) {
+/// The connections that are open.
+#[derive(Default)]
+struct Seats(Mutex<Vec<Arc<Seat>>>);
+
+struct Seat {
+    stream: UnixStream,
+    /// Since when nothing was asked. None: something is being answered.
+    idle_since: Mutex<Option<Instant>>,
+}
+
+impl Seats {
+    fn taken(&self) -> MutexGuard<'_, Vec<Arc<Seat>>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Waits for a seat. Where all are taken, whoever has asked nothing for the longest time has to leave: a command that waits
+    /// for a container holds one for days, and opens another connection when it has something to ask.
+    fn take(&self, stream: UnixStream) -> Arc<Seat> {
+        let seat = Arc::new(Seat { stream, idle_since: Mutex::new(None) });
+        loop {
+            let mut taken = self.taken();
+            if taken.len() < CONNECTIONS {
+                taken.push(Arc::clone(&seat));
+                return seat;
+            }
+            let idle = taken.iter().filter_map(|seat| seat.idle_since().map(|since| (since, seat)));
+            if let Some((_, seat)) = idle.min_by_key(|(since, _)| *since) {
+                // What has come already is read and answered all the same.
+                let _ = seat.stream.shutdown(Shutdown::Read);
+            }
+            drop(taken);
+            thread::sleep(Duration::from_millis(10));
+        }
+    }
+
+    fn leave(&self, seat: &Arc<Seat>) {
+        self.taken().retain(|other| !Arc::ptr_eq(other, seat));
+    }
+}
+
+impl Seat {
+    fn idle_since(&self) -> MutexGuard<'_, Option<Instant>> {
+        self.idle_since.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+fn admit(stream: UnixStream, seats: &Arc<Seats>, handler: &Arc<Handler>) {
     if let Err(error) = check_peer(&stream) {
         tracing::warn!(%error, "control socket: refused");
         return;
     }
-    while open.load(Ordering::Acquire) >= CONNECTIONS {
-        thread::sleep(Duration::from_millis(10));
-    }
-    open.fetch_add(1, Ordering::AcqRel);
-    let (ours, handler) = (Arc::clone(open), Arc::clone(handler));
+    let seat = seats.take(stream);
+    let (ours, own, handler) = (Arc::clone(seats), Arc::clone(&seat), Arc::clone(handler));
     let spawned = thread::Builder::new().name("connection".into()).spawn(move || {
-        if let Err(error) = converse(&stream, &*handler) {
+        if let Err(error) = converse(&own, &*handler) {
             tracing::debug!(%error, "control connection ended");
         }
-        ours.fetch_sub(1, Ordering::AcqRel);
+        ours.leave(&own);
     });
     if let Err(error) = spawned {
-        open.fetch_sub(1, Ordering::AcqRel);
+        seats.leave(&seat);
         tracing::warn!(%error, "control socket: thread");
     }
 }
@@ -74,10 +117,14 @@ fn check_peer(stream: &UnixStream) -> io::Result<()> {
 }
 
 /// Answers requests until the other side has no more.
-fn converse(stream: &UnixStream, handler: &Handler) -> io::Result<()> {
+fn converse(seat: &Seat, handler: &Handler) -> io::Result<()> {
+    let stream = &seat.stream;
     let mut from = BufReader::new(stream);
     loop {
-        let request: Request = match protocol::receive(&mut from, REQUEST_BYTES) {
+        *seat.idle_since() = Some(Instant::now());
+        let received = protocol::receive(&mut from, REQUEST_BYTES);
+        *seat.idle_since() = None;
+        let request: Request = match received {
             Ok(Some(request)) => request,
             Ok(None) => return Ok(()),
             Err(error) if error.kind() == io::ErrorKind::InvalidData || error.get_ref().is_some() => {
@@ -143,6 +190,7 @@ fn answer(request: Request, handler: &Handler) -> Outcome {
 #[cfg(test)]
 mod tests {
     use std::io::{BufRead, Write};
+    use std::sync::atomic::{AtomicUsize, Ordering};
 
     use super::*;
 
@@ -212,6 +260,24 @@ mod tests {
         let client = crate::daemon::Client::connect(&path).unwrap();
         let told = client.call(Command::Events { after: 0, wait_ms: FOLLOW_MS + 1 });
         assert_eq!(told, Ok(Reply::Events(protocol::Events::default())));
+    }
+
+    /// As the commands do that wait for a container each.
+    #[test]
+    fn clients_that_ask_nothing_keep_nobody_out() {
+        let (_folder, path) = served();
+        let connect = || crate::daemon::Client::connect(&path).unwrap();
+        let clients: Vec<_> = (0..CONNECTIONS + 8).map(|_| connect()).collect();
+        for _ in 0..2 {
+            for client in &clients {
+                assert_eq!(client.call(Command::PoolInfo), Ok(Reply::Done));
+            }
+        }
+        // A deletion that was never heard is no success.
+        let deletion = || Command::VolumeDelete { name: "nothing".into(), detach: false };
+        for client in &clients {
+            assert_eq!(client.call(deletion()).unwrap_err().kind, Kind::NotFound);
+        }
     }
 
     #[test]

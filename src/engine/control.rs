@@ -212,22 +212,31 @@ impl<S: Storage> Pool<S> {
 
     /// Sets and removes key and value pairs of a volume.
     pub async fn set_attributes(&self, id: VolumeId, changes: BTreeMap<String, Option<Vec<u8>>>) -> Result<()> {
-        let mut attributes = self.attributes(id).await?;
-        for (key, value) in changes {
-            match value {
-                Some(value) => attributes.insert(key, value),
-                None => attributes.remove(&key),
-            };
-        }
-        let mut written = Some(self.write_attributes(&attributes).await?);
-        self.change(id, |_, record| {
-            if let Some(written) = written.take() {
-                record.attributes_bytes = written.length;
-                record.attributes = written.take();
+        loop {
+            let before = self.inner.state.borrow().volume(id)?.record.attributes.clone();
+            let mut attributes = self.attributes(id).await?;
+            for (key, value) in &changes {
+                match value {
+                    Some(value) => attributes.insert(key.clone(), value.clone()),
+                    None => attributes.remove(key),
+                };
             }
-            Ok(())
-        })
-        .await
+            let mut written = Some(self.write_attributes(&attributes).await?);
+            // Another change of them may have come in between, and would be lost.
+            let mut overtaken = false;
+            self.change(id, |_, record| {
+                overtaken = record.attributes != before;
+                if !overtaken && let Some(written) = written.take() {
+                    record.attributes_bytes = written.length;
+                    record.attributes = written.take();
+                }
+                Ok(())
+            })
+            .await?;
+            if !overtaken {
+                return Ok(());
+            }
+        }
     }
 
     /// Changes a volume's record in one durable step.

@@ -21,6 +21,18 @@ pub struct ChangedRange {
     pub mapped: bool,
 }
 
+/// A part of the ranges that differ.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ChangedPage {
+    /// In order.
+    pub ranges: Vec<ChangedRange>,
+    /// Where the next ones begin to be looked for. None: there are no more.
+    pub next_bytes: Option<u64>,
+}
+
+/// Pairs of nodes that are compared for one page: of dense data, 1 GiB.
+const NODES_PER_PAGE: usize = 1024;
+
 /// One side of a comparison: a subtree and its own level, which may be lower than the place it is compared at.
 #[derive(Clone, Copy)]
 pub(super) struct Side {
@@ -44,42 +56,79 @@ impl Pair {
         let side = |root: Root| Side { entry: root.entry, level: root.level };
         Self { from: side(from), to: side(to), level: from.level.max(to.level), first: 0 }
     }
+
+    /// The block behind the last one of the place.
+    fn end(&self) -> u64 {
+        self.first.saturating_add((ENTRIES_PER_NODE as u64).saturating_mul(entry_span(self.level)))
+    }
 }
 
 impl<S: Storage> Pool<S> {
     /// The ranges in which `to` differs from `from`, in order; from nothing in all that it maps. Content is not compared: a
     /// block that was written anew counts as changed.
     pub async fn changed_ranges(&self, from: impl Into<Option<VolumeId>>, to: VolumeId) -> Result<Vec<ChangedRange>> {
+        let from = from.into();
+        let mut all: Vec<ChangedRange> = Vec::new();
+        let mut next_bytes = Some(0);
+        while let Some(start_bytes) = next_bytes {
+            let page = self.changed_page(from, to, start_bytes, usize::MAX).await?;
+            page.ranges.into_iter().for_each(|range| append(&mut all, range));
+            next_bytes = page.next_bytes;
+        }
+        Ok(all)
+    }
+
+    /// Some of them from `start_bytes` on: those that [`NODES_PER_PAGE`] pairs of nodes say, or a leaf more than `most`. Two
+    /// pages may each have a part of one range. Between them nothing is held: what waits for readers to leave, as snapshots and
+    /// freed blocks do, waits for one page.
+    pub async fn changed_page(
+        &self,
+        from: Option<VolumeId>,
+        to: VolumeId,
+        start_bytes: u64,
+        most: usize,
+    ) -> Result<ChangedPage> {
         let _stay = self.enter();
+        let start = start_bytes / BLOCK_BYTES;
         let mut ranges: Vec<ChangedRange> = Vec::new();
+        let mut nodes = 0;
         let (mut waiting, end) = {
             let state = self.inner.state.borrow();
             let to = &state.volume(to)?.record;
-            let from = from.into().map(|from| state.volume(from)).transpose()?.map(|from| &from.record);
+            let from = from.map(|from| state.volume(from)).transpose()?.map(|from| &from.record);
             let end = from.map_or(0, |from| from.size_bytes).max(to.size_bytes).div_ceil(BLOCK_BYTES);
             (vec![Pair::of(from.map(|from| from.root), to.root)], end)
         };
         while let Some(pair) = waiting.pop() {
-            if same(pair.from, pair.to) || pair.first >= end {
+            if same(pair.from, pair.to) || pair.first >= end || pair.end() <= start {
                 continue;
             }
+            if nodes == NODES_PER_PAGE || ranges.len() >= most {
+                return Ok(ChangedPage { ranges, next_bytes: Some(pair.first * BLOCK_BYTES) });
+            }
+            nodes += 1;
             let children = self.attempt(|state| state.compare(pair)).await?;
             if pair.level > 0 {
                 waiting.extend(children.into_iter().rev());
                 continue;
             }
-            for child in children.into_iter().filter(|child| child.first < end) {
+            for child in children.into_iter().filter(|child| (start..end).contains(&child.first)) {
                 let mapped = child.to.entry.kind == EntryKind::Block;
                 let offset_bytes = child.first * BLOCK_BYTES;
-                match ranges.last_mut() {
-                    Some(last) if last.mapped == mapped && last.offset_bytes + last.length_bytes == offset_bytes => {
-                        last.length_bytes += BLOCK_BYTES;
-                    }
-                    _ => ranges.push(ChangedRange { offset_bytes, length_bytes: BLOCK_BYTES, mapped }),
-                }
+                append(&mut ranges, ChangedRange { offset_bytes, length_bytes: BLOCK_BYTES, mapped });
             }
         }
-        Ok(ranges)
+        Ok(ChangedPage { ranges, next_bytes: None })
+    }
+}
+
+/// Adds a range behind the others; to the last one where it goes on.
+fn append(ranges: &mut Vec<ChangedRange>, range: ChangedRange) {
+    match ranges.last_mut() {
+        Some(last) if last.mapped == range.mapped && last.offset_bytes + last.length_bytes == range.offset_bytes => {
+            last.length_bytes += range.length_bytes;
+        }
+        _ => ranges.push(range),
     }
 }
 

@@ -79,7 +79,7 @@ mod zeroes;
 pub use control::NewVolume;
 pub use counters::{Activity, Counters};
 pub use create::{CreateOptions, JOURNAL_BYTES};
-pub use diff::ChangedRange;
+pub use diff::{ChangedPage, ChangedRange};
 pub use dump::{DumpReport, RestoreReport, dump_metadata, restore_metadata};
 pub use info::{ExclusiveBytes, Origin, PoolInfo, VolumeInfo};
 pub use inspect::{CheckReport, Fault, Progress, Touched, TouchedRange, check_metadata};

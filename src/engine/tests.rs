@@ -273,6 +273,54 @@ fn changed_ranges_are_found_without_reading_what_is_shared() {
 }
 
 #[test]
+fn pages_of_changed_ranges_join_without_gap_or_overlap() {
+    with_pool(|pool| async move {
+        let volume = pool.create_volume(new_volume("v", 64 * GIB)).await.unwrap().id;
+        fill(&pool, volume, 0, 1 << 20, 1).await;
+        let first = pool.create_snapshot(volume, new_snapshot("s1")).await.unwrap().id;
+        // Scattered blocks in one leaf, runs over the ends of leaves, and leaves far apart.
+        for index in 0..100 {
+            fill(&pool, volume, index * 8192, 4096, 2).await;
+        }
+        for leaf in [3_u64, 4, 300, 60_000, (64 << 10) - 1] {
+            fill(&pool, volume, (leaf << 20) - 8192, 16384, 3).await;
+        }
+        let second = pool.create_snapshot(volume, new_snapshot("s2")).await.unwrap().id;
+        for (from, to) in [(Some(first), second), (None, second), (None, volume), (Some(second), first)] {
+            let whole = pool.changed_page(from, to, 0, usize::MAX).await.unwrap();
+            assert_eq!(whole.next_bytes, None);
+            let whole: Vec<_> = blocks(&whole.ranges);
+            for most in [1, 2, 50, 1000] {
+                let (mut next, mut joined, mut pages) = (Some(0), Vec::new(), 0);
+                while let Some(start) = next {
+                    let page = pool.changed_page(from, to, start, most).await.unwrap();
+                    assert!(page.next_bytes.is_none_or(|next| next > start), "it moves on");
+                    joined.extend(blocks(&page.ranges));
+                    (next, pages) = (page.next_bytes, pages + 1);
+                }
+                assert!(most > 1 || pages > 1, "{pages} pages of {most}");
+                assert_eq!(joined, whole);
+            }
+            // From the middle of a range, as after a page of another moment.
+            let middle = whole[whole.len() / 2].0;
+            let rest = pool.changed_page(from, to, middle, usize::MAX).await.unwrap();
+            assert_eq!(blocks(&rest.ranges), whole[whole.len() / 2..]);
+        }
+    });
+}
+
+/// Each block that differs, and whether it is mapped.
+fn blocks(ranges: &[ChangedRange]) -> Vec<(u64, bool)> {
+    let of = |range: &ChangedRange| {
+        (range.offset_bytes..range.offset_bytes + range.length_bytes)
+            .step_by(4096)
+            .map(|at| (at, range.mapped))
+            .collect()
+    };
+    ranges.iter().flat_map(|range: &ChangedRange| -> Vec<(u64, bool)> { of(range) }).collect()
+}
+
+#[test]
 fn full_pool_refuses_new_blocks_and_recovers_by_discard() {
     let storage = MemoryStorage::new(256 << 20);
     futures_lite::future::block_on(async {
