@@ -16,7 +16,7 @@ use clap::Parser;
 use super::mount::{Mounted, attachment_of, kind_and_options, mount_volume_by, release};
 use super::{Context, one_line};
 use crate::daemon::mounts::{Mount, own_mounts};
-use crate::daemon::running_daemons;
+use crate::daemon::{Client, running_daemons};
 
 /// What mount(8) takes for a failed mount.
 const FAILED: u8 = 32;
@@ -129,12 +129,17 @@ fn mount(arguments: &MountArguments) -> Result<()> {
     let client = context.daemon_client_for(volume)?;
     let directory = std::fs::canonicalize(&arguments.directory)
         .with_context(|| format!("{}: make the directory to mount on first", arguments.directory.display()))?;
-    // `mount -a` looks for the source as fstab has it, which the kernel does not show.
     if let Some(mount) = mounted_on(&directory)?
-        && let Some((_, attachment)) = attachment_of(&mount, running_daemons())?
-        && attachment.name == volume
+        && is_mount_of(&mount, &client, volume)?
     {
-        return Ok(());
+        let options = arguments.options.join(",");
+        // `mount -a` looks for the source as fstab has it, which the kernel does not show.
+        if !arguments.options.iter().any(|option| option == "remount") {
+            return Ok(());
+        }
+        let words = ["-i".as_ref(), "-t".as_ref(), mount.file_system.as_ref(), "-o".as_ref(), options.as_ref()];
+        let words = words.into_iter().chain([mount.source.as_os_str(), directory.as_os_str()]);
+        return run("mount", words.map(OsString::from).collect());
     }
     let read_only = arguments.options.iter().rev().find(|option| matches!(option.as_str(), "ro" | "rw"));
     let read_only = read_only.is_some_and(|option| option == "ro");
@@ -153,6 +158,17 @@ fn mount(arguments: &MountArguments) -> Result<()> {
     };
     let _: Mounted = mount_volume_by(&client, volume, &directory, read_only, by)?;
     Ok(())
+}
+
+/// Whether what is mounted there is that volume of the client's pool, or the private clone through which the snapshot is.
+fn is_mount_of(mount: &Mount, client: &Client, volume: &str) -> Result<bool> {
+    let Some((owner, attachment)) = attachment_of(mount, running_daemons())? else { return Ok(false) };
+    if owner.pool_uuid()? != client.pool_uuid()? {
+        return Ok(false);
+    }
+    let wanted = client.volume(volume)?;
+    let found = client.volume(&attachment.name)?;
+    Ok(found.uuid == wanted.uuid || wanted.snapshot && found.origin_uuid == Some(wanted.uuid))
 }
 
 fn unmount(arguments: &UnmountArguments) -> Result<()> {

@@ -68,16 +68,20 @@ struct Loose {
 pub fn prune(context: &Context, arguments: &PruneArguments) -> Result<()> {
     let client = context.client()?;
     let pool = client.hello()?;
-    // On the file nobody else does anything anyway.
-    let _alone = if client.is_daemon() {
-        let Some(alone) = making::alone(pool.pool_uuid)? else {
-            bail!("something is being imported or created in pool {}; try again when it has ended", pool.pool_name);
+    let found = || -> Result<_> {
+        // On the file nobody else does anything anyway.
+        let alone = if client.is_daemon() {
+            let Some(alone) = making::alone(pool.pool_uuid)? else {
+                bail!("something is being imported or created in pool {}; try again when it has ended", pool.pool_name);
+            };
+            Some(alone)
+        } else {
+            None
         };
-        Some(alone)
-    } else {
-        None
+        Ok((find(&known(&client)?, arguments.images)?, alone))
     };
-    let loose = find(&known(&client)?, arguments.images)?;
+    // Nobody is kept waiting for an answer.
+    let (loose, _) = found()?;
     let at_least: u64 = loose.iter().filter_map(|loose| loose.exclusive_bytes).sum();
     if arguments.dry_run {
         return told(context, &loose, "would be deleted", "frees_at_least_bytes", at_least);
@@ -90,7 +94,8 @@ pub fn prune(context: &Context, arguments: &PruneArguments) -> Result<()> {
     }
     let before = if loose.is_empty() { 0 } else { settled_usage(&client)? };
     let mut deleted = Vec::new();
-    for loose in loose {
+    let (now, alone) = found()?;
+    for loose in now.into_iter().filter(|found| loose.iter().any(|asked| asked.name == found.name)) {
         match client.delete(&loose.name) {
             Ok(()) => deleted.push(loose),
             // It has got a use, or an end, meanwhile.
@@ -98,9 +103,10 @@ pub fn prune(context: &Context, arguments: &PruneArguments) -> Result<()> {
             Err(failure) => return Err(failure.into()),
         }
     }
-    let freed = if deleted.is_empty() { 0 } else { before.saturating_sub(settled_usage(&client)?) };
     let living: Vec<Uuid> = client.volumes()?.into_iter().map(|volume| volume.uuid).collect();
-    let freed = freed + logs::remove_all_but(pool.pool_uuid, &living)?;
+    let of_logs = logs::remove_all_but(pool.pool_uuid, &living)?;
+    drop(alone);
+    let freed = if deleted.is_empty() { 0 } else { before.saturating_sub(settled_usage(&client)?) } + of_logs;
     told(context, &deleted, "deleted", "freed_bytes", freed)
 }
 
@@ -149,6 +155,7 @@ fn ended(known: &Known) -> Option<&'static str> {
         _ if known.volume.snapshot => None,
         b"import" => Some("left by an import that was cut short"),
         b"mount" => Some("made for a mount that has ended"),
+        b"volume" => Some("left by a container's start that was cut short"),
         b"run" => Some("of a container that has ended"),
         b"docker-create" => Some("left by a creation that was cut short"),
         // One that was never mounted waits for its use.
@@ -172,7 +179,7 @@ fn settled_usage(client: &Client) -> Result<u64> {
         // A trim is of a checkpoint, and so are the figures.
         client.call(Command::PoolTrim)?;
         let pool = pool_of(client)?;
-        if pool.carcasses == 0 || began.elapsed() > PATIENCE {
+        if !pool.freeing || began.elapsed() > PATIENCE {
             return Ok(pool.used_bytes);
         }
         thread::sleep(Duration::from_millis(100));

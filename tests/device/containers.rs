@@ -257,10 +257,19 @@ pub fn started_again() {
     assert_eq!((seen.status.code(), seen.stdout), (Some(4), once.repeat(3)), "{}", seen.stderr);
 
     // Neither one that runs nor one that is mounted by hand.
-    let device = pool.attach("twice");
-    let refused = pool.plywood(["start", "twice"]);
-    assert!(!refused.succeeded() && refused.stderr.contains(&device), "{}", refused.stderr);
-    pool.done("detach twice");
+    let point = pool.mount("twice");
+    let device = pool.volume("twice")["device"].as_str().expect("a device").to_owned();
+    pool.refused("start twice", &[&device]);
+    pool.refused("rm twice", &["twice"]);
+    pool.unmount(&point);
+    // What is attached and no more, as after a power cut by the unit's attach --all, starts.
+    pool.attach("twice");
+    pool.done("start twice");
+    wait_until("its end", LONG, || {
+        let listed = listed(&pool, "twice");
+        listed["running"] == false && pool.volume("twice")["device"].is_null()
+    });
+    assert_eq!(pool.plywood(["logs", "twice"]).stdout, once.repeat(3) + &once.repeat(4), "what the last start said");
     pool.plywood(["image", "import", &format!("tar:{}", rootfs().display()), "debian"]).expect();
     let name = format!("runs-{}", std::process::id());
     start(&pool, &["--name", &name], "while :; do sleep 1; done");
@@ -274,7 +283,43 @@ pub fn started_again() {
     pool.done(&format!("kill --signal KILL {name}"));
     wait_until("its end", LONG, || pool.plywood(["start", &name]).succeeded());
     assert_eq!(listed(&pool, &name)["running"], true);
-    pool.done(&format!("rm --force {name} twice"));
+    // With the runtime as well, and then the container itself: nobody takes it down.
+    let orphan = format!("orphan-{}", std::process::id());
+    start(&pool, &["--name", &orphan], &format!("while :; do sleep 1; done; : within-{orphan}"));
+    let looks_after = run("pgrep", ["-f", &format!("[r]un debian --detach --name {orphan}")]).expect();
+    run("pkill", ["-9", "-P", looks_after.trim()]).expect();
+    run("pkill", ["-9", "-f", &format!("[w]ithin-{orphan}")]).expect();
+    wait_until("its end", LONG, || listed(&pool, &orphan)["running"] == false);
+    pool.done(&format!("start {orphan}"));
+    assert_eq!(listed(&pool, &orphan)["running"], true);
+    pool.done(&format!("rm --force {name} {orphan}"));
+    pool.attach("twice");
+    pool.done("rm twice");
+    assert_eq!(pool.names().iter().filter(|name| *name != "data").count(), 1, "{:?}", pool.names());
+    pool.stop();
+    pool.check();
+}
+
+/// What is renamed while it runs, root and volume, is what is taken down, and not what has their names now.
+pub fn renamed_while_it_runs() {
+    let pool = with_image();
+    let script = "while ! test -e /data/end; do sleep 0.1; done";
+    start(&pool, &["--name", "web", "--rm", "-v", "data:/data"], script);
+    pool.done("volume rename web old");
+    pool.done("volume rename data other");
+    start(&pool, &["--name", "web"], "exit 5");
+    wait_until("its end", LONG, || listed(&pool, "web")["exit_code"] == 5);
+    pool.done("volume create data --size 64M");
+    pool.plywood(["run", "debian", "--rm", "-v", "other:/data", "--", "/bin/touch", "/data/end"]).expect();
+    wait_until("the end of the other", LONG, || !pool.names().contains(&"old".to_owned()));
+    wait_until("the end of its volume's use", LONG, || pool.volume("other")["device"].is_null());
+    assert_eq!(pool.names(), ["data", "debian", "other", "web"]);
+    assert_eq!(listed(&pool, "web")["exit_code"], 5);
+    // What would be lost is said.
+    pool.done("snapshot create other then");
+    pool.refused("run debian -v then:/data -- /bin/true", &["then", "--rm", "clone create"]);
+    pool.done("run debian --rm -v then:/data -- /bin/touch /data/x");
+    pool.done("rm web");
     pool.stop();
     pool.check();
 }

@@ -12,6 +12,7 @@ pub fn mounts_and_unmounts() {
     pool.done("volume create files --size 128M");
     run("mkfs.ext4", ["-q", &pool.attach("files")]).expect();
     pool.done("detach files");
+    pool.done("snapshot create files then");
     let point = pool.mount_point("fstab");
     let [upper, work] = ["upper", "work"].map(|name| pool.mount_point(name).display().to_string());
     let table = pool.folder().join("fstab");
@@ -34,11 +35,19 @@ pub fn mounts_and_unmounts() {
         echo kept >{point}/file
         mount -a -T {table}
         test $(findmnt -n {point} | wc -l) = 1
+        mount -T {table} -o remount,ro {point}
+        findmnt -n -o OPTIONS {point} | grep '^ro'
+        mount -T {table} -o remount,rw {point}
+        echo more >>{point}/file
         umount {point}
         {program} --pool {pool} volume info files | grep '^in use: *no$'
         mount -t plywood {pool}/files {point} -o ro
         findmnt -n -o OPTIONS {point} | grep '^ro'
         grep kept {point}/file
+        umount {point}
+        mount -t plywood {pool}/then {point}
+        mount -t plywood {pool}/then {point}
+        test $(findmnt -n {point} | wc -l) = 1
         umount {point}
         mount -t plywood {pool}/missing {point} && exit 1 || test $? = 32
         mount -t plywood missing {point} && exit 1 || test $? = 32",

@@ -3,11 +3,16 @@
 use std::fs;
 use std::os::unix::fs::{MetadataExt, PermissionsExt, chown};
 use std::path::Path;
+use std::time::Duration;
+
+use rustix::process::{Pid, Signal, kill_process};
 
 use crate::containers::with_image;
 use crate::images::container;
-use crate::support::command::{Outcome, is_slow, run};
+use crate::support::command::{Background, Outcome, binary, is_slow, run, wait_until};
+use crate::support::mounted::{device_at, mounts_below};
 use crate::support::pool::TestPool;
+use crate::support::tree::{self, Tree, assert_same};
 
 /// The names in a directory, but for what mkfs.ext4 puts there.
 fn names(folder: &Path) -> Vec<String> {
@@ -126,6 +131,72 @@ pub fn made_by_several_at_once() {
         pool.done(&format!("volume delete {volume} --yes"));
     }
     assert_eq!(pool.names(), ["debian"]);
+    pool.stop();
+    pool.check();
+}
+
+/// Names of the volumes and snapshots, and the device of one of them.
+fn device_of(pool: &TestPool, name: &str) -> Option<String> {
+    let listed = pool.json("volume list", "volumes");
+    let volume = listed.as_array().expect("a list").iter().find(|volume| volume["name"] == name)?;
+    volume["device"].as_str().map(str::to_owned)
+}
+
+/// What is in a volume but for what mkfs.ext4 puts there.
+fn tree_of(pool: &TestPool, name: &str) -> Tree {
+    let point = pool.mount(name);
+    let mut tree = tree::tree_of(&point, true);
+    tree.remove(Path::new("lost+found"));
+    pool.unmount(&point);
+    tree
+}
+
+/// What a start has left that died or was interrupted while it filled a volume is not taken for a volume that is filled.
+pub fn made_anew_after_a_death() {
+    let pool = with_image();
+    let point = pool.mount("debian");
+    let expected = tree::tree_of(&point.join("usr"), true);
+    pool.unmount(&point);
+    volume_with_ext4(&pool, "empty");
+    for (volume, signal) in [("made", Signal::KILL), ("made", Signal::INT), ("empty", Signal::INT)] {
+        println!("{volume}, {signal:?}");
+        let mounted = format!("{volume}:/usr");
+        let words = ["run", "debian", "--name", "box", "-v", &mounted, "--", "/bin/true"];
+        let pool_file = pool.file().display().to_string();
+        let words = ["--pool", &pool_file].into_iter().chain(words);
+        let filling = Background::start(&binary().display().to_string(), words);
+        wait_until("filling", Duration::from_secs(60), || {
+            let device = device_of(&pool, volume);
+            let points = mounts_below(Path::new("/run/plywood/volumes"));
+            device.is_some() && points.iter().any(|at| device_at(at) == device && !names(at).is_empty())
+        });
+        let send =
+            |signal| kill_process(Pid::from_raw(filling.id() as i32).expect("a process id"), signal).expect("kill");
+        if signal == Signal::KILL {
+            // Nor is a container that is about to start removed unless that is asked for.
+            send(Signal::STOP);
+            pool.refused("rm box", &["box", "--force"]);
+        }
+        send(signal);
+        let ended = filling.finish();
+        assert!(!ended.succeeded(), "it was filled before it was stopped: {}{}", ended.stdout, ended.stderr);
+        if signal == Signal::INT {
+            assert_eq!(pool.names(), ["debian", "empty"]);
+            assert!(tree_of(&pool, "empty").is_empty(), "what was copied has gone");
+        } else {
+            pool.refused("run debian --rm --mount source=made,target=/usr -- /bin/true", &["made", "half made"]);
+        }
+        run_with(&pool, "debian", &mounted, "true").expect();
+        assert_same(&tree_of(&pool, volume), &expected, volume);
+        if signal == Signal::KILL {
+            pool.done("rm --force box");
+            // The next daemon deletes what is marked as somebody's who has died.
+            pool.stop();
+            assert_same(&tree_of(&pool, volume), &expected, volume);
+        }
+        pool.done(&format!("volume delete {volume} --yes"));
+        assert_eq!(pool.names().iter().filter(|name| *name != "empty").count(), 1, "{:?}", pool.names());
+    }
     pool.stop();
     pool.check();
 }

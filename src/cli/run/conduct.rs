@@ -80,7 +80,9 @@ pub fn conduct(
         Ok(status) if keep && has_started => {
             let code = code(*status).to_string();
             let noted = BTreeMap::from([(labels::CONTAINER_EXIT.to_owned(), Some(code.as_str().into()))]);
-            client.set_attributes(&name, noted)
+            // It may have been renamed, and its name be another's.
+            let now = client.name_of(volume, &name);
+            now.and_then(|now| now.map_or(Ok(()), |now| client.set_attributes(&now, noted)))
         }
         _ => Ok(()),
     };

@@ -20,6 +20,7 @@ use crate::cli::image::labels;
 use crate::cli::mount::mount_device;
 use crate::cli::working::{ephemeral, head};
 use crate::daemon::attributes::{ATTACHED, FOR_WRITING};
+use crate::daemon::mounts::mount_of;
 use crate::daemon::protocol::{Attributes, Volume};
 use crate::daemon::{Client, making};
 
@@ -157,8 +158,11 @@ impl<'a> Container<'a> {
     /// It runs, is in use, or cannot be mounted.
     pub fn reopen(client: &'a Client, volume: Volume, id: String) -> Result<Self> {
         let name = &volume.name;
-        if let Some(device) = &volume.device {
-            bail!("{name} is attached as {}; detach it first", device.display());
+        // Attached alone it may be: by plywood attach --all after a power cut, which brings back what was attached before.
+        if let Some(device) = &volume.device
+            && let Some(mount) = mount_of(device)?
+        {
+            bail!("{name} is mounted on {} as {}; unmount it first", mount.mount_point.display(), device.display());
         }
         let bundle = Path::new(CONTAINERS).join(&id);
         let began = Instant::now();
@@ -207,10 +211,11 @@ impl<'a> Container<'a> {
             self.progress = Progress::Cloned;
         }
         if self.progress >= Progress::Cloned {
-            if self.keep {
-                detach_when_idle(self.client, &self.volume.name)?;
-            } else {
-                delete_when_idle(self.client, &self.volume.name)?;
+            // It may have been renamed, and its name be another's.
+            match self.client.name_of(self.volume.uuid, &self.volume.name)? {
+                Some(name) if self.keep => detach_when_idle(self.client, &name)?,
+                Some(name) => delete_when_idle(self.client, &name)?,
+                None => {}
             }
             self.progress = Progress::Closed;
         }

@@ -159,7 +159,7 @@ pub fn start(context: &Context, arguments: &StartArguments) -> Result<ExitCode> 
     let client = context.daemon_client_for(&arguments.container.text()?)?;
     let (mut container, id) = find(&client, &arguments.container)?;
     let name = container.name.clone();
-    ensure!(!runtime::knows(&id), "{name} runs already");
+    ensure!(!is_alive(&id)?, "{name} runs already");
     if is_attended(&id)? == Some(false) {
         // Whoever looked after it has died.
         take_down(&client, &container, &id)?;
@@ -182,8 +182,14 @@ pub fn start(context: &Context, arguments: &StartArguments) -> Result<ExitCode> 
 pub fn kill(context: &Context, arguments: &KillArguments) -> Result<()> {
     let client = context.client()?;
     let (container, id) = find(&client, &arguments.container)?;
-    ensure!(runtime::knows(&id), "{} does not run", container.name);
+    ensure!(is_alive(&id)?, "{} does not run", container.name);
     runtime::kill(&id, &arguments.signal)
+}
+
+/// Whether a container's process runs. One that has ended is known to the runtime until somebody takes it down, which nobody
+/// does where the runtime died, too.
+fn is_alive(id: &str) -> Result<bool> {
+    Ok(runtime::knows(id) && (is_attended(id)? == Some(true) || !runtime::has_stopped(id)))
 }
 
 /// Whether a container runs, or is being taken down.
@@ -191,7 +197,7 @@ pub fn kill(context: &Context, arguments: &KillArguments) -> Result<()> {
 /// # Errors
 /// What the host says.
 pub fn runs(container: &Volume, id: &str) -> Result<bool> {
-    Ok(container.device.is_some() && (runtime::knows(id) || is_attended(id)? == Some(true)))
+    Ok(container.device.is_some() && (is_attended(id)? == Some(true) || is_alive(id)?))
 }
 
 /// Does `plywood rm`.
@@ -204,13 +210,13 @@ pub fn remove(context: &Context, arguments: &RmArguments) -> Result<()> {
     for name in &arguments.containers {
         let (container, id) = find(&client, name)?;
         let name = &container.name;
-        // What is mounted by hand does not run; the pool refuses to delete it, and says why.
-        let runs = runtime::knows(&id);
+        let runs = is_alive(&id)?;
         ensure!(!runs || arguments.force, "{name} runs; end it with plywood kill {name}, or give --force");
-        if runs || is_attended(&id)?.is_some() {
-            end(&client, &container, &id)?;
+        if runtime::knows(&id) || is_attended(&id)?.is_some() {
+            end(&client, &container, &id, arguments.force)?;
         }
-        match client.delete(name) {
+        // Attached alone it may be: by plywood attach --all after a power cut. What is mounted by hand or open is refused.
+        match client.detach_and_delete(name) {
             // One of --rm is removed by whoever looks after it.
             Err(failure) if failure.kind == Kind::NotFound => {}
             deleted => deleted?,
@@ -221,14 +227,17 @@ pub fn remove(context: &Context, arguments: &RmArguments) -> Result<()> {
     Ok(())
 }
 
-/// Ends a container that runs, and waits until it has been taken down; where nobody looks after it any more it is taken
-/// down here.
-fn end(client: &Client, container: &Volume, id: &str) -> Result<()> {
-    let _waiting = output::Waiting::begin(format!("ending {}", container.name));
-    // It may have ended by itself meanwhile.
-    let _ = runtime::kill(id, "KILL");
+/// Waits until a container has been taken down; where nobody looks after it any more it is taken down here. One that runs is
+/// ended with `force`, and refused without: one that is about to start looks like one that is about to go.
+fn end(client: &Client, container: &Volume, id: &str, force: bool) -> Result<()> {
+    let name = &container.name;
+    let _waiting = output::Waiting::begin(format!("ending {name}"));
     let began = Instant::now();
     while began.elapsed() < PATIENCE {
+        if force {
+            // It may have ended by itself meanwhile, or not have begun.
+            let _ = runtime::kill(id, "KILL");
+        }
         let now = client.volumes()?.into_iter().find(|volume| volume.uuid == container.uuid);
         if now.is_none_or(|volume| volume.device.is_none()) {
             return Ok(());
@@ -238,6 +247,7 @@ fn end(client: &Client, container: &Volume, id: &str) -> Result<()> {
         }
         thread::sleep(LOOK_AGAIN);
     }
+    ensure!(force || is_attended(id)? != Some(true), "{name} is starting, or runs; give --force to end it");
     take_down(client, container, id)
 }
 

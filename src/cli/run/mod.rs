@@ -122,6 +122,9 @@ pub fn run(context: &Context, arguments: &RunArguments) -> Result<ExitCode> {
         log_bytes: arguments.log_size,
         thrown_away: arguments.rm,
     };
+    if !terms.thrown_away {
+        mounts::refuse_copies(&client, &terms.wanted)?;
+    }
     // A signal while it is set up must not leave half of it behind; it ends it all the same.
     let interrupt = super::image::watch_signals()?;
     let attributes = container::attributes(&image, &arguments.command, &terms);

@@ -4,6 +4,7 @@
 //! with owners, modes and attributes; one that holds something hides what the image has.
 
 use std::fs;
+use std::io;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Component, Path, PathBuf};
@@ -12,16 +13,18 @@ use anyhow::{Context as _, Result, bail, ensure};
 use indicatif::ProgressBar;
 use oci_spec::runtime::{Mount, MountBuilder};
 use rustix::fs::{Gid, Mode, Timespec, Timestamps, Uid};
+use rustix::mount::UnmountFlags;
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
-use crate::cli::attach::detach_when_idle;
+use crate::cli::attach::{delete_when_idle, detach_when_idle};
 use crate::cli::image::{Filesystem, Interrupt, copy_directory, open_root, tree_at};
 use crate::cli::mount::{Mounted, mount_device, mount_in_turn, unmount_volume};
 use crate::cli::size;
-use crate::cli::working::ephemeral;
+use crate::cli::working::{ephemeral, take_away};
 use crate::daemon::attributes::EPHEMERAL;
-use crate::daemon::protocol::Kind;
+use crate::daemon::mounts::mount_of;
+use crate::daemon::protocol::{Kind, Volume};
 use crate::daemon::{Client, making};
 
 /// Where volumes of containers are mounted. Not in their bundles, which are removed with all that is in them.
@@ -29,6 +32,10 @@ pub(super) const VOLUMES: &str = "/run/plywood/volumes";
 /// Virtual size and sector size of a volume that `-v` makes.
 const SIZE_BYTES: u64 = 10 << 30;
 const SECTOR_SIZE: u32 = 4096;
+/// The mark of a volume that `-v` is making.
+const UNFINISHED: &str = "volume";
+/// What mkfs.ext4 makes.
+const LOST_AND_FOUND: &str = "lost+found";
 
 /// Something that a container is to see.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -136,7 +143,8 @@ fn inside(path: &str, typed: &str) -> Result<PathBuf> {
 pub struct Volumes<'a> {
     client: &'a Client,
     directory: PathBuf,
-    mounted: Vec<Mounted>,
+    /// With the uuid of what may be renamed meanwhile.
+    mounted: Vec<(Mounted, Option<Uuid>)>,
     /// The volumes that they are; of a snapshot a clone is mounted, which is the container's alone.
     pub uuids: Vec<Uuid>,
 }
@@ -169,8 +177,8 @@ impl<'a> Volumes<'a> {
                 Source::Volume { name, make } => {
                     // Whoever else wants it at this moment finds it whole.
                     let turn = making::turn(client.pool_uuid()?, name)?;
-                    let at = volumes.mount_one(name, *make).with_context(shown)?;
-                    volumes.fill(&at, root, destination, interrupt).with_context(shown)?;
+                    let place = Place { root, destination, interrupt };
+                    let at = volumes.take(name, *make, &place).with_context(shown)?;
                     drop(turn);
                     bind(&at, destination, *read_only)?
                 }
@@ -181,20 +189,73 @@ impl<'a> Volumes<'a> {
         Ok((volumes, mounts))
     }
 
-    fn mount_one(&mut self, name: &str, make: bool) -> Result<PathBuf> {
-        let volume = match self.client.volume(name) {
-            Err(failure) if failure.kind == Kind::NotFound && make => {
-                self.make(name)?;
-                self.client.volume(name)?
-            }
-            other => other?,
+    /// Mounts a volume, which is made where there is none and `make` says so, and filled from the image where it is empty; for
+    /// who has its turn.
+    fn take(&mut self, name: &str, make: bool, place: &Place<'_>) -> Result<PathBuf> {
+        let found = match self.client.volume(name) {
+            Err(failure) if failure.kind == Kind::NotFound && make => None,
+            found => Some(found?),
         };
+        match found {
+            Some(volume) if is_unfinished(self.client, &volume)? => {
+                ensure!(make, "{name} was left half made by a start that was cut short; -v makes it anew");
+                discard(self.client, &volume)?;
+                self.take_new(name, place)
+            }
+            Some(volume) => self.take_found(&volume, place),
+            None => self.take_new(name, place),
+        }
+    }
+
+    fn take_found(&mut self, volume: &Volume, place: &Place<'_>) -> Result<PathBuf> {
+        // Nobody else has it: what a fill has put there that did not come to its end is nobody's.
+        let is_idle = volume.device.is_none();
+        let at = self.mount_one(volume)?;
+        if is_empty(&at)?
+            && let Err(error) = place.fill(&at)
+        {
+            if is_idle {
+                empty(&at).with_context(|| format!("{} was filled from the image in part", volume.name))?;
+            }
+            return Err(error);
+        }
+        Ok(at)
+    }
+
+    /// Makes a volume. Until it is whole it has the mark of what nobody needs any more when its maker is gone.
+    fn take_new(&mut self, name: &str, place: &Place<'_>) -> Result<PathBuf> {
+        let _making = making::begin(self.client.pool_uuid()?)?;
+        let volume = self.client.create_volume(name, SIZE_BYTES, SECTOR_SIZE, ephemeral(UNFINISHED))?;
+        let made = self.make(&volume, place);
+        if made.is_err() {
+            if let Some((mounted, _)) = self.mounted.pop() {
+                let _ = rustix::mount::unmount(&mounted.directory, UnmountFlags::NOFOLLOW);
+                let _ = fs::remove_dir(&mounted.directory);
+            }
+            take_away(self.client, name);
+        }
+        made
+    }
+
+    fn make(&mut self, volume: &Volume, place: &Place<'_>) -> Result<PathBuf> {
+        let name = &volume.name;
+        Filesystem::default().make_empty(&self.client.attach(name, false)?.device)?;
+        detach_when_idle(self.client, name)?;
+        let at = self.mount_one(volume)?;
+        place.fill(&at)?;
+        // Durable before it counts as filled.
+        rustix::fs::syncfs(open_root(&at)?)?;
+        self.client.set_attributes(name, [(EPHEMERAL.to_owned(), None)].into())?;
+        Ok(at)
+    }
+
+    fn mount_one(&mut self, volume: &Volume) -> Result<PathBuf> {
         let at = self.directory.join(self.mounted.len().to_string());
         fs::DirBuilder::new().recursive(true).mode(0o700).create(&at).with_context(|| at.display().to_string())?;
-        let mounted = mount_in_turn(self.client, &volume, &at, false, |device, at| mount_device(device, at, false))?;
+        let mounted = mount_in_turn(self.client, volume, &at, false, |device, at| mount_device(device, at, false))?;
         // A copy of it in another mount namespace would keep the device busy for as long as that one lives.
         let private = rustix::mount::mount_change(&at, rustix::mount::MountPropagationFlags::PRIVATE);
-        self.mounted.push(mounted);
+        self.mounted.push((mounted, (!volume.snapshot).then_some(volume.uuid)));
         if !volume.snapshot {
             self.uuids.push(volume.uuid);
         }
@@ -202,33 +263,56 @@ impl<'a> Volumes<'a> {
         Ok(at)
     }
 
-    /// A volume with an empty file system. It has no mark that it is being made when all of it is there.
-    fn make(&self, name: &str) -> Result<()> {
-        let _making = making::begin(self.client.pool_uuid()?)?;
-        self.client.create_volume(name, SIZE_BYTES, SECTOR_SIZE, ephemeral("import"))?;
-        let make = || -> Result<()> {
-            Filesystem::default().make_empty(&self.client.attach(name, false)?.device)?;
-            detach_when_idle(self.client, name)?;
-            self.client.set_attributes(name, [(EPHEMERAL.to_owned(), None)].into())?;
-            Ok(())
-        };
-        let made = make();
-        if made.is_err() {
-            crate::cli::working::take_away(self.client, name);
-        }
-        made
+    /// Unmounts them.
+    ///
+    /// # Errors
+    /// One is in use; the others are unmounted.
+    pub fn close(mut self) -> Result<()> {
+        self.take_down()
     }
 
-    /// Gives an empty volume what the image has at its place.
-    fn fill(&self, at: &Path, root: &Path, destination: &Path, interrupt: &Interrupt) -> Result<()> {
-        let is_empty = fs::read_dir(at)?.all(|entry| entry.is_ok_and(|entry| entry.file_name() == "lost+found"));
-        if !is_empty {
-            return Ok(());
+    fn take_down(&mut self) -> Result<()> {
+        let mut failed = Ok(());
+        for (mut mounted, uuid) in self.mounted.drain(..).rev() {
+            // It may have been renamed, and its name be another's.
+            if let Some(now) = uuid.and_then(|uuid| self.client.name_of(uuid, &mounted.volume).ok().flatten()) {
+                mounted.volume = now;
+            }
+            match unmount_volume(self.client, &mounted) {
+                // Only an empty directory is removed.
+                Ok(()) => drop(fs::remove_dir(&mounted.directory)),
+                Err(error) => failed = Err(error),
+            }
         }
+        let _ = fs::remove_dir(&self.directory);
+        failed
+    }
+}
+
+impl Drop for Volumes<'_> {
+    fn drop(&mut self) {
+        if let Err(error) = self.take_down() {
+            tracing::warn!("a volume of a container stays mounted: {error:#}");
+        }
+    }
+}
+
+/// What an empty volume is filled with: what the image has where the volume is to be seen.
+struct Place<'a> {
+    /// The container's root file system.
+    root: &'a Path,
+    /// Where in it.
+    destination: &'a Path,
+    interrupt: &'a Interrupt,
+}
+
+impl Place<'_> {
+    /// Gives an empty volume, mounted at `at`, what the image has at its place.
+    fn fill(&self, at: &Path) -> Result<()> {
         // Through the image's own links, and never out of it.
-        let Some(from) = tree_at(open_root(root)?, destination)? else { return Ok(()) };
+        let Some(from) = tree_at(open_root(self.root)?, self.destination)? else { return Ok(()) };
         let to = open_root(at)?;
-        copy_directory(open_root(at)?, &place_of(&from), &ProgressBar::hidden(), interrupt)?;
+        copy_directory(open_root(at)?, &place_of(&from), &ProgressBar::hidden(), self.interrupt)?;
         let like = rustix::fs::fstat(&from)?;
         let (uid, gid) = (Uid::from_raw(like.st_uid), Gid::from_raw(like.st_gid));
         rustix::fs::fchown(&to, Some(uid), Some(gid))?;
@@ -248,35 +332,64 @@ impl<'a> Volumes<'a> {
         };
         Ok(rustix::fs::futimens(&to, &times)?)
     }
-
-    /// Unmounts them.
-    ///
-    /// # Errors
-    /// One is in use; the others are unmounted.
-    pub fn close(mut self) -> Result<()> {
-        self.take_down()
-    }
-
-    fn take_down(&mut self) -> Result<()> {
-        let mut failed = Ok(());
-        for mounted in self.mounted.drain(..).rev() {
-            match unmount_volume(self.client, &mounted) {
-                // Only an empty directory is removed.
-                Ok(()) => drop(fs::remove_dir(&mounted.directory)),
-                Err(error) => failed = Err(error),
-            }
-        }
-        let _ = fs::remove_dir(&self.directory);
-        failed
-    }
 }
 
-impl Drop for Volumes<'_> {
-    fn drop(&mut self) {
-        if let Err(error) = self.take_down() {
-            tracing::warn!("a volume of a container stays mounted: {error:#}");
+/// Whether nothing is in a volume but what mkfs puts there.
+fn is_empty(at: &Path) -> io::Result<bool> {
+    Ok(fs::read_dir(at)?.all(|entry| entry.is_ok_and(|entry| entry.file_name() == LOST_AND_FOUND)))
+}
+
+/// Takes everything out of a volume but what mkfs puts there.
+fn empty(at: &Path) -> io::Result<()> {
+    for entry in fs::read_dir(at)? {
+        let entry = entry?;
+        if entry.file_name() == LOST_AND_FOUND {
+            continue;
+        }
+        if entry.file_type()?.is_dir() {
+            fs::remove_dir_all(entry.path())?;
+        } else {
+            fs::remove_file(entry.path())?;
         }
     }
+    Ok(())
+}
+
+/// Whether a volume was being made by a start that has died: who looks has its turn, so nobody is making it now.
+fn is_unfinished(client: &Client, volume: &Volume) -> Result<bool> {
+    let attributes = client.attributes(&volume.name)?;
+    Ok(!volume.snapshot && attributes.get(EPHEMERAL).is_some_and(|mark| mark.0 == UNFINISHED.as_bytes()))
+}
+
+/// Takes away what a start has left that was cut short.
+fn discard(client: &Client, volume: &Volume) -> Result<()> {
+    while let Some(device) = &volume.device
+        && let Some(mount) = mount_of(device)?
+    {
+        let point = mount.mount_point;
+        ensure!(point.starts_with(VOLUMES), "{} is half made, and mounted on {}", volume.name, point.display());
+        rustix::mount::unmount(&point, UnmountFlags::NOFOLLOW).with_context(|| point.display().to_string())?;
+    }
+    Ok(delete_when_idle(client, &volume.name)?)
+}
+
+/// Refuses what a container that is kept would lose: a snapshot is mounted as a copy, which goes when the container ends.
+///
+/// # Errors
+/// A snapshot is among what is wanted, to be written to.
+pub fn refuse_copies(client: &Client, wanted: &[Wanted]) -> Result<()> {
+    for Wanted { source, read_only, .. } in wanted {
+        if let Source::Volume { name, .. } = source
+            && !read_only
+            && client.volume(name).is_ok_and(|volume| volume.snapshot)
+        {
+            bail!(
+                "{name} is a snapshot: what the container writes there would go when it ends; give --rm, {name}:...:ro, or a \
+                 volume made of it (plywood clone create {name} NAME)"
+            );
+        }
+    }
+    Ok(())
 }
 
 fn place_of(directory: &OwnedFd) -> PathBuf {

@@ -93,7 +93,8 @@ pub fn run(bundle: &Path, id: &str, streams: Streams<'_>, started: impl FnOnce()
     }
     let mut child = command.spawn().map_err(not_installed)?;
     let ended = Arc::new(AtomicBool::new(false));
-    let forwarder = Forwarder { child: pid(&child), id: id.to_owned(), ended: Arc::clone(&ended) };
+    let forwarder =
+        Forwarder { child: pid(&child), id: id.to_owned(), ended: Arc::clone(&ended), had_terminal: has_terminal() };
     let thread = thread::spawn(move || {
         for signal in signals.forever() {
             forwarder.pass_on(signal);
@@ -170,6 +171,13 @@ pub fn knows(id: &str) -> bool {
     Path::new(STATE).join(id).exists()
 }
 
+/// Whether runc says of a container that it has ended. What it does not answer is no such word.
+pub fn has_stopped(id: &str) -> bool {
+    let answer = runc().args(["state", id]).stdin(Stdio::null()).stderr(Stdio::null()).output();
+    let state: Option<serde_json::Value> = answer.ok().and_then(|answer| serde_json::from_slice(&answer.stdout).ok());
+    state.is_some_and(|state| state["status"] == "stopped")
+}
+
 /// Ends a container, whatever it does, and lets runc forget it.
 pub fn remove(id: &str) {
     let quietly = |command: &mut Command| {
@@ -188,11 +196,22 @@ struct Forwarder {
     child: Option<Pid>,
     id: String,
     ended: Arc<AtomicBool>,
+    had_terminal: bool,
+}
+
+/// Whether there is a terminal that this process belongs to.
+fn has_terminal() -> bool {
+    fs::File::open("/dev/tty").is_ok()
 }
 
 impl Forwarder {
     fn pass_on(&self, signal: i32) {
-        let asks_to_end = matches!(signal, libc::SIGINT | libc::SIGTERM | libc::SIGHUP | libc::SIGQUIT);
+        let asks_to_end = match signal {
+            libc::SIGINT | libc::SIGTERM => true,
+            // The terminal's end. From anybody else it is a word to the container, such as to read its configuration anew.
+            libc::SIGHUP => self.had_terminal && !has_terminal(),
+            _ => false,
+        };
         // From a terminal runc got it too, being in the foreground with us.
         let from_terminal = matches!(signal, libc::SIGINT | libc::SIGQUIT) && io::IsTerminal::is_terminal(&io::stdin());
         if !from_terminal
