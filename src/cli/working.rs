@@ -5,7 +5,7 @@ use uuid::Uuid;
 use super::attach::delete_when_idle;
 use crate::daemon::Client;
 use crate::daemon::attributes::EPHEMERAL;
-use crate::daemon::protocol::{Attributes, Bytes};
+use crate::daemon::protocol::{Attributes, Bytes, Command, Failure, Kind, Volume};
 
 /// The mark of a working volume: what it is for. What is left of one is deleted by the next daemon, and by `plywood prune`.
 pub fn ephemeral(purpose: &str) -> Attributes {
@@ -24,6 +24,23 @@ pub fn head(name: &str) -> &str {
         end -= 1;
     }
     &name[..end]
+}
+
+/// Takes the mark off a working volume that is whole, and gives it the name that it is for. In this order: what has that
+/// name and is marked would be deleted by the next daemon.
+///
+/// # Errors
+/// What the pool answers; the name may be taken.
+pub fn make_lasting(client: &Client, working: &str, name: &str) -> Result<Volume, Failure> {
+    let uuid = client.volume(working)?.uuid;
+    client.set_attributes(working, [(EPHEMERAL.to_owned(), None)].into())?;
+    let renamed = client.call(Command::VolumeRename { name: working.to_owned(), to: name.to_owned() });
+    match (renamed, client.volume(name)) {
+        // Done by an engine that died before it answered.
+        (Err(failure), Ok(volume)) if failure.kind == Kind::NotFound && volume.uuid == uuid => Ok(volume),
+        (Err(failure), _) => Err(failure),
+        (Ok(_), volume) => volume,
+    }
 }
 
 /// Detaches and deletes a working volume.

@@ -4,6 +4,7 @@ use std::fs::{self, File};
 use std::io::{BufWriter, Read, Write};
 use std::os::unix::fs::{PermissionsExt, symlink};
 use std::path::{Path, PathBuf};
+use std::thread;
 
 use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
@@ -106,6 +107,18 @@ pub fn layers_say_what_changed(file_system: &str) {
         assert_same(&tree_of(&pool, &format!("{image}-back")), &tree_of(&pool, image), image);
     }
     pool.unmount(&point);
+    // At the same time into one layout: each is in its index afterwards, with all its blobs.
+    let shared = folder.join("shared").display().to_string();
+    thread::scope(|scope| {
+        for image in ["changed", "last", "still"] {
+            let (pool, shared) = (&pool, &shared);
+            scope.spawn(move || exported(pool, &format!("{image} oci:{shared}:{image} --compress none")));
+        }
+    });
+    for image in ["changed", "last", "still"] {
+        let copied = folder.join(format!("copied-{image}")).display().to_string();
+        run("skopeo", ["copy", &format!("oci:{shared}:{image}"), &format!("oci:{copied}:{image}")]).expect();
+    }
     // Another reader of layouts and archives.
     let copied = folder.join("copied").display().to_string();
     run("skopeo", ["copy", &format!("docker-archive:{archive}"), &format!("oci:{copied}:copied")]).expect();

@@ -205,6 +205,46 @@ pub fn interrupted_streams_are_resumed() {
 
 /// A receive that is killed (-9) in the middle, or with one byte to come, has received nothing, and keeps nobody from
 /// receiving it.
+/// What a full pool has lost has not arrived: it is sent again when there is room.
+pub fn receive_into_a_full_pool_is_resumed() {
+    let from = TestPool::create("2G", Transport::Auto);
+    from.done("volume create files --size 1G");
+    let device = from.attach("files");
+    for number in 0..6 {
+        write(&device, number * 100 * MIB, 100 * MIB, number);
+    }
+    from.done("snapshot create files large");
+    let whole = stream(&from, "large", "whole");
+    let to = TestPool::create("400M", Transport::Auto);
+    let said = to.refused(&format!("receive --resumable --input {}", whole.display()), &["go on with", "--resume"]);
+    let (_, from_there) = said.split_once("--resume ").expect("where to go on");
+    let (from_there, _) = from_there.split_once(' ').expect("a number");
+    assert!((MIB..500 * MIB).contains(&from_there.parse().expect("a number")), "{said}");
+    to.done("pool grow --size 2G");
+    let rest = stream(&from, &format!("large --resume {from_there}"), "rest");
+    let received = receive(&to, "--resumable", &rest);
+    from.done("snapshot seal large");
+    assert_eq!(received["digest"], snapshot(&from, "large")["digest"]);
+    for pool in [from, to] {
+        pool.stop();
+        pool.check();
+    }
+}
+
+/// A stream whose reader goes is cut short, and that is no success.
+pub fn stream_without_a_reader_is_an_error() {
+    let (from, _) = sender();
+    let line = format!(
+        "'{}' --pool '{}' send one | head -c 1000000 >/dev/null; exit ${{PIPESTATUS[0]}}",
+        binary().display(),
+        from.file().display()
+    );
+    let outcome = run("bash", ["-c", &line]);
+    assert_eq!(outcome.status.code(), Some(1), "{}", outcome.stderr);
+    assert!(outcome.stderr.contains("before its end"), "{}", outcome.stderr);
+    from.stop();
+}
+
 pub fn killed_receive_has_received_nothing() {
     let (from, _) = sender();
     let whole = stream(&from, "one", "whole");

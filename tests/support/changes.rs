@@ -2,10 +2,12 @@
 
 use std::fs::{self, File};
 use std::os::unix::fs::{PermissionsExt, chown, lchown, symlink};
+use std::os::unix::net::UnixListener;
 use std::path::Path;
 use std::time::{Duration, SystemTime};
 
 use super::command::run;
+use super::tree::Tree;
 
 /// `security.capability` of a program that may use raw sockets (`cap_net_raw+ep`).
 const CAPABILITY: [u8; 20] = [1, 0, 0, 2, 0, 0x20, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0];
@@ -18,7 +20,19 @@ pub fn fill(root: &Path) {
         fs::create_dir_all(at(folder)).expect("a folder");
     }
     let within = ["kept/file", "gone/deep/file", "replaced/file", "replaced/old/file", "file-now/old/file"];
-    let changed = ["changed", "empty", "old", "mode", "owner", "noted", "capable", "linked", "gone-file", "folder-now"];
+    let changed = [
+        "changed",
+        "empty",
+        "old",
+        "mode",
+        "owner",
+        "noted",
+        "capable",
+        "linked",
+        "gone-file",
+        "folder-now",
+        "socket-now",
+    ];
     for name in within.into_iter().chain(changed).chain(["same"]) {
         fs::write(at(name), name.repeat(1000)).expect("a file");
     }
@@ -57,4 +71,13 @@ pub fn change(root: &Path) {
     fs::remove_file(at("folder-now")).expect("a file");
     fs::create_dir(at("folder-now")).expect("a folder");
     fs::write(at("folder-now/file"), "in a folder").expect("a file");
+    // No layer holds a socket: what was there before it has gone all the same.
+    fs::remove_file(at("socket-now")).expect("a file");
+    drop(UnixListener::bind(at("socket-now")).expect("a socket"));
+}
+
+/// What others find in such layers whose tree is `tree` here.
+pub fn without_sockets(mut tree: Tree) -> Tree {
+    tree.remove(Path::new("data/socket-now")).expect("the socket");
+    tree
 }

@@ -97,7 +97,7 @@ pub fn import(context: &Context, arguments: &ImportArguments) -> Result<()> {
         sector_size: arguments.sector_size.as_deref().map(str::parse).transpose()?,
     };
     let client = context.daemon_client()?;
-    let interrupt = watch_signals()?;
+    let interrupt = heed_signals()?;
     let progress = progress_bar();
     let imported = import_image(&client, &order, &progress, &interrupt);
     progress.finish_and_clear();
@@ -117,6 +117,21 @@ pub fn import(context: &Context, arguments: &ImportArguments) -> Result<()> {
         size::show(image.mapped_bytes),
         size::echo(image.size_bytes)
     ))?)
+}
+
+/// A flag that SIGINT, SIGTERM and SIGHUP set; the second of them ends the process where it stands, for it may wait for what
+/// does not look at the flag. What is left then has the mark of what nobody needs.
+///
+/// # Errors
+///
+/// The handlers cannot be installed.
+pub(crate) fn heed_signals() -> Result<Interrupt> {
+    let interrupt = Interrupt::default();
+    for signal in [libc::SIGINT, libc::SIGTERM, libc::SIGHUP] {
+        signal_hook::flag::register_conditional_shutdown(signal, 128 + signal, Arc::clone(&interrupt))?;
+        signal_hook::flag::register(signal, Arc::clone(&interrupt))?;
+    }
+    Ok(interrupt)
 }
 
 /// A flag that SIGINT, SIGTERM and SIGHUP set.

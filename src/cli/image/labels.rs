@@ -21,6 +21,9 @@ pub const EXPORTED: &str = "plywood.image.exported";
 pub const LAYER: &str = "plywood.image.layer";
 /// Uuid of the layer below; on an image made of a container, of the image that the container was started from.
 pub const BELOW: &str = "plywood.image.below";
+/// By what a layer is found that need not be unpacked again. That is worth what its writer is: no stream brings it from
+/// another pool.
+pub const FOUND_BY: [&str; 4] = [CHAIN_ID, DIFF_ID, EXPORTED, BELOW];
 /// On a container: the image that it was started from.
 pub const CONTAINER_IMAGE: &str = "plywood.container.image";
 /// On a container: the command, a JSON list.

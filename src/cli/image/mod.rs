@@ -29,7 +29,7 @@ pub use export::ExportArguments;
 pub(crate) use filesystem::run as run_program;
 pub use filesystem::{Detached, Filesystem};
 pub use import::{ImportArguments, Imported, Order, import_image};
-pub(crate) use import::{progress_over, watch_signals};
+pub(crate) use import::{heed_signals, progress_over, watch_signals};
 pub use list::{ImageInfo, images};
 pub use source::Source;
 pub use stream::{Interrupt, interrupted};

@@ -12,6 +12,7 @@ use std::sync::Arc;
 use anyhow::{Context as _, Result, bail, ensure};
 use indicatif::ProgressBar;
 use oci_spec::image::ImageConfiguration;
+use rustix::fs::{Mode, OFlags};
 
 use super::apply::apply_archive;
 use super::directory::copy_directory;
@@ -280,7 +281,10 @@ impl Read for Part {
 
 /// Opens a regular file to read it.
 pub(super) fn open_file(path: &Path) -> Result<File> {
-    let file = File::open(path).with_context(|| path.display().to_string())?;
+    // Of a pipe it would wait for a writer, without end.
+    let how = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::NOCTTY | OFlags::CLOEXEC;
+    let file = rustix::fs::open(path, how, Mode::empty()).with_context(|| path.display().to_string())?;
+    let file = File::from(file);
     ensure!(file.metadata()?.is_file(), "{}: not a file", path.display());
     Ok(file)
 }

@@ -4,8 +4,9 @@ use std::fs::File;
 use std::os::unix::fs::FileExt;
 use std::path::PathBuf;
 
-use anyhow::{Context as _, Result};
+use anyhow::{Context as _, Result, bail};
 use rustix::fs::Advice;
+use uuid::Uuid;
 
 use super::stream::DATA_BYTES;
 use crate::cli::working::{ephemeral, private_name, take_away};
@@ -26,10 +27,14 @@ impl<'a> Content<'a> {
     /// That of `snapshot`. `purpose` tells whoever looks what the clone is for.
     ///
     /// # Errors
-    /// What the daemon answers.
-    pub fn open(client: &'a Client, snapshot: &str, purpose: &str) -> Result<Self> {
+    /// What the daemon answers, and that another snapshot has the name than the one of that uuid.
+    pub fn open(client: &'a Client, snapshot: &str, uuid: Uuid, purpose: &str) -> Result<Self> {
         let clone = private_name(snapshot, purpose);
-        client.create_clone(snapshot, &clone, ephemeral(purpose))?;
+        let made = client.create_clone(snapshot, &clone, ephemeral(purpose))?;
+        if made.origin_uuid != Some(uuid) {
+            take_away(client, &clone);
+            bail!("{snapshot} has gone, and another has its name");
+        }
         let opened = client.attach(&clone, true).map_err(anyhow::Error::from).and_then(|attached| {
             let file = File::open(&attached.device).with_context(|| attached.device.display().to_string())?;
             Ok((attached.device, file))

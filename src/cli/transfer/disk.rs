@@ -11,12 +11,11 @@ use anyhow::{Context as _, Result, anyhow, bail};
 use super::content::Content;
 use super::file::NewFile;
 use crate::cli::attach::detach_when_idle;
-use crate::cli::image::{Disk, Source, interrupted, progress_over, run_program, watch_signals};
-use crate::cli::working::{ephemeral, private_name, take_away};
+use crate::cli::image::{Disk, Source, heed_signals, interrupted, progress_over, run_program};
+use crate::cli::working::{ephemeral, make_lasting, private_name, take_away};
 use crate::cli::{Context, output, size};
-use crate::daemon::attributes::EPHEMERAL;
 use crate::daemon::making;
-use crate::daemon::protocol::{Kind, Range};
+use crate::daemon::protocol::{Kind, Range, Volume};
 
 /// A disk image to be made.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -56,16 +55,16 @@ pub fn export(context: &Context, name: &str, to: &Target) -> Result<()> {
     let path = to.path();
     let file = NewFile::begin(path)?;
     let client = context.daemon_client_for(name)?;
-    let interrupt = watch_signals()?;
+    let interrupt = heed_signals()?;
     let _making = making::begin(client.pool_uuid()?)?;
     let volume = client.volume(name)?;
     // A volume may be in use: what it holds at this moment is what is written.
     let moment = match volume.snapshot {
         true => None,
-        false => Some(client.create_snapshot(name, &private_name(name, "export"), ephemeral("export"))?.name),
+        false => Some(client.create_snapshot(name, &private_name(name, "export"), ephemeral("export"))?),
     };
-    let snapshot = moment.as_deref().unwrap_or(name);
-    let written = Content::open(&client, snapshot, "export").and_then(|mut content| {
+    let Volume { name: snapshot, uuid, .. } = moment.as_ref().unwrap_or(&volume);
+    let written = Content::open(&client, snapshot, *uuid, "export").and_then(|mut content| {
         let Target::Raw(_) = to else {
             let mut convert = Process::new("qemu-img");
             convert.args(["convert", "-f", "raw", "-O", "qcow2", "-W"]).arg(&content.device).arg(file.draft());
@@ -87,7 +86,7 @@ pub fn export(context: &Context, name: &str, to: &Target) -> Result<()> {
         Ok(())
     });
     if let Some(moment) = &moment {
-        take_away(&client, moment);
+        take_away(&client, &moment.name);
     }
     written.with_context(|| path.display().to_string())?;
     let taken = file.finish()?.metadata()?.blocks() * 512;
@@ -113,27 +112,36 @@ pub fn import(context: &Context, source: &Source, name: &str, sector_size: u32) 
         bail!("give raw:FILE or qcow2:FILE; others make images: plywood image import")
     };
     let client = context.daemon_client()?;
-    let interrupt = watch_signals()?;
+    let interrupt = heed_signals()?;
     let _making = making::begin(client.pool_uuid()?)?;
     let size_bytes = disk.size_bytes().next_multiple_of(u64::from(sector_size.max(512)));
-    let made = client.create_volume(name, size_bytes, sector_size, ephemeral("import"));
-    made.map_err(|failure| match failure.kind {
-        Kind::AlreadyExists => anyhow!("{name} exists already; choose another name"),
-        _ => failure.into(),
-    })?;
+    let taken = || anyhow!("{name} exists already; choose another name");
+    match client.volume(name) {
+        Ok(_) => return Err(taken()),
+        Err(failure) if failure.kind == Kind::NotFound => {}
+        Err(failure) => return Err(failure.into()),
+    }
+    // It has its name when it is whole.
+    let working = private_name(name, "import");
+    client.create_volume(&working, size_bytes, sector_size, ephemeral("import"))?;
     let bar = progress_over("importing", size_bytes);
     let copied = client
-        .attach(name, false)
+        .attach(&working, false)
         .map_err(anyhow::Error::from)
         .and_then(|attached| disk.copy_to(&attached.device, &bar, &interrupt))
-        .and_then(|()| Ok(detach_when_idle(&client, name)?));
+        .and_then(|()| Ok(detach_when_idle(&client, &working)?));
     bar.finish_and_clear();
     if let Err(error) = copied {
-        take_away(&client, name);
+        take_away(&client, &working);
         return Err(if interrupt.load(Ordering::Relaxed) { interrupted().into() } else { error });
     }
-    client.set_attributes(name, [(EPHEMERAL.to_owned(), None)].into())?;
-    crate::cli::volume::changed(context, &client.volume(name)?)
+    match make_lasting(&client, &working, name) {
+        Ok(volume) => crate::cli::volume::changed(context, &volume),
+        Err(failure) => {
+            take_away(&client, &working);
+            Err(if failure.kind == Kind::AlreadyExists { taken() } else { failure.into() })
+        }
+    }
 }
 
 #[cfg(test)]

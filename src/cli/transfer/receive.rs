@@ -22,11 +22,11 @@ use serde::{Deserialize, Serialize};
 
 use super::stream::{Frame, Header, Identity, Reader, retain_portable};
 use crate::cli::attach::detach_when_idle;
-use crate::cli::image::{Interrupt, interrupted, progress_over, watch_signals};
+use crate::cli::image::{Interrupt, heed_signals, interrupted, progress_over};
 use crate::cli::output::{self, Waiting};
-use crate::cli::working::{ephemeral, private_name, take_away};
+use crate::cli::working::{ephemeral, make_lasting, private_name, take_away};
 use crate::cli::{Context, Name, size};
-use crate::daemon::attributes::{EPHEMERAL, RECEIVING};
+use crate::daemon::attributes::RECEIVING;
 use crate::daemon::protocol::{Attributes, Bytes, Command, Kind, Volume};
 use crate::daemon::{Client, making};
 use crate::format::check_name;
@@ -89,7 +89,7 @@ pub fn receive(context: &Context, arguments: &ReceiveArguments) -> Result<()> {
         }
         None => File::from(std::io::stdin().as_fd().try_clone_to_owned()?),
     };
-    let interrupt = watch_signals()?;
+    let interrupt = heed_signals()?;
     let input = Patient { input, interrupt: Interrupt::clone(&interrupt) };
     let (mut reader, mut header) = Reader::begin(BufReader::with_capacity(1 << 20, input))?;
     retain_portable(&mut header.attributes);
@@ -314,9 +314,7 @@ impl<'a> Work<'a> {
                 header.snapshot.digest
             );
         }
-        self.client.call(Command::VolumeRename { name: draft.to_owned(), to: name.to_owned() })?;
-        self.client.set_attributes(name, [(EPHEMERAL.to_owned(), None)].into())?;
-        Ok(self.client.volume(name)?)
+        Ok(make_lasting(self.client, draft, name)?)
     }
 
     /// Adds to an error what is left.
@@ -395,29 +393,27 @@ fn find_partial(client: &Client, snapshot: &Identity) -> Result<Option<(String, 
 
 fn apply<R: Read>(work: &mut Work<'_>, reader: &mut Reader<R>, interrupt: &Interrupt, bar: &ProgressBar) -> Result<()> {
     let mut at = 0;
+    // Whether the device has taken what it was given: of what it lost it tells once.
+    let mut is_sound = true;
     let applied = loop {
         if interrupt.load(Ordering::Relaxed) {
             break Err(interrupted().into());
         }
-        let step = match reader.next_frame() {
+        let (end, step) = match reader.next_frame() {
             Ok(Frame::Done) => break Ok(()),
-            Ok(Frame::Data(offset, content)) => {
-                at = offset + content.len() as u64;
-                work.data(offset, content)
-            }
-            Ok(Frame::Zero(offset, length)) => {
-                at = offset + length;
-                work.zero(offset, length)
-            }
-            Err(error) => Err(error),
+            Ok(Frame::Data(offset, content)) => (offset + content.len() as u64, work.data(offset, content)),
+            Ok(Frame::Zero(offset, length)) => (offset + length, work.zero(offset, length)),
+            Err(error) => break Err(error),
         };
         if let Err(error) = step {
+            is_sound = false;
             break Err(error);
         }
+        at = end;
         bar.set_position(at);
     };
     bar.finish_and_clear();
-    if applied.is_err() && work.partial.is_some() {
+    if applied.is_err() && is_sound && work.partial.is_some() {
         // Each frame was whole when it was applied.
         if let Err(error) = work.note(at) {
             tracing::warn!("how far it got is not known: {error:#}");

@@ -1,16 +1,16 @@
 //! `plywood send`: a snapshot, or what changed since another one, as a stream.
 
-use std::io::{BufWriter, IsTerminal, Write};
+use std::io::{self, BufWriter, IsTerminal, Write};
 use std::path::PathBuf;
 use std::sync::atomic::Ordering;
 
-use anyhow::{Context as _, Result, bail, ensure};
+use anyhow::{Context as _, Result, anyhow, bail, ensure};
 use clap::Args;
 
 use super::content::Content;
 use super::file::NewFile;
 use super::stream::{Header, Identity, VERSION, Writer, retain_portable};
-use crate::cli::image::{Interrupt, interrupted, progress_over, watch_signals};
+use crate::cli::image::{Interrupt, heed_signals, interrupted, progress_over};
 use crate::cli::output::{self, Waiting};
 use crate::cli::{Context, Name, size};
 use crate::daemon::protocol::{Command, Range, Volume};
@@ -49,7 +49,7 @@ pub fn send(context: &Context, arguments: &SendArguments) -> Result<()> {
         bail!("a stream is not for terminals; send it into a pipe, or give --output FILE");
     }
     let client = context.daemon_client_for(&name)?;
-    let interrupt = watch_signals()?;
+    let interrupt = heed_signals()?;
     let snapshot = sealed(&client, &name)?;
     let base = from.map(|from| sealed(&client, &from)).transpose()?;
     if let Some(base) = &base {
@@ -74,8 +74,14 @@ pub fn send(context: &Context, arguments: &SendArguments) -> Result<()> {
     // Prune leaves the private clone alone that is read through.
     let _making = making::begin(client.pool_uuid()?)?;
     let Some(path) = &arguments.output else {
-        // Whoever reads it says how it ended there.
-        return write(&client, &header, BufWriter::new(std::io::stdout().lock()), &interrupt).map(drop);
+        let sent = write(&client, &header, BufWriter::new(std::io::stdout().lock()), &interrupt);
+        // Of output that is looked at, a reader that goes has seen enough; a stream is cut short then.
+        return sent.map(drop).map_err(|error| match error.downcast_ref::<io::Error>() {
+            Some(broken) if broken.kind() == io::ErrorKind::BrokenPipe => {
+                anyhow!("whoever read the stream has gone before its end")
+            }
+            _ => error,
+        });
     };
     let file = NewFile::begin(path)?;
     let written = write(&client, &header, BufWriter::new(file.file()), &interrupt)?;
@@ -108,7 +114,7 @@ fn identity(volume: &Volume) -> Result<Identity> {
 /// Writes the stream, and answers the bytes of content in it.
 fn write<W: Write>(client: &Client, header: &Header, to: W, interrupt: &Interrupt) -> Result<u64> {
     let (name, size_bytes) = (&header.snapshot.name, header.snapshot.size_bytes);
-    let mut content = Content::open(client, name, "send")?;
+    let mut content = Content::open(client, name, header.snapshot.uuid, "send")?;
     let mut writer = Writer::begin(to, header)?;
     let bar = progress_over("sending", size_bytes);
     let mut written = 0;

@@ -74,7 +74,8 @@ pub struct Header {
 
 /// Leaves of attributes what users and images have noted; other notes of plywood's own mean something in one pool only.
 pub fn retain_portable(attributes: &mut Attributes) {
-    attributes.retain(|key, _| !key.starts_with("plywood.") || key.starts_with(labels::PREFIX));
+    let is_of_images = |key: &str| key.starts_with(labels::PREFIX) && !labels::FOUND_BY.contains(&key);
+    attributes.retain(|key, _| !key.starts_with("plywood.") || is_of_images(key));
 }
 
 /// What one frame says.

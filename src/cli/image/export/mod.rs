@@ -26,11 +26,11 @@ use serde::Serialize;
 use super::import::chain_id;
 use super::layers::{self, Known, known};
 use super::tree::Tree;
-use super::{Detached, Filesystem, Interrupt, labels, watch_signals};
+use super::{Detached, Filesystem, Interrupt, heed_signals, labels};
 use crate::cli::output;
 use crate::cli::working::{ephemeral, private_name, take_away};
 use crate::cli::{Context, Name, size};
-use crate::daemon::protocol::{Failure, Range, Volume};
+use crate::daemon::protocol::{Failure, Kind, Range, Volume};
 use crate::daemon::{Client, making};
 use crate::io::Frozen;
 use crate::units::BLOCK_BYTES;
@@ -97,7 +97,7 @@ struct Told {
 pub fn export(context: &Context, arguments: &ExportArguments) -> Result<()> {
     let name = arguments.name.text()?;
     let client = context.daemon_client_for(&name)?;
-    let interrupt = watch_signals()?;
+    let interrupt = heed_signals()?;
     // Prune leaves the private clones alone, and image delete the layers.
     let _making = making::begin(client.pool_uuid()?)?;
     let all = known(&client)?;
@@ -147,8 +147,13 @@ fn remember(client: &Client, snapshots: &[&Known], blobs: &[Blob]) {
         let id = chain_id(chain.as_deref(), &blob.diff_id);
         if !layers::is_layer(snapshot, &id) {
             let exported = [(labels::EXPORTED.to_owned(), Some(id.as_str().into()))].into();
-            if let Err(failure) = client.set_attributes(&snapshot.volume.name, exported) {
-                tracing::warn!("{}: an import of this export will not find it: {failure}", snapshot.volume.name);
+            let Volume { uuid, name, .. } = &snapshot.volume;
+            let noted = client.name_of(*uuid, name).and_then(|now| match now {
+                Some(now) => client.set_attributes(&now, exported),
+                None => Err(Failure::new(Kind::NotFound, "it has gone")),
+            });
+            if let Err(failure) = noted {
+                tracing::warn!("{name}: an import of this export will not find it: {failure}");
             }
         }
         chain = Some(id);
@@ -216,7 +221,7 @@ impl Work<'_> {
             below.iter().map(|below| below.device.clone()).chain([layer.device.clone()]).collect();
         let read = || devices.iter().map(|device| read_bytes(device)).sum::<u64>();
         let before = read();
-        let mut tarball = Tarball::new(to, self.progress, self.interrupt);
+        let mut tarball = Tarball::new(to, below.is_some(), self.progress, self.interrupt);
         let found = match below {
             None => {
                 compare(None, layer.root()?, Vec::new(), &|_, _| true, &mut |met| tarball.take(met))?;
@@ -275,8 +280,13 @@ impl<'a> Opened<'a> {
     fn open(work: &Work<'a>, snapshot: &Volume) -> Result<Self> {
         let client = work.client;
         let clone = private_name(&snapshot.name, "export");
-        client.create_clone(&snapshot.name, &clone, ephemeral("export"))?;
-        match client.attach(&clone, false) {
+        let made = client.create_clone(&snapshot.name, &clone, ephemeral("export"))?;
+        let attached = if made.origin_uuid == Some(snapshot.uuid) {
+            client.attach(&clone, false)
+        } else {
+            Err(Failure::new(Kind::NotFound, format!("{} has gone, and another has its name", snapshot.name)))
+        };
+        match attached {
             Ok(attached) => Ok(Self {
                 client,
                 clone,

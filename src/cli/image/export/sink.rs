@@ -10,6 +10,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, Result, bail, ensure};
 use flate2::write::GzEncoder;
+use rustix::fs::FlockOperation;
 use serde_json::{Value, json};
 use sha2::{Digest as _, Sha256};
 use tar::Header;
@@ -107,12 +108,15 @@ pub(super) struct Layout {
     compression: Compression,
     /// What was not there before; taken away again when the image is not finished.
     made: Vec<PathBuf>,
+    /// Held: others change the same index, and would count on blobs that may be taken away again.
+    turn: Option<File>,
 }
 
 impl Layout {
     /// Begins an image in the layout at `directory`, which is made if need be.
     pub(super) fn begin(directory: &Path, tag: &str, compression: Compression) -> Result<Self> {
-        let mut layout = Self { directory: directory.to_owned(), tag: tag.to_owned(), compression, made: Vec::new() };
+        let mut layout =
+            Self { directory: directory.to_owned(), tag: tag.to_owned(), compression, made: Vec::new(), turn: None };
         let shown = directory.display();
         let is_empty = match fs::read_dir(directory) {
             Ok(mut entries) => entries.next().is_none(),
@@ -123,6 +127,10 @@ impl Layout {
             }
             Err(error) => return Err(error).with_context(|| shown.to_string()),
         };
+        let turn = File::open(directory).with_context(|| shown.to_string())?;
+        rustix::fs::flock(&turn, FlockOperation::LockExclusive).with_context(|| format!("{shown}: locking"))?;
+        layout.turn = Some(turn);
+        let is_empty = is_empty || fs::read_dir(directory)?.next().is_none();
         ensure!(is_empty || directory.join(INDEX).is_file(), "{shown}: is no OCI image layout, and not empty");
         if !is_empty {
             layout.index()?;

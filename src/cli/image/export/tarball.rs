@@ -49,14 +49,17 @@ pub(super) struct Tarball<'a, W: Write> {
     directories: HashSet<Vec<u8>>,
     progress: &'a ProgressBar,
     interrupt: &'a Interrupt,
+    /// Something stands below this layer.
+    covers: bool,
     written: Written,
 }
 
 impl<'a, W: Write> Tarball<'a, W> {
-    pub(super) fn new(to: W, progress: &'a ProgressBar, interrupt: &'a Interrupt) -> Self {
+    /// A layer, which `covers` another or is the lowest.
+    pub(super) fn new(to: W, covers: bool, progress: &'a ProgressBar, interrupt: &'a Interrupt) -> Self {
         let written = Written::default();
         let (linked, directories) = (HashMap::new(), HashSet::new());
-        Self { builder: tar::Builder::new(to), linked, directories, progress, interrupt, written }
+        Self { builder: tar::Builder::new(to), linked, directories, progress, interrupt, covers, written }
     }
 
     /// Writes what there is to be said of a name.
@@ -103,7 +106,8 @@ impl<'a, W: Write> Tarball<'a, W> {
             }
             FileType::Socket => {
                 self.written.sockets_left_out += 1;
-                return Ok(());
+                // What was there before it has gone all the same.
+                return if self.covers { self.whiteout(path) } else { Ok(()) };
             }
             _ => {
                 if stat.st_nlink > 1 {
@@ -290,7 +294,7 @@ mod tests {
         let times = rustix::fs::Timestamps { last_access: modified, last_modification: modified };
         rustix::fs::utimensat(rustix::fs::CWD, at("z hard link"), &times, rustix::fs::AtFlags::empty()).unwrap();
         let (progress, interrupt) = (ProgressBar::hidden(), Interrupt::default());
-        let mut tarball = Tarball::new(Vec::new(), &progress, &interrupt);
+        let mut tarball = Tarball::new(Vec::new(), false, &progress, &interrupt);
         let differs = |_: &Stat, _: &Stat| true;
         compare(None, open_root(folder.path()).unwrap(), Vec::new(), &differs, &mut |met| tarball.take(met)).unwrap();
         tarball.take(Met::Gone { path: b"some/where" }).unwrap();
@@ -325,7 +329,7 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         fs::write(folder.path().join(".wh.x"), "").unwrap();
         let (progress, interrupt) = (ProgressBar::hidden(), Interrupt::default());
-        let mut tarball = Tarball::new(Vec::new(), &progress, &interrupt);
+        let mut tarball = Tarball::new(Vec::new(), false, &progress, &interrupt);
         let differs = |_: &Stat, _: &Stat| true;
         let root = open_root(folder.path()).unwrap();
         let refused = compare(None, root, Vec::new(), &differs, &mut |met| tarball.take(met)).unwrap_err();

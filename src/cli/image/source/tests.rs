@@ -368,3 +368,14 @@ fn configuration_for_another_machine_is_refused() {
     }
     assert!(Configuration::parse(b"{}".to_vec()).is_err());
 }
+
+/// It would wait for a writer, and no signal would end that.
+#[test]
+fn pipe_in_the_place_of_a_file_is_refused_at_once() {
+    let folder = tempfile::tempdir().unwrap();
+    let pipe = folder.path().join("blob");
+    let mode = rustix::fs::Mode::from_raw_mode(0o600);
+    rustix::fs::mknodat(rustix::fs::CWD, &pipe, rustix::fs::FileType::Fifo, mode, 0).unwrap();
+    let refused = open_file(&pipe).unwrap_err().to_string();
+    assert!(refused.contains("not a file"), "{refused}");
+}
