@@ -11,7 +11,9 @@
 
 use std::io::IsTerminal;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread;
+use std::time::Duration;
 
 use anyhow::{Context as _, Result, anyhow, bail, ensure};
 use clap::Args;
@@ -119,18 +121,31 @@ pub fn import(context: &Context, arguments: &ImportArguments) -> Result<()> {
     ))?)
 }
 
-/// A flag that SIGINT, SIGTERM and SIGHUP set; the second of them ends the process where it stands, for it may wait for what
-/// does not look at the flag. What is left then has the mark of what nobody needs.
+/// How long after the first signal another one counts: timeout(1) sends two at once, and a shell and the kernel do when a
+/// terminal goes.
+const SAME_SIGNAL: Duration = Duration::from_secs(1);
+const LOOK_AGAIN: Duration = Duration::from_millis(100);
+
+/// A flag that SIGINT, SIGTERM and SIGHUP set; another of them a second later ends the process where it stands, for it may wait
+/// for what does not look at the flag. What is left then has the mark of what nobody needs.
 ///
 /// # Errors
 ///
 /// The handlers cannot be installed.
 pub(crate) fn heed_signals() -> Result<Interrupt> {
-    let interrupt = Interrupt::default();
+    let interrupt = watch_signals()?;
+    let is_armed = Arc::<AtomicBool>::default();
     for signal in [libc::SIGINT, libc::SIGTERM, libc::SIGHUP] {
-        signal_hook::flag::register_conditional_shutdown(signal, 128 + signal, Arc::clone(&interrupt))?;
-        signal_hook::flag::register(signal, Arc::clone(&interrupt))?;
+        signal_hook::flag::register_conditional_shutdown(signal, 128 + signal, Arc::clone(&is_armed))?;
     }
+    let flag = Interrupt::clone(&interrupt);
+    thread::spawn(move || {
+        while !flag.load(Ordering::Relaxed) {
+            thread::sleep(LOOK_AGAIN);
+        }
+        thread::sleep(SAME_SIGNAL);
+        is_armed.store(true, Ordering::Relaxed);
+    });
     Ok(interrupt)
 }
 

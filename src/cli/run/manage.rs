@@ -216,10 +216,12 @@ pub fn remove(context: &Context, arguments: &RmArguments) -> Result<()> {
             end(&client, &container, &id, arguments.force)?;
         }
         // Attached alone it may be: by plywood attach --all after a power cut. What is mounted by hand or open is refused.
-        match client.detach_and_delete(name) {
-            // One of --rm is removed by whoever looks after it.
-            Err(failure) if failure.kind == Kind::NotFound => {}
-            deleted => deleted?,
+        // One of --rm is removed by whoever looks after it, and another may have its name by now.
+        if let Some(now) = client.name_of(container.uuid, name)? {
+            match client.detach_and_delete(&now) {
+                Err(failure) if failure.kind == Kind::NotFound => {}
+                deleted => deleted?,
+            }
         }
         logs::remove(pool, container.uuid)?;
         volume::done(context, "removed", name)?;
@@ -258,7 +260,9 @@ fn take_down(client: &Client, container: &Volume, id: &str) -> Result<()> {
     for directory in &directories {
         unmount_below(client, directory)?;
     }
-    detach_when_idle(client, &container.name).with_context(|| container.name.clone())?;
+    if let Some(now) = client.name_of(container.uuid, &container.name)? {
+        detach_when_idle(client, &now).with_context(|| now.clone())?;
+    }
     for directory in directories {
         match std::fs::remove_dir_all(&directory) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => {

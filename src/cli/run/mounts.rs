@@ -226,9 +226,10 @@ impl<'a> Volumes<'a> {
     fn take_new(&mut self, name: &str, place: &Place<'_>) -> Result<PathBuf> {
         let _making = making::begin(self.client.pool_uuid()?)?;
         let volume = self.client.create_volume(name, SIZE_BYTES, SECTOR_SIZE, ephemeral(UNFINISHED))?;
+        let others = self.mounted.len();
         let made = self.make(&volume, place);
         if made.is_err() {
-            if let Some((mounted, _)) = self.mounted.pop() {
+            for (mounted, _) in self.mounted.drain(others..) {
                 let _ = rustix::mount::unmount(&mounted.directory, UnmountFlags::NOFOLLOW);
                 let _ = fs::remove_dir(&mounted.directory);
             }

@@ -48,6 +48,11 @@ impl<'a> Content<'a> {
         }
     }
 
+    /// The name of the clone. It has the snapshot's tree, and its name is nobody else's, whatever becomes of the snapshot's.
+    pub fn name(&self) -> &str {
+        &self.clone
+    }
+
     /// Reads a range in pieces of at most [`DATA_BYTES`]; none for a piece that is all zeros.
     ///
     /// # Errors

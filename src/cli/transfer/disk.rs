@@ -72,7 +72,8 @@ pub fn export(context: &Context, name: &str, to: &Target) -> Result<()> {
         };
         file.file().set_len(volume.size_bytes)?;
         let bar = progress_over("exporting", volume.size_bytes);
-        client.each_changed_range(None, snapshot, |Range(offset, length, _)| {
+        let of = content.name().to_owned();
+        client.each_changed_range(None, &of, |Range(offset, length, _)| {
             let length = length.min(volume.size_bytes.saturating_sub(offset));
             content.read(offset, length, |offset, _, bytes| {
                 if interrupt.load(Ordering::Relaxed) {

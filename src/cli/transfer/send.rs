@@ -119,7 +119,8 @@ fn write<W: Write>(client: &Client, header: &Header, to: W, interrupt: &Interrup
     let bar = progress_over("sending", size_bytes);
     let mut written = 0;
     let base = header.base.as_ref().map(|base| base.name.as_str());
-    client.each_changed_range(base, name, |Range(start, length, has_data)| {
+    let of = content.name().to_owned();
+    client.each_changed_range(base, &of, |Range(start, length, has_data)| {
         // The last block may be there in part; behind a smaller size there is nothing, and before its start nothing is wanted.
         let offset = start.max(header.start_bytes);
         let length = (start + length).min(size_bytes).saturating_sub(offset);

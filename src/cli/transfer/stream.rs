@@ -76,6 +76,10 @@ pub struct Header {
 pub fn retain_portable(attributes: &mut Attributes) {
     let is_of_images = |key: &str| key.starts_with(labels::PREFIX) && !labels::FOUND_BY.contains(&key);
     attributes.retain(|key, _| !key.starts_with("plywood.") || is_of_images(key));
+    // A layer that came without its image is a snapshot like others: no image here is known to need it, and prune would delete it.
+    if !attributes.contains_key(labels::CONFIGURATION) {
+        attributes.remove(labels::LAYER);
+    }
 }
 
 /// What one frame says.
@@ -405,11 +409,16 @@ mod tests {
     #[test]
     fn notes_of_one_pool_stay_there() {
         let mut attributes: Attributes =
-            ["plywood.docker.options", "plywood.image.config", "mine", "plywood.ephemeral"]
+            ["plywood.docker.options", labels::CONFIGURATION, labels::LAYER, "mine", "plywood.ephemeral"]
+                .into_iter()
+                .chain(labels::FOUND_BY)
                 .map(|key| (key.to_owned(), "x".into()))
-                .into();
+                .collect();
         retain_portable(&mut attributes);
-        assert_eq!(attributes.keys().collect::<Vec<_>>(), ["mine", "plywood.image.config"]);
+        assert_eq!(attributes.keys().collect::<Vec<_>>(), ["mine", "plywood.image.config", "plywood.image.layer"]);
+        attributes.remove(labels::CONFIGURATION);
+        retain_portable(&mut attributes);
+        assert_eq!(attributes.keys().collect::<Vec<_>>(), ["mine"], "a layer alone is a snapshot like others");
     }
 
     #[test]

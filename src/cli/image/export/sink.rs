@@ -6,6 +6,7 @@
 use std::collections::BTreeSet;
 use std::fs::{self, File};
 use std::io::{self, BufWriter, Seek, SeekFrom, Write};
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, Result, bail, ensure};
@@ -118,19 +119,24 @@ impl Layout {
         let mut layout =
             Self { directory: directory.to_owned(), tag: tag.to_owned(), compression, made: Vec::new(), turn: None };
         let shown = directory.display();
-        let is_empty = match fs::read_dir(directory) {
-            Ok(mut entries) => entries.next().is_none(),
-            Err(error) if error.kind() == io::ErrorKind::NotFound => {
-                fs::create_dir(directory).with_context(|| shown.to_string())?;
-                layout.made.push(directory.to_owned());
-                true
+        layout.turn = loop {
+            match fs::create_dir(directory) {
+                Ok(()) => layout.made.push(directory.to_owned()),
+                Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
+                Err(error) => return Err(error).with_context(|| shown.to_string()),
             }
-            Err(error) => return Err(error).with_context(|| shown.to_string()),
+            let turn = File::open(directory).with_context(|| shown.to_string())?;
+            rustix::fs::flock(&turn, FlockOperation::LockExclusive).with_context(|| format!("{shown}: locking"))?;
+            // Whoever made it may have failed, and have taken it away.
+            let own = turn.metadata()?;
+            if fs::metadata(directory).is_ok_and(|now| (now.dev(), now.ino()) == (own.dev(), own.ino())) {
+                break Some(turn);
+            }
+            layout.made.clear();
         };
-        let turn = File::open(directory).with_context(|| shown.to_string())?;
-        rustix::fs::flock(&turn, FlockOperation::LockExclusive).with_context(|| format!("{shown}: locking"))?;
-        layout.turn = Some(turn);
-        let is_empty = is_empty || fs::read_dir(directory)?.next().is_none();
+        // Blobs without an index are what a process has left that was killed.
+        let mut entries = fs::read_dir(directory).with_context(|| shown.to_string())?;
+        let is_empty = entries.all(|entry| entry.is_ok_and(|entry| entry.file_name() == "blobs"));
         ensure!(is_empty || directory.join(INDEX).is_file(), "{shown}: is no OCI image layout, and not empty");
         if !is_empty {
             layout.index()?;
@@ -389,6 +395,20 @@ mod tests {
             .map(|name| sink.layer(|to| to.write_all(&tar_of(name)).map_err(Into::into)).unwrap().0)
             .collect();
         sink.finish(&configuration(&layers), &layers).unwrap()
+    }
+
+    /// What a killed export has left keeps nobody from the next; what others have there does.
+    #[test]
+    fn layout_is_begun_where_one_was_cut_short() {
+        let folder = tempfile::tempdir().unwrap();
+        let place = folder.path().join("layout");
+        fs::create_dir_all(place.join("blobs/sha256")).unwrap();
+        fs::write(place.join("blobs/sha256/.tmpx"), "x").unwrap();
+        let layout = Layout::begin(&place, "1", Compression::None).unwrap();
+        write_into(Sink::Oci(layout), &["a"]);
+        assert_eq!(layers_of(&format!("oci:{}:1", place.display())), 1);
+        fs::write(folder.path().join("theirs"), "x").unwrap();
+        assert!(Layout::begin(folder.path(), "1", Compression::None).is_err());
     }
 
     fn layers_of(source: &str) -> usize {
