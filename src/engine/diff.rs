@@ -78,7 +78,7 @@ impl<S: Storage> Pool<S> {
         Ok(all)
     }
 
-    /// Some of them from `start_bytes` on: those that [`NODES_PER_PAGE`] pairs of nodes say, or a leaf more than `most`. Two
+    /// Some of them from `start_bytes` on: those that 1024 pairs of nodes say, or a leaf more than `most`. Two
     /// pages may each have a part of one range. Between them nothing is held: what waits for readers to leave, as snapshots and
     /// freed blocks do, waits for one page.
     pub async fn changed_page(
