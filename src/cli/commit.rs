@@ -6,7 +6,7 @@ use anyhow::{Context as _, Result, bail, ensure};
 use clap::Args;
 use serde_json::{Map, Value, json};
 
-use super::hold::{Held, hold_still};
+use super::hold::hold_still;
 use super::image::{labels, layers};
 use super::{Context, Name, output, size};
 use crate::daemon::protocol::{Attributes, Bytes};
@@ -124,11 +124,11 @@ pub fn commit(context: &Context, arguments: &CommitArguments) -> Result<()> {
     if let Some(filesystem) = base.attributes.get(labels::FILESYSTEM) {
         attributes.insert(labels::FILESYSTEM.to_owned(), filesystem.clone());
     }
-    let held =
-        if arguments.no_freeze { None } else { Some(hold_still(slice::from_ref(&volume), "or give --no-freeze")?) };
+    let to_hold = if arguments.no_freeze { &[] } else { slice::from_ref(&volume) };
+    let held = hold_still(to_hold, "or give --no-freeze")?;
     let taken = client.create_snapshot(&container, &image, attributes);
     // Whatever came of it: a file system that stays frozen stops its users.
-    held.map_or(Ok(()), Held::let_go)?;
+    held.let_go()?;
     let taken = taken?;
     if context.json {
         let value = json!({"name": taken.name, "uuid": taken.uuid, "layers": number + 1, "base": base.volume.name,

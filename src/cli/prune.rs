@@ -68,20 +68,22 @@ struct Loose {
 pub fn prune(context: &Context, arguments: &PruneArguments) -> Result<()> {
     let client = context.client()?;
     let pool = client.hello()?;
-    let found = || -> Result<_> {
+    let alone = || -> Result<_> {
         // On the file nobody else does anything anyway.
-        let alone = if client.is_daemon() {
-            let Some(alone) = making::alone(pool.pool_uuid)? else {
-                bail!("something is being imported or created in pool {}; try again when it has ended", pool.pool_name);
-            };
-            Some(alone)
-        } else {
-            None
+        if !client.is_daemon() {
+            return Ok(None);
+        }
+        let Some(alone) = making::alone(pool.pool_uuid)? else {
+            bail!("something is being imported or created in pool {}; try again when it has ended", pool.pool_name);
         };
-        Ok((find(&known(&client)?, arguments.images)?, alone))
+        Ok(Some(alone))
     };
-    // Nobody is kept waiting for an answer.
-    let (loose, _) = found()?;
+    let found = || find(&known(&client)?, arguments.images);
+    let loose = {
+        let _alone = alone()?;
+        found()?
+        // Nobody is kept waiting for an answer.
+    };
     let at_least: u64 = loose.iter().filter_map(|loose| loose.exclusive_bytes).sum();
     if arguments.dry_run {
         return told(context, &loose, "would be deleted", "frees_at_least_bytes", at_least);
@@ -94,7 +96,8 @@ pub fn prune(context: &Context, arguments: &PruneArguments) -> Result<()> {
     }
     let before = if loose.is_empty() { 0 } else { settled_usage(&client)? };
     let mut deleted = Vec::new();
-    let (now, alone) = found()?;
+    let alone = alone()?;
+    let now = if loose.is_empty() { Vec::new() } else { found()? };
     for loose in now.into_iter().filter(|found| loose.iter().any(|asked| asked.name == found.name)) {
         match client.delete(&loose.name) {
             Ok(()) => deleted.push(loose),

@@ -4,7 +4,7 @@ use anyhow::{Context as _, Result};
 use clap::Subcommand;
 use uuid::Uuid;
 
-use super::hold::{Held, hold_still};
+use super::hold::hold_still;
 use super::image::labels;
 use super::output::{self, Waiting, confirm};
 use super::{Context, Name, size, volume};
@@ -136,18 +136,15 @@ pub fn run(context: &Context, command: SnapshotCommand) -> Result<()> {
 
 /// Takes snapshots at one instant: pairs of volume and name. With `freeze` all file systems are held still first.
 fn create(client: &Client, wanted: &[(String, String)], freeze: bool) -> Result<Vec<Volume>> {
-    let held = if freeze {
-        let volumes = wanted.iter().map(|(volume, _)| client.volume(volume)).collect::<Result<Vec<_>, _>>()?;
-        Some(hold_still(&volumes, "or leave --freeze out")?)
-    } else {
-        None
-    };
+    let to_hold = if freeze { wanted } else { &[] };
+    let to_hold = to_hold.iter().map(|(volume, _)| client.volume(volume)).collect::<Result<Vec<_>, _>>()?;
+    let held = hold_still(&to_hold, "or leave --freeze out")?;
     let taken = match wanted {
         [(volume, name)] => client.create_snapshot(volume, name, Default::default()).map(|taken| vec![taken]),
         several => client.create_snapshots(several),
     };
     // Whatever came of it: a file system that stays frozen stops its users.
-    held.map_or(Ok(()), Held::let_go)?;
+    held.let_go()?;
     Ok(taken?)
 }
 

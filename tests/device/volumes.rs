@@ -135,7 +135,7 @@ pub fn made_by_several_at_once() {
     pool.check();
 }
 
-/// Names of the volumes and snapshots, and the device of one of them.
+/// The device of a volume. None: it is not attached, or not there.
 fn device_of(pool: &TestPool, name: &str) -> Option<String> {
     let listed = pool.json("volume list", "volumes");
     let volume = listed.as_array().expect("a list").iter().find(|volume| volume["name"] == name)?;

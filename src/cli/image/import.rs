@@ -29,8 +29,9 @@ use super::source::{Configuration, Image, Layer, Source, platform};
 use super::stream::{Interrupt, interrupted, sha256_of};
 use super::workshop::{Step, Wanted, Workshop};
 use crate::cli::attach::detach_when_idle;
+use crate::cli::working::refuse_taken;
 use crate::cli::{Context, Name, output, size};
-use crate::daemon::protocol::{Attributes, Bytes, Command, Kind, Reply, Volume};
+use crate::daemon::protocol::{Attributes, Bytes, Command, Reply, Volume};
 use crate::daemon::{Client, making};
 
 /// Virtual size of an image whose content does not ask for more.
@@ -198,11 +199,7 @@ pub(super) fn start_progress(progress: &ProgressBar, length_bytes: Option<u64>) 
 /// The source is not what it should be, the name is taken, the image does not fit into its volume or the pool, or a
 /// signal came.
 pub fn import_image(client: &Client, order: &Order, progress: &ProgressBar, interrupt: &Interrupt) -> Result<Imported> {
-    match client.volume(&order.name) {
-        Ok(_) => bail!("{} exists already; choose another name", order.name),
-        Err(failure) if failure.kind == Kind::NotFound => {}
-        Err(failure) => return Err(failure.into()),
-    }
+    refuse_taken(client, &order.name)?;
     // Everything that can be refused without the pool is looked at before anything is made.
     let disk = Disk::open(&order.source)?;
     let image = if disk.is_none() { order.source.open()? } else { None };

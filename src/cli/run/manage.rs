@@ -236,8 +236,8 @@ fn end(client: &Client, container: &Volume, id: &str, force: bool) -> Result<()>
     let _waiting = output::Waiting::begin(format!("ending {name}"));
     let began = Instant::now();
     while began.elapsed() < PATIENCE {
-        if force {
-            // It may have ended by itself meanwhile, or not have begun.
+        // It may have ended by itself meanwhile, or not have begun.
+        if force && runtime::knows(id) {
             let _ = runtime::kill(id, "KILL");
         }
         let now = client.volumes()?.into_iter().find(|volume| volume.uuid == container.uuid);

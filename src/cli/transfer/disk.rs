@@ -6,16 +6,16 @@ use std::process::Command as Process;
 use std::str::FromStr;
 use std::sync::atomic::Ordering;
 
-use anyhow::{Context as _, Result, anyhow, bail};
+use anyhow::{Context as _, Result, bail};
 
 use super::content::Content;
 use super::file::NewFile;
 use crate::cli::attach::detach_when_idle;
 use crate::cli::image::{Disk, Source, heed_signals, interrupted, progress_over, run_program};
-use crate::cli::working::{ephemeral, make_lasting, private_name, take_away};
+use crate::cli::working::{ephemeral, make_lasting, private_name, refuse_taken, take_away};
 use crate::cli::{Context, output, size};
 use crate::daemon::making;
-use crate::daemon::protocol::{Kind, Range, Volume};
+use crate::daemon::protocol::{Range, Volume};
 
 /// A disk image to be made.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -116,12 +116,7 @@ pub fn import(context: &Context, source: &Source, name: &str, sector_size: u32) 
     let interrupt = heed_signals()?;
     let _making = making::begin(client.pool_uuid()?)?;
     let size_bytes = disk.size_bytes().next_multiple_of(u64::from(sector_size.max(512)));
-    let taken = || anyhow!("{name} exists already; choose another name");
-    match client.volume(name) {
-        Ok(_) => return Err(taken()),
-        Err(failure) if failure.kind == Kind::NotFound => {}
-        Err(failure) => return Err(failure.into()),
-    }
+    refuse_taken(&client, name)?;
     // It has its name when it is whole.
     let working = private_name(name, "import");
     client.create_volume(&working, size_bytes, sector_size, ephemeral("import"))?;
@@ -136,13 +131,8 @@ pub fn import(context: &Context, source: &Source, name: &str, sector_size: u32) 
         take_away(&client, &working);
         return Err(if interrupt.load(Ordering::Relaxed) { interrupted().into() } else { error });
     }
-    match make_lasting(&client, &working, name) {
-        Ok(volume) => crate::cli::volume::changed(context, &volume),
-        Err(failure) => {
-            take_away(&client, &working);
-            Err(if failure.kind == Kind::AlreadyExists { taken() } else { failure.into() })
-        }
-    }
+    let made = make_lasting(&client, &working, name).inspect_err(|_| take_away(&client, &working))?;
+    crate::cli::volume::changed(context, &made)
 }
 
 #[cfg(test)]

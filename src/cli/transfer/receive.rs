@@ -24,7 +24,7 @@ use super::stream::{Frame, Header, Identity, Reader, retain_portable};
 use crate::cli::attach::detach_when_idle;
 use crate::cli::image::{Interrupt, heed_signals, interrupted, progress_over};
 use crate::cli::output::{self, Waiting};
-use crate::cli::working::{ephemeral, make_lasting, private_name, take_away};
+use crate::cli::working::{ephemeral, make_lasting, private_name, refuse_taken, take_away};
 use crate::cli::{Context, Name, size};
 use crate::daemon::attributes::RECEIVING;
 use crate::daemon::protocol::{Attributes, Bytes, Command, Kind, Volume};
@@ -139,14 +139,6 @@ impl Read for Patient {
                 Err(error) => return Err(error.into()),
             }
         }
-    }
-}
-
-fn refuse_taken(client: &Client, name: &str) -> Result<()> {
-    match client.volume(name) {
-        Ok(_) => bail!("{name} exists already; give the snapshot another name"),
-        Err(failure) if failure.kind == Kind::NotFound => Ok(()),
-        Err(failure) => Err(failure.into()),
     }
 }
 
@@ -314,7 +306,7 @@ impl<'a> Work<'a> {
                 header.snapshot.digest
             );
         }
-        Ok(make_lasting(self.client, draft, name)?)
+        make_lasting(self.client, draft, name)
     }
 
     /// Adds to an error what is left.
